@@ -1,0 +1,89 @@
+# Everything a developer or CI runs. Needs Python >= 3.10, pip and make; installs the rest into .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+# Extra arguments of the target's command: make test ARGS="tests/sites -k llama"
+ARGS ?=
+# Exact versions of our own set-up. With `make CONSTRAINTS=/dev/null`, pip takes the newest that fit.
+CONSTRAINTS ?= constraints.txt
+# Installed first and by exact version, because a plain `torch` may resolve to a much larger build.
+TORCH ?= $(shell sed -n 's/^\(torch==[^; ]*\).*/\1/p' constraints.txt)
+TRANSFORMERS_LOWEST ?= $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
+LOWEST_ARGS ?= -m "not slow and not gpu"
+
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+VENV_LOWEST := $(VENV)-lowest
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+.PHONY: help demo demo-short test fast test-lowest lint format types bench hooks venv constraints clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "  %-18s %s\n", $$1, $$2}'
+
+demo: $(STAMPS)/demo  ## train, save, load, compose and compare adapters on real text (some minutes)
+	$(BIN)/python demo/run.py $(ARGS)
+
+demo-short: $(STAMPS)/demo  ## the same on a small part of the data
+	$(BIN)/python demo/run.py --short $(ARGS)
+
+test: $(STAMPS)/test  ## all tests
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+fast: $(STAMPS)/test  ## the tests that need no more than a moment each
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
+
+test-lowest: $(VENV_LOWEST)/.stamps/test  ## the fast tests on the lowest supported transformers
+	$(VENV_LOWEST)/bin/python -m pytest -n $(JOBS) --dist worksteal $(LOWEST_ARGS) $(ARGS)
+
+lint: $(STAMPS)/dev  ## ruff (rules and format) and codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+format: $(STAMPS)/dev  ## rewrite the code as ruff wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMPS)/dev  ## mypy --strict on src/
+	$(BIN)/mypy $(ARGS)
+
+bench: $(STAMPS)/bench  ## benchmarks against PEFT: a table and JSON
+	$(BIN)/python -m benchmarks $(ARGS)
+
+hooks: $(STAMPS)/dev  ## run lint and types on every commit
+	$(BIN)/pre-commit install
+
+venv: $(STAMPS)/demo $(STAMPS)/test $(STAMPS)/bench $(STAMPS)/dev  ## .venv with everything
+
+constraints: venv  ## rewrite constraints.txt from .venv
+	$(BIN)/python scripts/constraints.py > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean:  ## remove environments, caches and results
+	rm -rf $(VENV) $(VENV_LOWEST) build dist results .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp says that an extra is installed as pyproject.toml and constraints.txt want it.
+$(STAMPS)/base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python >= 3.10 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/%: $(STAMPS)/base
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[$*]"
+	@touch $@
+
+$(VENV_LOWEST)/.stamps/test: pyproject.toml constraints.txt
+	test -x $(VENV_LOWEST)/bin/python || $(PYTHON) -m venv $(VENV_LOWEST)
+	$(VENV_LOWEST)/bin/python -m pip install --quiet "$(TORCH)"
+	@mkdir -p $(@D)
+	grep -v -E '^(transformers|tokenizers|huggingface_hub)==' constraints.txt > $(@D)/constraints.txt
+	$(VENV_LOWEST)/bin/python -m pip install --quiet -c $(@D)/constraints.txt \
+		"transformers==$(TRANSFORMERS_LOWEST)" -e ".[test]"
+	@touch $@
