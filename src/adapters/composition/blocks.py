@@ -1,0 +1,525 @@
+"""Which adapters run, and in what arrangement? Immutable trees whose leaves are adapter names.
+
+A block only describes: `composition/evaluate.py` gives it a meaning, `parse_composition` checks it.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import FrozenInstanceError
+from typing import Any, ClassVar, TypeAlias, TypeVar, overload
+
+from adapters.errors import CompositionError, HeadError, UnsupportedError, choices
+
+MAX_DEPTH = 16
+"""Nesting that a block can hold at all, so that files cannot exhaust the stack. Far less is valid."""
+
+BLOCK_TYPES: dict[str, type[AdapterCompositionBlock]] = {}
+"""Name as written in adapter_setup.json -> class. Filled by the classes below."""
+
+
+class AdapterCompositionBlock(Sequence["Child"]):
+    """An ordered group of adapters; `Stack`, `Fuse` and the others say what the group does.
+
+    Blocks are sequences over their children, hashable and immutable. Two blocks are equal if their type,
+    children and sizes, weights or name are.
+
+    Args:
+        children: Adapter names, blocks, or None for "no adapter".
+    Raises:
+        CompositionError: a child is not one of these, a name is empty, or the nesting exceeds `MAX_DEPTH`.
+    """
+
+    allowed: ClassVar[tuple[str, ...]] = ()
+    """Types of blocks that may be children. Names always may."""
+
+    children: tuple[Child, ...]
+    _depth: int
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.__name__.startswith("_"):
+            BLOCK_TYPES[cls.__name__] = cls
+
+    def __init__(self, *children: Child) -> None:
+        kind = type(self).__name__
+        for child in children:
+            if isinstance(child, AdapterCompositionBlock) or child is None:
+                continue
+            if not isinstance(child, str):
+                raise CompositionError(
+                    f"{kind}: child {child!r} is a {type(child).__name__}. "
+                    f"Allowed: an adapter name, a block ({', '.join(BLOCK_TYPES)}), or None for no adapter."
+                )
+            if not child:
+                raise CompositionError(
+                    f"{kind}: a child is the empty string. Name an adapter, or use None for none."
+                )
+        depth = 1 + max((child._depth for child in _blocks(children)), default=0)
+        if depth > MAX_DEPTH:
+            raise CompositionError(
+                f"{kind} would nest {depth} levels of blocks. At most {MAX_DEPTH} can be written."
+            )
+        self.__dict__["children"] = children
+        self.__dict__["_depth"] = depth
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise FrozenInstanceError(
+            f"{type(self).__name__} is immutable. Build a new block instead of setting {name!r}."
+        )
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"{type(self).__name__} is immutable, {name!r} cannot be removed.")
+
+    @overload
+    def __getitem__(self, index: int) -> Child: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Child, ...]: ...
+    def __getitem__(self, index: int | slice) -> Child | tuple[Child, ...]:
+        return self.children[index]
+
+    def __len__(self) -> int:
+        return len(self.children)
+
+    def __iter__(self) -> Iterator[Child]:
+        return iter(self.children)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, AdapterCompositionBlock):
+            return NotImplemented
+        return (
+            type(self) is type(other) and self.children == other.children and self._extra() == other._extra()
+        )
+
+    def __hash__(self) -> int:
+        return hash((type(self).__name__, self.children, self._extra()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}[{', '.join(str(child) for child in self.children)}]"
+
+    def _extra(self) -> tuple[Any, ...] | str:
+        """What distinguishes two blocks with equal children."""
+        return ()
+
+    def _kwargs(self) -> dict[str, Any]:
+        """Constructor keywords as they are written to files."""
+        return {}
+
+    @property
+    def parallel_channels(self) -> int:
+        """How many copies of the batch this block needs at most."""
+        return max((child.parallel_channels for child in _blocks(self.children)), default=1)
+
+    def first(self) -> str | None:
+        """Name of the leftmost leaf; None where that leaf is "no adapter"."""
+        return first_name(self.children[0]) if self.children else None
+
+    def last(self) -> str | None:
+        """Name of the rightmost leaf; None where that leaf is "no adapter"."""
+        return last_name(self.children[-1]) if self.children else None
+
+    def flatten(self) -> set[str]:
+        """Names of all adapters in the tree."""
+        names = {child for child in self.children if isinstance(child, str)}
+        return names.union(*(child.flatten() for child in _blocks(self.children)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Content of adapter_setup.json for this block."""
+        children = [
+            child.to_dict()
+            if isinstance(child, AdapterCompositionBlock)
+            else {"type": "single", "children": [child]}
+            for child in self.children
+        ]
+        kwargs = self._kwargs()
+        return {"type": type(self).__name__, "children": children, **({"kwargs": kwargs} if kwargs else {})}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Any:
+        """Inverse of `to_dict`: a block, or the name (or None) for a dict of type "single".
+
+        Raises:
+            CompositionError: the dict has no known type, or its content does not make such a block.
+        """
+        return _from_dict(data, 0)
+
+
+Child: TypeAlias = "str | AdapterCompositionBlock | None"
+SetupT = TypeVar("SetupT", bound=AdapterCompositionBlock)
+
+
+class Stack(AdapterCompositionBlock):
+    """Runs its children one after the other, each on the output of the one before.
+
+        h -> c1 -> c2 -> ... -> out
+
+    Args:
+        children: Adapter names or blocks, but no Stack.
+    """
+
+    allowed = ("Fuse", "Split", "Parallel", "BatchSplit", "Average", "MultiTask")
+
+
+class Fuse(AdapterCompositionBlock):
+    """Mixes the outputs of its children by learned attention (AdapterFusion).
+
+        out = sum_i softmax_i(q(h) . k(c_i(h))) v(c_i(h))
+
+    Paper: Pfeiffer et al. 2021, arXiv:2005.00247.
+
+    Args:
+        children: Adapter names or Stacks; a Stack stands for its last adapter.
+        name: Name of the fusion layer to use; by default the children's names joined by commas.
+    Raises:
+        CompositionError: a child is or ends in None, which has nothing to attend to, or `name` is empty.
+    """
+
+    allowed = ("Stack",)
+    name: str
+    _named: bool
+
+    def __init__(self, *children: Child, name: str | None = None) -> None:
+        super().__init__(*children)
+        names = [last_name(child) for child in children]
+        if None in names:
+            raise CompositionError(f"{self!r} holds None, but 'no adapter' cannot be fused. Remove it.")
+        if name is not None and (not isinstance(name, str) or not name):
+            raise CompositionError(f"Fuse: name is {name!r}. Give a non-empty string, or leave it out.")
+        joined = ",".join(str(part) for part in names)
+        self.__dict__["name"] = joined if name is None else name
+        self.__dict__["_named"] = name is not None and name != joined
+
+    def _extra(self) -> str:
+        return self.name
+
+    def _kwargs(self) -> dict[str, Any]:
+        return {"name": self.name} if self._named else {}
+
+
+class _Sized(AdapterCompositionBlock):
+    """A block that gives every child a share of fixed size."""
+
+    _sizes: tuple[int, ...]
+
+    def _set_sizes(self, keyword: str, sizes: int | Sequence[int]) -> None:
+        try:
+            given = list(sizes) if isinstance(sizes, Sequence) else [sizes] * len(self.children)
+            whole = tuple(operator.index(size) for size in given)
+        except TypeError:
+            whole, given = (), [False]
+        if (
+            len(whole) != len(self.children)
+            or any(isinstance(s, bool) for s in given)
+            or any(s < 1 for s in whole)
+        ):
+            raise CompositionError(
+                f"{self!r}: {keyword} is {sizes!r}. Allowed: one positive integer for each of the "
+                f"{len(self.children)} children, or a single one that holds for all."
+            )
+        self.__dict__["_sizes"] = whole
+
+    def _extra(self) -> tuple[int, ...]:
+        return self._sizes
+
+
+class Split(_Sized):
+    """Gives each child its own consecutive stretch of the sequence.
+
+        out = concat(c1(h[:, :s1]), c2(h[:, s1:s1 + s2]), ...)        over positions
+
+    Args:
+        children: Adapter names or blocks.
+        splits: Positions per child, a count; one number holds for every child. They must add up to the
+            sequence length.
+    Raises:
+        CompositionError: a size is not a positive integer, or there are not as many as children.
+    """
+
+    allowed = ("Split", "Stack", "BatchSplit", "Average")
+
+    def __init__(self, *children: Child, splits: int | Sequence[int]) -> None:
+        super().__init__(*children)
+        self._set_sizes("splits", splits)
+
+    @property
+    def splits(self) -> list[int]:
+        """Positions per child."""
+        return list(self._sizes)
+
+    def _kwargs(self) -> dict[str, Any]:
+        return {"splits": self.splits}
+
+
+class BatchSplit(_Sized):
+    """Gives each child its own consecutive rows of the batch.
+
+        out = concat(c1(h[:b1]), c2(h[b1:b1 + b2]), ...)              over rows
+
+    Args:
+        children: Adapter names, blocks, or None for rows that run without adapter.
+        batch_sizes: Rows per child, a count; one number holds for every child. They must add up to the
+            batch size.
+    Raises:
+        CompositionError: a size is not a positive integer, or there are not as many as children.
+    """
+
+    allowed = ("Stack", "Split", "BatchSplit", "Average")
+
+    def __init__(self, *children: Child, batch_sizes: int | Sequence[int]) -> None:
+        super().__init__(*children)
+        self._set_sizes("batch_sizes", batch_sizes)
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Rows per child."""
+        return list(self._sizes)
+
+    def _kwargs(self) -> dict[str, Any]:
+        return {"batch_sizes": self.batch_sizes}
+
+
+class Parallel(AdapterCompositionBlock):
+    """Runs every child on its own copy of the whole batch: n children give n times as many rows.
+
+        out = concat(c1(h), c2(h), ...)                               over rows
+
+    Args:
+        children: Adapter names, blocks, or None for a copy that runs without adapter.
+    """
+
+    allowed = ("Stack", "BatchSplit", "Average")
+
+    @property
+    def parallel_channels(self) -> int:
+        return len(self.children)
+
+
+class Average(AdapterCompositionBlock):
+    """Runs every child on the same input and takes the weighted sum of the outputs.
+
+        out = sum_i w_i c_i(h)
+
+    Args:
+        children: Adapter names or blocks.
+        weights: One number per child; equal shares by default.
+        normalize_weights: Divide the weights by their sum, which then must not be zero.
+    Raises:
+        CompositionError: the weights are not numbers, not as many as children, or sum to zero.
+    """
+
+    allowed = ("Stack", "Split", "BatchSplit")
+    _weights: tuple[float, ...]
+
+    def __init__(
+        self, *children: Child, weights: Sequence[float] | None = None, normalize_weights: bool = True
+    ) -> None:
+        super().__init__(*children)
+        self.__dict__["_weights"] = self._shares(weights, normalize_weights)
+
+    def _shares(self, weights: Sequence[float] | None, normalize: bool) -> tuple[float, ...]:
+        count = len(self.children)
+        if weights is None:
+            return (1 / count,) * count if count else ()
+        try:
+            shares = tuple(float(weight) for weight in weights)
+        except (TypeError, ValueError):
+            shares = ()
+        if len(shares) != count:
+            raise CompositionError(
+                f"{self!r}: weights is {weights!r}. Allowed: a list of {count} numbers, one per child."
+            )
+        if not normalize or not count:
+            return shares
+        total = sum(shares)
+        if total == 0:
+            raise CompositionError(
+                f"{self!r}: weights {weights!r} sum to zero, which cannot be normalised. Pass normalize_weights=False."
+            )
+        return tuple(share / total for share in shares)
+
+    @property
+    def weights(self) -> list[float]:
+        """Factor per child, as applied."""
+        return list(self._weights)
+
+    def _extra(self) -> tuple[float, ...]:
+        return self._weights
+
+    def _kwargs(self) -> dict[str, Any]:
+        return {"weights": self.weights}
+
+
+class MultiTask(AdapterCompositionBlock):
+    """Sends each row to the child that its task id names (forward keyword `task_ids`).
+
+        out[i] = c_{task_ids[i]}(h[i])
+
+    Args:
+        children: Adapter names or blocks, one per task.
+    """
+
+    allowed = ("Stack", "Average", "Fuse")
+
+
+PARALLEL_MODEL_TYPES = frozenset(
+    ("albert", "bert", "roberta", "distilbert", "deberta-v2", "deberta", "bart", "mbart", "mt5", "plbart")
+    + ("gpt2", "gptj", "t5", "vit", "xlm-roberta", "bert-generation", "llama", "mistral", "electra")
+    + ("whisper", "xmod")
+)
+"""Model types whose inputs can be tiled for `Parallel`."""
+
+
+def _blocks(children: Sequence[Child]) -> list[AdapterCompositionBlock]:
+    return [child for child in children if isinstance(child, AdapterCompositionBlock)]
+
+
+def first_name(child: Child) -> str | None:
+    """Name of the first adapter below a child, whether it is a name or a block."""
+    return child.first() if isinstance(child, AdapterCompositionBlock) else child
+
+
+def last_name(child: Child) -> str | None:
+    """Name of the last adapter below a child, whether it is a name or a block."""
+    return child.last() if isinstance(child, AdapterCompositionBlock) else child
+
+
+def _from_dict(data: Any, level: int) -> Child:
+    if level > MAX_DEPTH:
+        raise CompositionError(f"The stored set-up nests more than {MAX_DEPTH} levels of blocks.")
+    if not isinstance(data, Mapping) or not isinstance(data.get("children"), list):
+        raise CompositionError(
+            f"{data!r} is not a stored block. A dict with 'type' and a list 'children' is needed."
+        )
+    kind, children = data.get("type"), data["children"]
+    if kind == "single":
+        if len(children) != 1 or not (children[0] is None or isinstance(children[0], str)):
+            raise CompositionError(
+                f"A stored block of type 'single' has children {children!r}. It needs one name."
+            )
+        return children[0]
+    if kind not in BLOCK_TYPES:
+        raise CompositionError(
+            f"Stored block type {kind!r} is unknown. {choices(kind, [*BLOCK_TYPES, 'single'])}"
+        )
+    kwargs = dict(data.get("kwargs") or {})
+    if kind == "Average":
+        kwargs["normalize_weights"] = False
+    try:
+        return BLOCK_TYPES[kind](*(_from_dict(child, level + 1) for child in children), **kwargs)
+    except TypeError as error:
+        raise CompositionError(
+            f"The stored {kind} block has unsuitable kwargs {data.get('kwargs')!r}: {error}"
+        ) from None
+
+
+def validate_composition(setup: Child, level: int = 0, model_type: str | None = None) -> None:
+    """Checks that every block may stand where it stands.
+
+    Args:
+        setup: A block, an adapter name or None.
+        level: Number of blocks around it. From level 2 on only Stack and names have a meaning.
+        model_type: `config.model_type` of the model; given, it is checked that the model can run the blocks.
+    Raises:
+        CompositionError: a block is nested where it is not allowed.
+        UnsupportedError: the model type cannot run a block.
+    """
+    if not isinstance(setup, AdapterCompositionBlock):
+        return
+    if level > 1 and not isinstance(setup, Stack):
+        raise CompositionError(
+            f"{setup!r} is nested too deep. Below two blocks only Stack and adapter names may stand."
+        )
+    if isinstance(setup, Parallel) and model_type is not None and model_type not in PARALLEL_MODEL_TYPES:
+        raise UnsupportedError(
+            f"{setup!r}: models of type {model_type!r} cannot run Parallel, as inputs cannot be tiled. "
+            f"Types that can: {', '.join(sorted(PARALLEL_MODEL_TYPES))}. Else use BatchSplit on a repeated batch."
+        )
+    for child in _blocks(setup.children):
+        if type(child).__name__ not in setup.allowed:
+            raise CompositionError(
+                f"{type(setup).__name__} cannot contain {child!r}. "
+                f"Allowed children: adapter names, {', '.join(setup.allowed)}."
+            )
+        validate_composition(child, level + 1, model_type)
+
+
+@overload
+def parse_composition(setup: None, level: int = 0, model_type: str | None = None) -> None: ...
+@overload
+def parse_composition(setup: SetupT, level: int = 0, model_type: str | None = None) -> SetupT | None: ...
+@overload
+def parse_composition(setup: Any, level: int = 0, model_type: str | None = None) -> Any: ...
+def parse_composition(setup: Any, level: int = 0, model_type: str | None = None) -> Any:
+    """Turns what users write as a set-up into a checked block.
+
+    Args:
+        setup: A block, a name (becomes a Stack of one), nothing (None), or, deprecated, a list, which means a
+            Stack and whose inner lists mean Fuse.
+        level: Number of blocks around it.
+        model_type: As for `validate_composition`.
+    Returns:
+        A block, or None where nothing is set up. Below level 0 a name stays a name.
+    Raises:
+        CompositionError: as `validate_composition`.
+        UnsupportedError: as `validate_composition`.
+        TypeError: `setup` is something else.
+    """
+    if not setup:
+        return None
+    if isinstance(setup, AdapterCompositionBlock):
+        validate_composition(setup, level, model_type)
+        return setup
+    if isinstance(setup, str):
+        return Stack(setup) if level == 0 else setup
+    if isinstance(setup, list):
+        warnings.warn(
+            "Lists as adapter set-ups are deprecated. Write Stack(...) and Fuse(...) instead.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return parse_composition(_from_list(setup, level), level, model_type)
+    raise TypeError(
+        f"{setup!r} is not an adapter set-up. Give a name, a block ({', '.join(BLOCK_TYPES)}) or None."
+    )
+
+
+def _from_list(names: list[Any], level: int) -> AdapterCompositionBlock:
+    if level > MAX_DEPTH:
+        raise CompositionError(f"The set-up nests more than {MAX_DEPTH} lists.")
+    kind = Stack if level == 0 else Fuse
+    return kind(*(_from_list(item, level + 1) if isinstance(item, list) else item for item in names))
+
+
+def parse_heads_from_composition(
+    setup: Child, reference_heads: Collection[str] | None = None
+) -> str | list[str] | BatchSplit | None:
+    """Finds the prediction heads that belong to a set-up: those named like its last adapters.
+
+    Args:
+        setup: The set-up of the adapters.
+        reference_heads: Heads that the model has; by default any name is taken to be one.
+    Returns:
+        A head's name, a list of names for Parallel, a BatchSplit of names for BatchSplit. None where no head
+        follows from the set-up, also because some rows run without adapter.
+    Raises:
+        HeadError: a BatchSplit names adapters for which `reference_heads` has no head.
+    """
+    final = setup[-1] if isinstance(setup, Stack) and setup else setup
+    if isinstance(final, str):
+        return final if reference_heads is None or final in reference_heads else None
+    if not isinstance(final, Parallel | BatchSplit):
+        return None
+    names = [name for name in map(last_name, final) if name is not None]
+    if len(names) < len(final):
+        return None
+    if isinstance(final, Parallel):
+        return names
+    missing = [name for name in names if reference_heads is not None and name not in reference_heads]
+    if missing:
+        raise HeadError(
+            f"{final!r} needs a head per part, but there is no head {missing[0]!r}. "
+            f"{choices(missing[0], reference_heads or ())} Pass head_setup, or add the head."
+        )
+    return BatchSplit(*names, batch_sizes=final.batch_sizes)
