@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -234,3 +235,8 @@ def test_nothing_belongs_to_one_machine() -> None:
         if local.search(line) and file != Path(__file__)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_other_machines_are_out_of_reach() -> None:
+    with socket.socket() as sock, pytest.raises(RuntimeError, match="without network"):
+        sock.connect(("192.0.2.1", 80))
