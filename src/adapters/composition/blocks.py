@@ -335,7 +335,8 @@ class Average(AdapterCompositionBlock):
         total = sum(shares)
         if total == 0:
             raise CompositionError(
-                f"{self!r}: weights {weights!r} sum to zero, which cannot be normalised. Pass normalize_weights=False."
+                f"{self!r}: weights {weights!r} sum to zero, which cannot be normalised. "
+                "Pass normalize_weights=False."
             )
         return tuple(share / total for share in shares)
 
@@ -434,7 +435,8 @@ def validate_composition(setup: Child, level: int = 0, model_type: str | None = 
     if isinstance(setup, Parallel) and model_type is not None and model_type not in PARALLEL_MODEL_TYPES:
         raise UnsupportedError(
             f"{setup!r}: models of type {model_type!r} cannot run Parallel, as inputs cannot be tiled. "
-            f"Types that can: {', '.join(sorted(PARALLEL_MODEL_TYPES))}. Else use BatchSplit on a repeated batch."
+            f"Types that can: {', '.join(sorted(PARALLEL_MODEL_TYPES))}. "
+            "Use BatchSplit on a repeated batch instead."
         )
     for child in _blocks(setup.children):
         if type(child).__name__ not in setup.allowed:
