@@ -54,21 +54,15 @@ class AdapterCompositionBlock(Sequence["Child"]):
                     f"Allowed: an adapter name, a block ({', '.join(BLOCK_TYPES)}), or None for no adapter."
                 )
             if not child:
-                raise CompositionError(
-                    f"{kind}: a child is the empty string. Name an adapter, or use None for none."
-                )
+                raise CompositionError(f"{kind}: a child is the empty string. Name an adapter, or use None for none.")
         depth = 1 + max((child._depth for child in _blocks(children)), default=0)
         if depth > MAX_DEPTH:
-            raise CompositionError(
-                f"{kind} would nest {depth} levels of blocks. At most {MAX_DEPTH} can be written."
-            )
+            raise CompositionError(f"{kind} would nest {depth} levels of blocks. At most {MAX_DEPTH} can be written.")
         self.__dict__["children"] = children
         self.__dict__["_depth"] = depth
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise FrozenInstanceError(
-            f"{type(self).__name__} is immutable. Build a new block instead of setting {name!r}."
-        )
+        raise FrozenInstanceError(f"{type(self).__name__} is immutable. Build a new block instead of setting {name!r}.")
 
     def __delattr__(self, name: str) -> None:
         raise FrozenInstanceError(f"{type(self).__name__} is immutable, {name!r} cannot be removed.")
@@ -89,9 +83,7 @@ class AdapterCompositionBlock(Sequence["Child"]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, AdapterCompositionBlock):
             return NotImplemented
-        return (
-            type(self) is type(other) and self.children == other.children and self._extra() == other._extra()
-        )
+        return type(self) is type(other) and self.children == other.children and self._extra() == other._extra()
 
     def __hash__(self) -> int:
         return hash((type(self).__name__, self.children, self._extra()))
@@ -128,9 +120,7 @@ class AdapterCompositionBlock(Sequence["Child"]):
     def to_dict(self) -> dict[str, Any]:
         """Content of adapter_setup.json for this block."""
         children = [
-            child.to_dict()
-            if isinstance(child, AdapterCompositionBlock)
-            else {"type": "single", "children": [child]}
+            child.to_dict() if isinstance(child, AdapterCompositionBlock) else {"type": "single", "children": [child]}
             for child in self.children
         ]
         kwargs = self._kwargs()
@@ -209,11 +199,7 @@ class _Sized(AdapterCompositionBlock):
             whole = tuple(operator.index(size) for size in given)
         except TypeError:
             whole, given = (), [False]
-        if (
-            len(whole) != len(self.children)
-            or any(isinstance(s, bool) for s in given)
-            or any(s < 1 for s in whole)
-        ):
+        if len(whole) != len(self.children) or any(isinstance(s, bool) for s in given) or any(s < 1 for s in whole):
             raise CompositionError(
                 f"{self!r}: {keyword} is {sizes!r}. Allowed: one positive integer for each of the "
                 f"{len(self.children)} children, or a single one that holds for all."
@@ -335,8 +321,7 @@ class Average(AdapterCompositionBlock):
         total = sum(shares)
         if total == 0:
             raise CompositionError(
-                f"{self!r}: weights {weights!r} sum to zero, which cannot be normalised. "
-                "Pass normalize_weights=False."
+                f"{self!r}: weights {weights!r} sum to zero, which cannot be normalised. Pass normalize_weights=False."
             )
         return tuple(share / total for share in shares)
 
@@ -390,20 +375,14 @@ def _from_dict(data: Any, level: int) -> Child:
     if level > MAX_DEPTH:
         raise CompositionError(f"The stored set-up nests more than {MAX_DEPTH} levels of blocks.")
     if not isinstance(data, Mapping) or not isinstance(data.get("children"), list):
-        raise CompositionError(
-            f"{data!r} is not a stored block. A dict with 'type' and a list 'children' is needed."
-        )
+        raise CompositionError(f"{data!r} is not a stored block. A dict with 'type' and a list 'children' is needed.")
     kind, children = data.get("type"), data["children"]
     if kind == "single":
         if len(children) != 1 or not (children[0] is None or isinstance(children[0], str)):
-            raise CompositionError(
-                f"A stored block of type 'single' has children {children!r}. It needs one name."
-            )
+            raise CompositionError(f"A stored block of type 'single' has children {children!r}. It needs one name.")
         return children[0]
     if kind not in BLOCK_TYPES:
-        raise CompositionError(
-            f"Stored block type {kind!r} is unknown. {choices(kind, [*BLOCK_TYPES, 'single'])}"
-        )
+        raise CompositionError(f"Stored block type {kind!r} is unknown. {choices(kind, [*BLOCK_TYPES, 'single'])}")
     kwargs = dict(data.get("kwargs") or {})
     if kind == "Average":
         kwargs["normalize_weights"] = False
@@ -482,9 +461,7 @@ def parse_composition(setup: Any, level: int = 0, model_type: str | None = None)
             stacklevel=2,
         )
         return parse_composition(_from_list(setup, level), level, model_type)
-    raise TypeError(
-        f"{setup!r} is not an adapter set-up. Give a name, a block ({', '.join(BLOCK_TYPES)}) or None."
-    )
+    raise TypeError(f"{setup!r} is not an adapter set-up. Give a name, a block ({', '.join(BLOCK_TYPES)}) or None.")
 
 
 def _from_list(names: list[Any], level: int) -> AdapterCompositionBlock:

@@ -71,9 +71,7 @@ class AdapterFusionConfig(FrozenMapping):
             config = DEFAULT_ADAPTERFUSION_CONFIG
         if isinstance(config, str):
             if config not in ADAPTERFUSION_CONFIG_MAP:
-                raise ConfigError(
-                    f"There is no fusion config {config!r}. {choices(config, ADAPTERFUSION_CONFIG_MAP)}"
-                )
+                raise ConfigError(f"There is no fusion config {config!r}. {choices(config, ADAPTERFUSION_CONFIG_MAP)}")
             found = ADAPTERFUSION_CONFIG_MAP[config]
         elif isinstance(config, AdapterFusionConfig):
             found = config

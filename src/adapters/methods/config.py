@@ -29,9 +29,7 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
     def __or__(self, other: Rule) -> Rule:
-        return Rule(
-            f"{self.allowed} or {other.allowed}", lambda value: self.holds(value) or other.holds(value)
-        )
+        return Rule(f"{self.allowed} or {other.allowed}", lambda value: self.holds(value) or other.holds(value))
 
 
 def _is_number(value: Any) -> bool:
@@ -161,6 +159,9 @@ class FrozenMapping(Mapping[str, Any]):
         known = set(self._field_names())
         return {name: value for name, value in self.__dict__.items() if name not in known}
 
+    def _has(self, name: str) -> bool:
+        return name in self._field_names() or name in self._extras()
+
     def __setattr__(self, name: str, value: Any) -> None:
         unset_field = name in self._field_names() and name not in self.__dict__
         if not unset_field and hasattr(self, name):
@@ -203,7 +204,7 @@ class FrozenMapping(Mapping[str, Any]):
         """
         names, extras = self._field_names(), self._extras()
         for name in changes:
-            if name not in names and name not in extras:
+            if not self._has(name):
                 raise _no_such_field(type(self).__name__, name, names)
         values = {name: changes.get(name, self.__dict__[name]) for name in names}
         return self._with_extras(type(self)(**values), {k: changes.get(k, v) for k, v in extras.items()})
@@ -236,9 +237,7 @@ class FrozenMapping(Mapping[str, Any]):
             if name == "architecture" and value is None:
                 continue
             if hasattr(type(config), str(name)):
-                raise ConfigError(
-                    f"{type(config).__name__}: {name!r} cannot be the name of a hyperparameter."
-                )
+                raise ConfigError(f"{type(config).__name__}: {name!r} cannot be the name of a hyperparameter.")
             config.__dict__[name] = _plain(value)
         return config
 
@@ -263,9 +262,7 @@ class AdapterConfig(FrozenMapping):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AdapterConfig:
         if cls is AdapterConfig:
-            raise TypeError(
-                "AdapterConfig itself says no method. Use AdapterConfig.load(...), or a subclass."
-            )
+            raise TypeError("AdapterConfig itself says no method. Use AdapterConfig.load(...), or a subclass.")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -282,9 +279,7 @@ class AdapterConfig(FrozenMapping):
         return super().from_dict(config)
 
     @classmethod
-    def load(
-        cls, config: Any, download_kwargs: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> AdapterConfig | None:
+    def load(cls, config: Any, download_kwargs: Mapping[str, Any] | None = None, **kwargs: Any) -> AdapterConfig | None:
         """Finds a config by whatever names it.
 
         Args:
@@ -348,11 +343,7 @@ class ConfigUnion(AdapterConfig):
                     raise ConfigError(
                         f"ConfigUnion: {type(other).__name__} and {type(one).__name__} are both of "
                         f"architecture {one.architecture!r} and would meet at one place. Give one a leave_out"
-                        + (
-                            ", or opposite mh_adapter and output_adapter."
-                            if one.architecture is None
-                            else "."
-                        )
+                        + (", or opposite mh_adapter and output_adapter." if one.architecture is None else ".")
                     )
 
     @classmethod
@@ -388,12 +379,12 @@ class ConfigUnion(AdapterConfig):
         """
         assert isinstance(self, ConfigUnion)
         for name in changes:
-            if not any(name in config for config in self.configs):
-                known = sorted({field for config in self.configs for field in config})
+            if not any(config._has(name) for config in self.configs):
+                known = sorted({field for config in self.configs for field in config._field_names()})
                 raise _no_such_field(type(self).__name__, name, known)
         changed = copy.copy(self)
         changed.__dict__["configs"] = [
-            config.replace(**{name: value for name, value in changes.items() if name in config})
+            config.replace(**{name: value for name, value in changes.items() if config._has(name)})
             for config in self.configs
         ]
         self.validate(changed.__dict__["configs"])
@@ -406,9 +397,7 @@ class ConfigUnion(AdapterConfig):
 
         members = config.get("configs")
         if not isinstance(members, list) or not members:
-            raise ConfigError(
-                f"{cls.__name__}: configs is {members!r}. Allowed: a non-empty list of config dicts."
-            )
+            raise ConfigError(f"{cls.__name__}: configs is {members!r}. Allowed: a non-empty list of config dicts.")
         union = ConfigUnion(*(load(member) for member in members))  # type: ignore[arg-type]
         extras = {k: v for k, v in config.items() if k not in ("architecture", "configs")}
         return cls._with_extras(union, extras)  # type: ignore[return-value]
@@ -457,9 +446,7 @@ def get_adapter_config_hash(config: Mapping[str, Any], length: int = 16) -> str:
         for key, value in _without_falsy(config).items()
         if key not in _HASH_DEFAULTS or value != _HASH_DEFAULTS[key]
     }
-    return hashlib.sha1(json.dumps(minimal, sort_keys=True).encode(), usedforsecurity=False).hexdigest()[
-        :length
-    ]
+    return hashlib.sha1(json.dumps(minimal, sort_keys=True).encode(), usedforsecurity=False).hexdigest()[:length]
 
 
 def _without_falsy(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,9 +88,7 @@ class UnknownArchitectureError(KeyError, ConfigError):
         return str(self.args[0])
 
 
-def load(
-    config: Any, download_kwargs: Mapping[str, Any] | None = None, **overrides: Any
-) -> AdapterConfig | None:
+def load(config: Any, download_kwargs: Mapping[str, Any] | None = None, **overrides: Any) -> AdapterConfig | None:
     """Finds a config by whatever names it. See `AdapterConfig.load`."""
     if not config:
         return None
@@ -124,8 +122,7 @@ def config_from_dict(config: Mapping[str, Any]) -> AdapterConfig:
     if not isinstance(architecture, str | None) or architecture not in ARCHITECTURES:
         known = [name for name in ARCHITECTURES if name]
         raise UnknownArchitectureError(
-            f"A config has architecture {architecture!r}. {choices(architecture, known)} "
-            "Bottlenecks have none."
+            f"A config has architecture {architecture!r}. {choices(architecture, known)} Bottlenecks have none."
         )
     return ARCHITECTURES[architecture].from_dict(config)
 
@@ -168,9 +165,7 @@ def _parse_member(part: str, whole: str) -> AdapterConfig:
     found = ADAPTER_CONFIG_MAP[name]
     if not bracket:
         return found
-    form = (
-        f"{part!r} cannot be read. Write name[key=value, ...] with literals, such as lora[r=4,dropout=0.1]."
-    )
+    form = f"{part!r} cannot be read. Write name[key=value, ...] with literals, such as lora[r=4,dropout=0.1]."
     if not rest.endswith("]"):
         raise ConfigError(form)
     try:

@@ -18,9 +18,7 @@ class MAMConfig(ConfigUnion):
         adapter: By default the parallel bottleneck.
     """
 
-    def __init__(
-        self, prefix_tuning: PrefixTuningConfig | None = None, adapter: BnConfig | None = None
-    ) -> None:
+    def __init__(self, prefix_tuning: PrefixTuningConfig | None = None, adapter: BnConfig | None = None) -> None:
         super().__init__(prefix_tuning or PrefixTuningConfig(bottleneck_size=800), adapter or ParBnConfig())
 
     @property

@@ -1,0 +1,27 @@
+"""WHAT an adapter adds. `METHODS` is the registry: one file and one entry here make a method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adapters.methods.base import AdapterModule
+from adapters.methods.bottleneck import Bottleneck
+from adapters.methods.compacter import Compacter
+from adapters.methods.ia3 import IA3
+from adapters.methods.invertible import NICE
+from adapters.methods.lora import DoRA, LoRA
+from adapters.methods.prefix_tuning import PrefixTuning
+from adapters.methods.prompt_tuning import PromptTuning
+from adapters.methods.reft import ReFT
+
+METHODS: tuple[type[AdapterModule[Any]], ...] = (
+    Bottleneck,
+    Compacter,
+    LoRA,
+    DoRA,
+    IA3,
+    PrefixTuning,
+    PromptTuning,
+    NICE,
+    ReFT,
+)
