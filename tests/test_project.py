@@ -31,7 +31,7 @@ SRC = ROOT / "src"
 ORDER = (
     "adapters.errors",
     "adapters._conflict",
-    "adapters.recording",
+    "adapters.call",
     "adapters.sites",
     "adapters.composition.blocks",
     "adapters.composition.__init__",

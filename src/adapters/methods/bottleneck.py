@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from adapters.errors import ConfigError
+from adapters.methods.base import AdapterModule, gate, new_gate
 from adapters.methods.config import (
     AdapterConfig,
     ConfigT,
@@ -22,6 +29,8 @@ from adapters.methods.config import (
     probability,
     seed,
 )
+from adapters.methods.state import ResidualState
+from adapters.sites.resolve import ResidualSite
 
 
 @dataclass(eq=False)
@@ -149,9 +158,7 @@ class BnConfig(AdapterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.inv_adapter is not None and self.inv_adapter_reduction_factor is None:
-            raise self._error(
-                "inv_adapter_reduction_factor", "With inv_adapter a number above 0 is needed, such as 2."
-            )
+            raise self._error("inv_adapter_reduction_factor", "With inv_adapter a number above 0 is needed, such as 2.")
 
     @classmethod
     def from_dict(cls: type[ConfigT], config: Mapping[str, Any]) -> ConfigT:
@@ -259,3 +266,168 @@ class AdapterPlusConfig(BnConfig):
     output_adapter: bool = True
     non_linearity: str = "gelu"
     reduction_factor: float | Mapping[str, float] = 96
+
+
+class Bottleneck(AdapterModule[ResidualState]):
+    """Down-projection, activation, up-projection and a residual, behind a sub-layer of the transformer.
+
+        sequential: h <- h + s * W_up f(W_down h)        parallel: h <- h + s * W_up f(W_down x)
+
+    W_down is [d, D], W_up [D, d] with d = max(1, D // reduction_factor); x is the residual input of the sub-layer, h
+    its output. Which norms and residuals surround it is set by `BnConfig`.
+
+    Papers: Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247 (`seq_bn`); He et al. 2022,
+    arXiv:2110.04366 (parallel). Gate: Mao et al. 2022, arXiv:2110.07577.
+    """
+
+    paper = "arXiv:1902.00751"
+    site_type = ResidualSite
+    container = "adapters"
+    site: ResidualSite
+
+    def __init__(self, config: BnConfig, site: ResidualSite, name: str) -> None:
+        super().__init__(config, site, name)
+        width = site.width
+        hidden = max(1, int(width // reduction_factor(config, site.layer)))
+        layers: list[nn.Module] = [self.projection(width, hidden), activation_module(config.non_linearity)]
+        if config.ln_before:
+            self.adapter_norm_before = nn.LayerNorm(width)
+            layers.insert(0, self.adapter_norm_before)
+        self.adapter_down = nn.Sequential(*layers)
+        self.adapter_up = self.projection(hidden, width)
+        self.adapter_norm_after = nn.LayerNorm(width) if config.ln_after else None
+        self.gate = new_gate(width) if config.use_gating else None
+        if config.scaling == "learned":
+            self.scaling: Any = nn.Parameter(torch.ones(1))
+        elif config.scaling == "channel":
+            self.scaling = nn.Parameter(torch.ones(width))
+        else:
+            self.scaling = None if config.scaling == 1.0 else float(config.scaling)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else None
+        self.reset_parameters()
+
+    @classmethod
+    def handles(cls, config: Any) -> bool:
+        return isinstance(config, BnConfig) and not config.phm_layer
+
+    @classmethod
+    def acts_at(cls, config: BnConfig, site: ResidualSite) -> bool:
+        return bool(getattr(config, site.location))
+
+    def projection(self, in_features: int, out_features: int) -> nn.Module:
+        """One of the two linear maps."""
+        return nn.Linear(in_features, out_features)
+
+    def reset_parameters(self) -> None:
+        """Set initial weights by the scheme `config.init_weights`."""
+        down, up = self.adapter_down[-2], self.adapter_up
+        scheme = self.config.init_weights
+        for linear in (down, up):
+            if scheme == "bert":
+                nn.init.normal_(linear.weight, std=0.02)  # type: ignore[arg-type]
+            elif scheme == "houlsby":
+                nn.init.trunc_normal_(linear.weight, std=0.01, a=-0.02, b=0.02)  # type: ignore[arg-type]
+            nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+        if scheme == "mam_adapter":
+            nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))  # type: ignore[arg-type]
+            nn.init.zeros_(up.weight)  # type: ignore[arg-type]
+
+    def prepare(self, state: ResidualState) -> ResidualState:
+        config: BnConfig = self.config
+        if config.is_parallel:
+            return replace(state, query=state.x)
+        h = res = state.h
+        if config.original_ln_before:
+            h = h + state.x
+            if config.residual_before_ln == "post_add":
+                res = h
+            if state.norm is not None:
+                h = state.norm(h)
+        if config.residual_before_ln is False:
+            res = h
+        return replace(state, h=h, res=res, query=state.h)
+
+    def run(self, state: ResidualState) -> ResidualState:
+        config: BnConfig = self.config
+        z = state.x if config.is_parallel else state.h
+        up = update = self(z)
+        if self.dropout is not None:
+            update = self.dropout(update)
+        if self.gate is not None:
+            scores = gate(self.gate, z)
+            self.record_gate(scores)
+            update = update * scores[:, :, None]
+        if config.is_parallel:
+            h = self._normed(update) + state.h
+        elif config.adapter_residual_before_ln:
+            h = self._normed(update + state.res)
+        else:
+            h = self._normed(update) + state.res
+        return replace(state, h=h, up=up, last=self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """s * W_up f(W_down z), before dropout, gate and residual; with stochastic depth in training."""
+        up: Tensor = self.adapter_up(self.adapter_down(z))
+        if self.training and self.config.stochastic_depth and not self.config.is_parallel:
+            keep = 1.0 - self.config.stochastic_depth
+            rows = torch.rand(up.shape[0], *[1] * (up.dim() - 1), device=up.device, dtype=up.dtype) < keep
+            up = up * rows / keep
+        return up if self.scaling is None else up * self.scaling
+
+    def _normed(self, update: Tensor) -> Tensor:
+        return update if self.adapter_norm_after is None else self.adapter_norm_after(update)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the adapter is `h <- h' + contribution(z)` with nothing around it."""
+        config: BnConfig = self.config
+        return (
+            self.gate is None
+            and self.adapter_norm_after is None
+            and config.residual_before_ln is True
+            and config.original_ln_after
+        )
+
+    def at_sum(self, total: Tensor) -> Tensor:
+        """New input of the norm, from its old input h + x. Only for plain sequential adapters with original_ln_before.
+
+        They compute norm(h + x + u(norm(h + x))), which needs neither h nor x alone.
+        """
+        assert self.site.norm is not None
+        update = self(self.site.norm.forward(total))
+        return total + (update if self.dropout is None else self.dropout(update))
+
+    def at_output(self, h: Tensor) -> Tensor:
+        """New h from the old one. Only for plain sequential adapters without original_ln_before."""
+        update = self(h)
+        return h + (update if self.dropout is None else self.dropout(update))
+
+    @property
+    def signature(self) -> tuple[Any, ...] | None:
+        config: BnConfig = self.config
+        if not self.plain or config.ln_before or self.dropout is not None or config.stochastic_depth:
+            return None
+        scaling = self.scaling.shape if isinstance(self.scaling, Tensor) else self.scaling
+        hidden = self.adapter_down[0].out_features if type(self) is Bottleneck else None
+        flags = config.original_ln_before, config.is_parallel, config.non_linearity.lower()
+        return None if hidden is None else (type(self), hidden, scaling, *flags)
+
+
+def reduction_factor(config: BnConfig, layer: int) -> float:
+    """The factor for one layer: a number, or the entry of a mapping from layer to number."""
+    factor = config.reduction_factor
+    if not isinstance(factor, Mapping):
+        return factor
+    for key in (str(layer), "default"):
+        if key in factor:
+            return float(factor[key])
+    raise ConfigError(
+        f"reduction_factor has no entry for layer {layer}, only {dict(factor)!r}. Add that layer or a 'default', or "
+        "name the layer in leave_out."
+    )
+
+
+def activation_module(name: str) -> nn.Module:
+    """The activation function called `name`: `leakyrelu` or any name that transformers knows, in any case."""
+    name = name.lower()
+    return nn.LeakyReLU() if name == "leakyrelu" else ACT2FN[name]

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from adapters.methods.lora import LoRAConfig
+import torch
+from torch import Tensor, nn
+
+from adapters.errors import ConfigError
+from adapters.methods.base import LinearAdapter, gate, new_gate
+from adapters.methods.lora import LoRAConfig, init_matrices, linear_method, output_columns, wants_site
+from adapters.methods.state import LinearState
+from adapters.sites.resolve import LinearSite
 
 
 @dataclass(eq=False)
@@ -22,3 +30,74 @@ class IA3Config(LoRAConfig):
     attn_matrices: list[str] = field(default_factory=lambda: ["k", "v"])
     composition_mode: str = "scale"
     init_weights: str = "ia3"
+
+
+class IA3(LinearAdapter):
+    """Rescaling of the output of a linear map by a learned vector.
+
+        y = alpha * l * (W x + b)                       gated: y = g(x) * l * (W x + b)
+
+    l is [O] and starts at 1. At a fused projection l holds the adapted parts only; the others are multiplied by alpha.
+
+    Paper: Liu et al. 2022, arXiv:2205.05638.
+    """
+
+    paper = "arXiv:2205.05638"
+
+    def __init__(self, config: LoRAConfig, site: LinearSite, name: str) -> None:
+        super().__init__(config, site, name)
+        if config.r != 1 or config.dropout:
+            raise ConfigError(
+                f"composition_mode='scale' has one scaling vector and no dropout, got r={config.r}, "
+                f"dropout={config.dropout}. Set r=1 and dropout=0.0."
+            )
+        self.columns = output_columns(config, site)
+        self.lora_B = nn.Parameter(torch.empty(sum(c.stop - c.start for c in self.columns), 1))
+        self.gate = new_gate(site.in_features, len(self.columns)) if config.use_gating else None
+        init_matrices(None, self.lora_B, config.init_weights)
+
+    @classmethod
+    def handles(cls, config: Any) -> bool:
+        return isinstance(config, LoRAConfig) and linear_method(config) == "ia3"
+
+    @classmethod
+    def acts_at(cls, config: LoRAConfig, site: LinearSite) -> bool:
+        return wants_site(config, site)
+
+    def scale(self, x: Tensor) -> Tensor:
+        """The scaling vector, [1, 1, O], or with a gate [B, 1, O]."""
+        vector = self.lora_B.view(1, 1, -1)
+        if self.gate is None:
+            return self._whole(vector) * self.config.alpha if self.config.alpha != 1 else self._whole(vector)
+        scores = gate(self.gate, x)
+        self.record_gate(scores)
+        return self._whole(vector * scores.repeat_interleave(vector.shape[-1] // scores.shape[1], 1)[:, None])
+
+    def _whole(self, vector: Tensor) -> Tensor:
+        if not self.site.parts:
+            return vector
+        whole = vector.new_ones(*vector.shape[:-1], self.site.out_features)
+        for columns, part in zip(self.columns, vector.chunk(len(self.columns), -1)):
+            whole[..., columns] = part
+        return whole
+
+    def run(self, state: LinearState) -> LinearState:
+        scale = self.scale(state.x)
+        return replace(
+            state,
+            scale=scale if state.scale is None else state.scale * scale,
+            delta=None if state.delta is None else state.delta * scale,
+        )
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return y * self.scale(x)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.gate is not None:
+            return super().merged(weight, bias)
+        scale = self.scale(weight).view(-1)
+        return scale[:, None] * weight, bias if bias is None else scale * bias
+
+    @property
+    def signature(self) -> tuple[Any, ...] | None:
+        return None if self.gate is not None else (type(self), self.lora_B.shape, self.config.alpha, self.columns)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.errors import CompositionError
+from adapters.methods.base import Derived, LinearAdapter, gate, new_gate
 from adapters.methods.config import (
     AdapterConfig,
     Rule,
@@ -23,6 +30,9 @@ from adapters.methods.config import (
     seed,
     text,
 )
+from adapters.methods.state import LinearState
+from adapters.sites.linear import weight_of
+from adapters.sites.resolve import LinearSite
 
 
 @dataclass(eq=False)
@@ -103,8 +113,7 @@ class LoRAConfig(AdapterConfig):
         idle = [name for name in self.attn_matrices if name not in ("q", "k", "v")]
         if idle:
             warnings.warn(
-                f"{type(self).__name__}: attn_matrices has {idle}, which adapt nothing. "
-                "Allowed: 'q', 'k', 'v'.",
+                f"{type(self).__name__}: attn_matrices has {idle}, which adapt nothing. Allowed: 'q', 'k', 'v'.",
                 stacklevel=4,
             )
 
@@ -119,3 +128,213 @@ class DoRAConfig(LoRAConfig):
     """
 
     use_dora: bool = True
+
+
+class LoRA(LinearAdapter):
+    """Low-rank update of a linear map.
+
+        y = W x + b + (alpha / r) * B A x               gated: y = W x + b + g(x) * B A x
+
+    A is [r, I], B is [O, r]. At a fused projection (GPT-2's `c_attn`) A and B hold one block per adapted part, and
+    parts that are not adapted stay as they are. In a `Stack` the next adapter reads the update of the last one.
+
+    Paper: Hu et al. 2021, arXiv:2106.09685. Gate: Mao et al. 2022, arXiv:2110.07577.
+    """
+
+    paper = "arXiv:2106.09685"
+
+    def __init__(self, config: LoRAConfig, site: LinearSite, name: str) -> None:
+        super().__init__(config, site, name)
+        self.columns = output_columns(config, site)
+        width = sum(c.stop - c.start for c in self.columns)
+        self.scaling = config.alpha / config.r
+        self.lora_A = nn.Parameter(torch.empty(config.r * len(self.columns), site.in_features))
+        self.lora_B = nn.Parameter(torch.empty(width, config.r))
+        self.gate = new_gate(site.in_features, len(self.columns)) if config.use_gating else None
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else None
+        init_matrices(self.lora_A, self.lora_B, config.init_weights)
+
+    @classmethod
+    def handles(cls, config: Any) -> bool:
+        return isinstance(config, LoRAConfig) and linear_method(config) == "lora"
+
+    @classmethod
+    def acts_at(cls, config: LoRAConfig, site: LinearSite) -> bool:
+        return wants_site(config, site)
+
+    def pairs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(columns, A, B) of every part of the projection that is adapted."""
+        if len(self.columns) == 1:
+            yield self.columns[0], self.lora_A, self.lora_B
+            return
+        count = len(self.columns)
+        yield from zip(self.columns, self.lora_A.chunk(count), self.lora_B.chunk(count))
+
+    @property
+    def whole(self) -> bool:
+        """Whether all output columns belong to one pair of matrices."""
+        return not self.site.parts
+
+    def run(self, state: LinearState) -> LinearState:
+        if state.delta is not None and state.delta.shape[-1] != self.lora_A.shape[-1]:
+            raise CompositionError(
+                f"Stack: the update of the adapter before {self.name!r} has {state.delta.shape[-1]} columns, but "
+                f"{self.name!r} reads {self.lora_A.shape[-1]} at this projection. Low-rank adapters of a stack are "
+                "chained, which only square projections allow. Use Average, Parallel or BatchSplit instead."
+            )
+        x = state.x if state.delta is None else state.delta
+        return replace(state, delta=self.update(x, state.x), magnitude=None)
+
+    def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
+        """(alpha / r) * B A x, or gated: g * B A x; [B, S, O]."""
+        dropped = x if self.dropout is None else self.dropout(x)
+        updates = [(columns, F.linear(F.linear(dropped, a), b)) for columns, a, b in self.pairs()]
+        if self.gate is None:
+            updates = [(columns, update * self.scaling) for columns, update in updates]
+        else:
+            scores = gate(self.gate, gate_input)
+            self.record_gate(scores)
+            updates = [(c, update * scores[:, None, i : i + 1]) for i, (c, update) in enumerate(updates)]
+        if self.whole:
+            return updates[0][1]
+        delta = updates[0][1].new_zeros(*x.shape[:-1], self.site.out_features)
+        for columns, update in updates:
+            delta[..., columns] = update
+        return delta
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.gate is not None or not x.dtype == y.dtype == self.lora_A.dtype or not y.is_contiguous():
+            return self.run(LinearState(x, y)).result()
+        x = x if self.dropout is None else self.dropout(x)
+        flat, out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        for columns, a, b in self.pairs():
+            block = out if self.whole else out[:, columns]
+            block.addmm_(flat @ a.t(), b.t(), alpha=self.scaling)
+        return y
+
+    def delta_weight(self) -> Tensor:
+        """B A without scaling, [O, I]."""
+        if self.whole:
+            return self.lora_B @ self.lora_A
+        delta = self.lora_A.new_zeros(self.site.out_features, self.site.in_features)
+        for columns, a, b in self.pairs():
+            delta[columns] = b @ a
+        return delta
+
+    @property
+    def delta_w(self) -> Tensor:
+        """The weight update without scaling, [O, I]."""
+        return self.delta_weight()
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.gate is not None:
+            return super().merged(weight, bias)
+        return weight + self.scaling * self.delta_weight(), bias
+
+    @property
+    def signature(self) -> tuple[Any, ...] | None:
+        if self.gate is not None:
+            return None
+        return (
+            type(self),
+            self.lora_A.shape,
+            self.lora_B.shape,
+            self.scaling,
+            self.config.dropout,
+            self.columns,
+        )
+
+
+def linear_method(config: LoRAConfig) -> str:
+    """Which method of the LoRA family a config with `architecture: lora` describes."""
+    if isinstance(config.vera_d, float) or isinstance(config.vera_b, float):
+        return "dvora" if config.use_dora else "vera"
+    if config.composition_mode == "scale":
+        return "ia3"
+    return "dora" if config.use_dora else "lora"
+
+
+def wants_site(config: LoRAConfig, site: LinearSite) -> bool:
+    """Whether the flags of `config` select `site`."""
+    if not getattr(config, site.location):
+        return False
+    if site.location != "selfattn_lora":
+        return True
+    return any(role in config.attn_matrices for role in site.parts or (site.role,))
+
+
+def output_columns(config: LoRAConfig, site: LinearSite) -> tuple[slice, ...]:
+    """The output columns that are adapted: all, or the blocks of a fused projection that `attn_matrices` names."""
+    if not site.parts:
+        return (slice(0, site.out_features),)
+    width = site.out_features // len(site.parts)
+    return tuple(slice(i * width, (i + 1) * width) for i, part in enumerate(site.parts) if part in config.attn_matrices)
+
+
+def init_matrices(a: Tensor | None, b: Tensor, scheme: str) -> None:
+    """Initial values of A (None for methods without) and B."""
+    if scheme == "bert":
+        for tensor in (a, b):
+            if tensor is not None:
+                nn.init.normal_(tensor, std=0.02)
+    elif scheme == "ia3":
+        for tensor in (a, b):
+            if tensor is not None:
+                nn.init.ones_(tensor)
+    else:
+        if a is not None:
+            nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+        if scheme == "vera":
+            nn.init.kaiming_uniform_(b, a=math.sqrt(5))
+        else:
+            nn.init.zeros_(b)
+
+
+class DoRA(LoRA):
+    """Weight-decomposed low-rank update: LoRA with a learned length for every row of the weight.
+
+        y = m / ||W + B A|| * (W x + b + (alpha / r) * B A x)             norms over the rows of [O, I]
+
+    Paper: Liu et al. 2024, arXiv:2402.09353. We differ: the norm is taken of the unscaled product B A, as in the
+    adapters that were trained so far; with the default alpha = r there is no difference.
+    """
+
+    paper = "arXiv:2402.09353"
+
+    def __init__(self, config: LoRAConfig, site: LinearSite, name: str) -> None:
+        super().__init__(config, site, name)
+        self.m = nn.Linear(1, site.out_features, bias=False)
+        with torch.no_grad():
+            self.m.weight.copy_(weight_of(site.module).float().norm(dim=1, keepdim=True))
+        self._magnitude = Derived()
+
+    @classmethod
+    def handles(cls, config: Any) -> bool:
+        return isinstance(config, LoRAConfig) and linear_method(config) == "dora"
+
+    def magnitude(self) -> Tensor:
+        """m / ||W + B A||, [O]."""
+        weight = weight_of(self.site.module)
+
+        def compute() -> Tensor:
+            norm = (weight + self.delta_weight()).norm(dim=1)
+            return self.m.weight.squeeze(1) / norm
+
+        return self._magnitude((self.m.weight, self.lora_A, self.lora_B, weight), compute)  # type: ignore[no-any-return]
+
+    def run(self, state: LinearState) -> LinearState:
+        return replace(super().run(state), magnitude=self.magnitude().view(1, 1, -1))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.gate is not None:
+            return self.run(LinearState(x, y)).result()
+        return super().forward(x, y) * self.magnitude()
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        magnitude = self.magnitude()
+        merged, _ = super().merged(weight, bias)
+        return magnitude[:, None] * merged, bias if bias is None else magnitude * bias
+
+    @property
+    def signature(self) -> tuple[Any, ...] | None:
+        return None

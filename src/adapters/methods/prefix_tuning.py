@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.methods.base import AdapterModule, Derived, gate, new_gate
+from adapters.methods.bottleneck import activation_module
 from adapters.methods.config import (
     AdapterConfig,
+    ConfigUnion,
     Rule,
     activation,
     flag,
@@ -16,6 +24,8 @@ from adapters.methods.config import (
     probability,
     seed,
 )
+from adapters.methods.state import AttentionState
+from adapters.sites.resolve import AttentionSite
 
 
 @dataclass(eq=False)
@@ -68,3 +78,126 @@ class PrefixTuningConfig(AdapterConfig):
         "shared_gating": flag,
         "init_weights_seed": seed,
     }
+
+
+class PrefixEmbedding(nn.Module):
+    """Prefix keys and values of all layers of one kind of attention.
+
+        reparametrised: [K_j; V_j] = W_2 f(W_1 E)        flat: the numbers themselves
+
+    E is [P, D]; W_2 has 2 * L blocks of H * head_dim rows: block 2j makes the keys of layer j, 2j + 1 its values.
+    """
+
+    def __init__(self, config: PrefixTuningConfig, sites: list[AttentionSite]) -> None:
+        super().__init__()
+        site = sites[0]
+        self.config, self.shape = config, (site.num_heads, site.head_dim)
+        self.layers = [s.layer for s in sites]
+        width = 2 * len(sites) * site.num_heads * site.head_dim
+        if config.flat:
+            self.control_trans: nn.Module | nn.Parameter = nn.Parameter(torch.randn(config.prefix_length * width))
+            return
+        self.wte = nn.Embedding(config.prefix_length, site.hidden_size)
+        self.control_trans = nn.Sequential(
+            nn.Linear(site.hidden_size, config.bottleneck_size),
+            activation_module(config.non_linearity),
+            nn.Linear(config.bottleneck_size, width),
+        )
+
+    def key_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Prefix keys and values of one layer, each [1, H, P, head_dim]."""
+        slot, (heads, head_dim) = self.layers.index(layer), self.shape
+        if isinstance(self.control_trans, nn.Parameter):
+            both = self.control_trans.view(-1, len(self.layers), 2, heads, head_dim)[:, slot]
+        else:
+            down, act, up = self.control_trans  # type: ignore[misc]
+            rows = slice(slot * 2 * heads * head_dim, (slot + 1) * 2 * heads * head_dim)
+            both = F.linear(act(down(self.wte.weight)), up.weight[rows], up.bias[rows]).view(-1, 2, heads, head_dim)
+        if self.training and self.config.dropout:
+            both = F.dropout(both, self.config.dropout)
+        keys, values = both.permute(1, 2, 0, 3).unbind(0)
+        return keys[None], values[None]
+
+    @torch.no_grad()
+    def eject(self) -> None:
+        """Replace the reparametrisation by the numbers it makes."""
+        if isinstance(self.control_trans, nn.Parameter):
+            return
+        flat = self.control_trans(self.wte.weight).reshape(-1)
+        del self.wte, self.control_trans
+        self.control_trans = nn.Parameter(flat)
+        self.config = self.config.replace(flat=True)
+
+
+class PrefixTuning(AdapterModule[AttentionState]):
+    """Trained keys and values, prepended to those of an attention.
+
+        attention(Q, [K_prefix; K], [V_prefix; V])       gated: K_prefix * g(h), V_prefix * g(h)
+
+    Position encodings and caches never see the prefix. In `Stack(a, b)` the keys are [b, a, K].
+
+    Paper: Li and Liang 2021, arXiv:2101.00190. Gate: Mao et al. 2022, arXiv:2110.07577.
+    """
+
+    paper = "arXiv:2101.00190"
+    site_type = AttentionSite
+    container = "prefix_tuning.prefix_gates"
+    shared_container = "prefix_tuning.prefix_tunings"
+    site: AttentionSite
+    embedding: PrefixEmbedding
+
+    def __init__(self, config: PrefixTuningConfig, site: AttentionSite, name: str) -> None:
+        super().__init__(config, site, name)
+        self._derived = Derived()
+        if config.use_gating:
+            linear = new_gate(site.hidden_size, 1 if config.shared_gating else 2)
+            self.weight, self.bias = linear.weight, linear.bias
+
+    @classmethod
+    def handles(cls, config: Any) -> bool:
+        return isinstance(config, PrefixTuningConfig)
+
+    @classmethod
+    def acts_at(cls, config: PrefixTuningConfig, site: AttentionSite) -> bool:
+        if site.location.startswith("encoder"):
+            return config.encoder_prefix
+        return config.cross_prefix if site.location.startswith("cross") else True
+
+    @classmethod
+    def shared(cls, config: PrefixTuningConfig, sites: list[AttentionSite]) -> nn.Module:
+        groups: dict[str, list[AttentionSite]] = {}
+        for site in sites:
+            groups.setdefault(site.location, []).append(site)
+        return nn.ModuleDict({location: PrefixEmbedding(config, group) for location, group in groups.items()})
+
+    def bind(self, shared: nn.Module | None) -> None:
+        assert isinstance(shared, nn.ModuleDict)
+        self.__dict__["embedding"] = shared[self.site.location]
+
+    def key_values(self) -> tuple[Tensor, Tensor]:
+        """Prefix keys and values before gating, each [1, H, P, head_dim]."""
+        compute = partial(self.embedding.key_values, self.site.layer)
+        if self.embedding.training and self.config.dropout:
+            return compute()
+        return self._derived(tuple(self.embedding.parameters()), compute)  # type: ignore[no-any-return]
+
+    def run(self, state: AttentionState) -> AttentionState:
+        keys, values = self.key_values()
+        keys, values = keys.to(state.key.dtype), values.to(state.value.dtype)
+        if self.config.use_gating:
+            assert state.hidden is not None
+            scores = gate((self.weight, self.bias), state.hidden)
+            self.record_gate(scores)
+            keys, values = keys * scores[:, :1, None, None], values * scores[:, -1:, None, None]
+        return state.prepend(keys, values)
+
+    @property
+    def signature(self) -> tuple[Any, ...] | None:
+        return None
+
+
+def flattened(config: AdapterConfig) -> AdapterConfig:
+    """`config` with `flat=True` in its prefix tuning."""
+    if isinstance(config, ConfigUnion):
+        return ConfigUnion(*(flattened(member) for member in config.configs))
+    return config.replace(flat=True) if isinstance(config, PrefixTuningConfig) else config

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from adapters.errors import ConfigError
+from adapters.methods.base import AdapterModule
 from adapters.methods.config import AdapterConfig, Rule, integer, nothing, one_of, seed, text
+from adapters.methods.state import HiddenState
+from adapters.sites.resolve import PromptSite
 
 
 @dataclass(eq=False)
@@ -48,6 +57,55 @@ class PromptTuningConfig(AdapterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prompt_init == "from_string" and not self.prompt_init_text:
-            raise self._error(
-                "prompt_init_text", "With prompt_init 'from_string' a non-empty text is needed."
-            )
+            raise self._error("prompt_init_text", "With prompt_init 'from_string' a non-empty text is needed.")
+
+
+class PromptTuning(AdapterModule[HiddenState]):
+    """Trained embeddings, put before the embeddings of the input (or behind its first token).
+
+        [p_1 ... p_P, e_1 ... e_S]             prefix_after_bos: [e_1, p_1 ... p_P, e_2 ... e_S]
+
+    Prompts join after position embeddings and their norm, so they have neither; P more positions leave the model.
+
+    Paper: Lester et al. 2021, arXiv:2104.08691.
+    """
+
+    paper = "arXiv:2104.08691"
+    site_type = PromptSite
+    container = "prompt_tuning.prompt_tunings"
+    stackable = False
+    site: PromptSite
+
+    def __init__(self, config: PromptTuningConfig, site: PromptSite, name: str) -> None:
+        super().__init__(config, site, name)
+        self.prompt_embedding = nn.Embedding(config.prompt_length, site.width)
+        if config.prompt_init == "from_string":
+            self._init_from_text(config)
+        else:
+            nn.init.uniform_(self.prompt_embedding.weight, -config.random_uniform_scale, config.random_uniform_scale)
+
+    @torch.no_grad()
+    def _init_from_text(self, config: PromptTuningConfig) -> None:
+        base = self.site.stack
+        tokenizer = AutoTokenizer.from_pretrained(base.config.name_or_path)  # type: ignore[union-attr]
+        ids: list[int] = tokenizer(config.prompt_init_text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ConfigError(f"prompt_init_text {config.prompt_init_text!r} has no tokens. Give a non-empty text.")
+        repeated = torch.tensor((ids * math.ceil(config.prompt_length / len(ids)))[: config.prompt_length])
+        embeddings: Tensor = base.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+        self.prompt_embedding.weight.copy_(embeddings[repeated.to(embeddings.device)])
+
+    @classmethod
+    def handles(cls, config: Any) -> bool:
+        return isinstance(config, PromptTuningConfig)
+
+    @classmethod
+    def acts_at(cls, config: PromptTuningConfig, site: PromptSite) -> bool:
+        return True
+
+    def run(self, state: HiddenState) -> HiddenState:
+        h = state.h
+        prompt = self.prompt_embedding.weight.to(h.dtype).expand(h.shape[0], -1, -1)
+        if self.config.combine == "prefix_after_bos":
+            return replace(state, h=torch.cat([h[:, :1], prompt, h[:, 1:]], 1))
+        return replace(state, h=torch.cat([prompt, h], 1))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.methods.base import AdapterModule, Derived
+from adapters.methods.bottleneck import activation_module
 from adapters.methods.config import (
     AdapterConfig,
     Rule,
@@ -19,6 +25,8 @@ from adapters.methods.config import (
     probability,
     seed,
 )
+from adapters.methods.state import HiddenState
+from adapters.sites.resolve import LayerSite
 
 
 @dataclass(eq=False)
@@ -76,11 +84,7 @@ class ReftConfig(AdapterConfig):
     }
 
     def _written(self) -> list[str]:
-        return [
-            name
-            for name in super()._written()
-            if name != "subtract_projection" or not self.subtract_projection
-        ]
+        return [name for name in super()._written() if name != "subtract_projection" or not self.subtract_projection]
 
 
 @dataclass(eq=False)
@@ -130,3 +134,101 @@ class DiReftConfig(ReftConfig):
     r: int = 1
     orthogonality: bool = False
     subtract_projection: bool = False
+
+
+class OrthogonalRows(nn.Module):
+    """A matrix R [r, D] with orthonormal rows, parametrised by torch's `orthogonal`.
+
+    Keeps the parametrisation as an ordinary child: unlike a parametrised module it can be pickled.
+    """
+
+    def __init__(self, rank: int, width: int) -> None:
+        super().__init__()
+        linear = nn.utils.parametrizations.orthogonal(nn.Linear(width, rank, bias=False))
+        self.parametrizations = linear.parametrizations
+        self._derived = Derived()
+
+    @property
+    def weight(self) -> Tensor:
+        """R, [r, D]."""
+        weight: nn.Module = self.parametrizations["weight"]  # type: ignore[operator, index, assignment]
+        return self._derived((*weight.parameters(), *weight.buffers()), weight)  # type: ignore[no-any-return]
+
+
+class ReFTUnit(nn.Module):
+    """The edit of one state s [..., D]: s + (f(W s + b) - R s) R, without R s where it is not subtracted."""
+
+    def __init__(self, config: ReftConfig, width: int) -> None:
+        super().__init__()
+        self.learned_source = nn.Linear(width, config.r)
+        self.projection = (
+            OrthogonalRows(config.r, width) if config.orthogonality else nn.Linear(width, config.r, bias=False)
+        )
+        self.activation = activation_module(config.non_linearity) if config.non_linearity else None
+        self.subtract, self.dropout = config.subtract_projection, config.dropout
+
+    def forward(self, s: Tensor) -> Tensor:
+        target, rows = self.learned_source(s), self.projection.weight
+        if self.activation is not None:
+            target = self.activation(target)
+        if self.subtract:
+            target = target - F.linear(s, rows)
+        return F.dropout(s + target @ rows, self.dropout, self.training)
+
+
+class ReFT(AdapterModule[HiddenState]):
+    """Edits of the hidden states at the first and last positions, inside a low-rank subspace.
+
+        s <- s + (W s + b - R s) R                       DiReFT: s <- s + (W s + b) R
+
+    R is [r, D] (orthonormal rows in LoReFT), W [r, D]. Positions are counted over attended tokens; those fed one by
+    one from a cache keep their absolute position, and while generating the last positions are those of the prompt.
+
+    Paper: Wu et al. 2024, arXiv:2404.03592.
+    """
+
+    paper = "arXiv:2404.03592"
+    site_type = LayerSite
+    container = "reft_layer.refts"
+    stackable = False
+    site: LayerSite
+
+    def __init__(self, config: ReftConfig, site: LayerSite, name: str) -> None:
+        super().__init__(config, site, name)
+        units = 1 if config.tied_weights else 2
+        self.units = nn.ModuleList(ReFTUnit(config, site.width) for _ in range(units))
+
+    @classmethod
+    def handles(cls, config: Any) -> bool:
+        return isinstance(config, ReftConfig)
+
+    @classmethod
+    def acts_at(cls, config: ReftConfig, site: LayerSite) -> bool:
+        return config.layers == "all" or site.layer in config.layers
+
+    def run(self, state: HiddenState) -> HiddenState:
+        h = state.h
+        for unit, ranges in self._ranges(state):
+            if isinstance(ranges, slice):
+                if ranges.start < ranges.stop:
+                    edited = unit(state.h[:, ranges])
+                    h = torch.cat([h[:, : ranges.start], edited, h[:, ranges.stop :]], 1)
+            else:
+                h = torch.where(ranges[..., None], unit(state.h), h)
+        return replace(state, h=h)
+
+    def _ranges(self, state: HiddenState) -> Iterator[tuple[nn.Module, slice | Tensor]]:
+        """(unit, positions of h it edits): a slice where all rows agree, else a mask [B, S]."""
+        prefix, suffix, size = self.config.prefix_positions, self.config.suffix_positions, state.h.shape[1]
+        if state.first is None or state.end is None:
+            for unit, count, tail in ((self.units[0], prefix, False), (self.units[-1], suffix, True)):
+                count = min(count, state.length)
+                start = state.length - count if tail else 0
+                low, high = (min(max(p - state.offset, 0), size) for p in (start, start + count))
+                yield unit, slice(low, high)
+            return
+        position = torch.arange(state.offset, state.offset + size, device=state.h.device)[None]
+        if prefix:
+            yield self.units[0], (position >= state.first) & (position < state.first + prefix)
+        if suffix:
+            yield self.units[-1], (position >= state.end - suffix) & (position < state.end)

@@ -1,0 +1,80 @@
+"""Parameter-efficient, modular transfer learning for Hugging Face Transformers.
+
+import adapters
+from transformers import AutoModelForSequenceClassification
+
+model = AutoModelForSequenceClassification.from_pretrained("bert-base-uncased")
+adapters.init(model)
+model.add_adapter("task", config="lora")
+model.train_adapter("task")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from adapters._conflict import refuse_foreign_distribution
+
+refuse_foreign_distribution()
+
+__version__ = "0.1.0"
+
+_PUBLIC: dict[str, tuple[str, ...]] = {
+    "adapters.model": ("AdapterModelMixin", "init", "load_model"),
+    "adapters.composition.blocks": (
+        "AdapterCompositionBlock",
+        "Average",
+        "BatchSplit",
+        "Fuse",
+        "MultiTask",
+        "Parallel",
+        "Split",
+        "Stack",
+        "parse_composition",
+        "validate_composition",
+    ),
+    "adapters.composition.fusion_config": (
+        "ADAPTERFUSION_CONFIG_MAP",
+        "AdapterFusionConfig",
+        "DEFAULT_ADAPTERFUSION_CONFIG",
+        "DynamicAdapterFusionConfig",
+        "StaticAdapterFusionConfig",
+    ),
+    "adapters.runtime.active": ("AdapterSetup",),
+    "adapters.runtime.adapters_config": ("ModelAdaptersConfig",),
+    "adapters.methods.config": ("AdapterConfig", "ConfigUnion", "get_adapter_config_hash"),
+    "adapters.methods.presets": ("ADAPTER_CONFIG_MAP", "DEFAULT_ADAPTER_CONFIG"),
+    "adapters.methods.bottleneck": (
+        "AdapterPlusConfig",
+        "BnConfig",
+        "DoubleSeqBnConfig",
+        "DoubleSeqBnInvConfig",
+        "ParBnConfig",
+        "SeqBnConfig",
+        "SeqBnInvConfig",
+    ),
+    "adapters.methods.compacter": ("CompacterConfig", "CompacterPlusPlusConfig"),
+    "adapters.methods.lora": ("DoRAConfig", "LoRAConfig"),
+    "adapters.methods.ia3": ("IA3Config",),
+    "adapters.methods.prefix_tuning": ("PrefixTuningConfig",),
+    "adapters.methods.prompt_tuning": ("PromptTuningConfig",),
+    "adapters.methods.reft": ("DiReftConfig", "LoReftConfig", "NoReftConfig", "ReftConfig"),
+    "adapters.methods.unions": ("MAMConfig", "UniPELTConfig"),
+}
+
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'adapters' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,55 @@
+"""Facts of the forward call that runs on this thread: what it was asked to report, and how its rows came about."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+Scores = dict[str, dict[int, dict[str, Any]]]
+
+
+class Call(threading.local):
+    """The facts of one forward call, reset when the next one enters the model.
+
+    Attributes:
+        root: Module through which the call entered, None outside of calls.
+        gating, fusion: Scores collected for the caller, None while nobody asked.
+        task_ids: Row -> child of a `MultiTask` block: a LongTensor of indices or a list of names.
+        replicated: Whether the inputs have one copy per child of `Parallel` already.
+        generating: Whether `generate` runs: rows may then be multiples of the user's batch (beams).
+        prompt_length: While generating, number of positions that were given; None otherwise.
+        given: Whether the caller (or `generate`) replicated the inputs.
+        residual: x of the residual branch that is being computed.
+        hidden: Input of the attention module that is being computed.
+        override: What the next norm must return instead of its own output.
+        stacks: Attention mask and number of cached positions of the stacks that are running.
+    """
+
+    def __init__(self) -> None:
+        self.root: nn.Module | None = None
+        self.gating: Scores | None = None
+        self.fusion: Scores | None = None
+        self.task_ids: Tensor | list[str] | None = None
+        self.replicated = False
+        self.given = False
+        self.generating = False
+        self.prompt_length: int | None = None
+        self.residual: Tensor | None = None
+        self.hidden: Tensor | None = None
+        self.override: Tensor | None = None
+        self.stacks: dict[int, tuple[Tensor | None, int]] = {}
+
+
+CALL = Call()
+
+
+def record(scores: Scores, name: str, layer: int, location: str, values: Tensor) -> None:
+    """Add one array; several modules at one location (the q and v of LoRA) become columns in call order."""
+    array = values.detach().float().cpu().numpy()
+    locations = scores.setdefault(name, {}).setdefault(layer, {})
+    if location in locations:
+        array = np.column_stack([locations[location], array])
+    locations[location] = array

@@ -1,0 +1,80 @@
+"""What can go wrong, as exceptions that say what was given, what is allowed and what to do next.
+
+    AdapterError
+    +-- ConfigError           (ValueError)   a method's hyperparameters, a config name or a config string
+    +-- AdapterNameError      (ValueError)   a name that is empty, malformed, taken or unknown
+    +-- CompositionError      (ValueError)   blocks that do not fit each other, the batch or the sequence
+    +-- UnsupportedError      (ValueError)   a method, block or head that this model cannot carry
+    +-- MergeError            (ValueError)   weights that cannot be folded or averaged as asked
+    +-- HeadError             (ValueError)   an unknown, duplicate or unsuitable prediction head
+    +-- CheckpointError       (ValueError)   files with missing, extra, mis-shaped or unreadable tensors
+    +-- CheckpointNotFound    (OSError)      no adapter at the place that was named
+    +-- EnvironmentConflict   (ImportError)  another distribution owns the import name `adapters`
+
+Every class is also the builtin that a caller would expect, and `__name__` is that builtin's name: code written
+for the library this one replaces compares `type(error).__name__`. Tracebacks show the qualified name, so people
+still read `adapters.errors.ConfigError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class AdapterError(Exception):
+    """Base of all errors that this library raises on purpose."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in cls.__mro__:
+            if base.__module__ == "builtins":
+                cls.__name__ = base.__name__
+                break
+
+
+class ConfigError(AdapterError, ValueError):
+    """A config name, string, field or value is not valid."""
+
+
+class AdapterNameError(AdapterError, ValueError):
+    """An adapter or fusion name is empty, malformed, already taken or unknown."""
+
+
+class CompositionError(AdapterError, ValueError):
+    """A composition names unknown adapters, nests blocks that have no meaning, or does not fit the input."""
+
+
+class UnsupportedError(AdapterError, ValueError):
+    """A method, block or head was asked of a model that cannot carry it."""
+
+
+class MergeError(AdapterError, ValueError):
+    """Adapters cannot be merged into the base weights, or averaged, as asked."""
+
+
+class HeadError(AdapterError, ValueError):
+    """A prediction head is unknown, exists already or does not suit the model."""
+
+
+class CheckpointError(AdapterError, ValueError):
+    """A file holds missing, unexpected, mis-shaped or unreadable tensors, or belongs to another model."""
+
+
+class CheckpointNotFound(AdapterError, OSError):
+    """Nothing that can be loaded lies at the given place."""
+
+
+class EnvironmentConflict(AdapterError, ImportError):
+    """Another installed distribution provides the same import name."""
+
+
+def choices(given: object, allowed: Iterable[object]) -> str:
+    """`It has: a, b, c. Did you mean 'b'?` -- the part of a message that helps with a misspelt name."""
+    names = [str(name) for name in allowed]
+    if not names:
+        return "There are none yet."
+    close = difflib.get_close_matches(str(given), names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"Allowed: {', '.join(names)}.{hint}"

@@ -1,0 +1,155 @@
+"""The contract of a method: a module for one site, called with a state, that returns the changed state.
+
+What a method never sees: model names, other methods, files, which adapters are active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from adapters.call import CALL, record
+from adapters.errors import MergeError
+from adapters.methods.state import LinearState, State
+from adapters.sites.resolve import LinearSite, Site
+
+S = TypeVar("S", bound=State)
+
+
+class AdapterModule(nn.Module, Generic[S]):
+    """The weights of one adapter at one site.
+
+    Class attributes:
+        paper: Where the method was published.
+        site_type: Kind of site it acts at.
+        container: Name of the module dictionary, below the site, that holds it (and of its keys in files).
+        stackable: Whether several adapters of a `Stack` act one after the other. Where not, only the first does.
+        shared_container: Name of the dictionary, below the base model, that holds what its sites share.
+    """
+
+    paper: ClassVar[str]
+    site_type: ClassVar[type[Site]]
+    container: ClassVar[str]
+    stackable: ClassVar[bool] = True
+    shared_container: ClassVar[str] = ""
+
+    def __init__(self, config: Any, site: Site, name: str) -> None:
+        super().__init__()
+        self.config, self.site, self.name = config, site, name
+
+    @classmethod
+    def handles(cls, config: Any) -> bool:
+        """Whether `config` asks for this method."""
+        raise NotImplementedError
+
+    @classmethod
+    def acts_at(cls, config: Any, site: Any) -> bool:
+        """Whether `config` places an adapter at `site`, a site of `site_type`."""
+        raise NotImplementedError
+
+    @classmethod
+    def shared(cls, config: Any, sites: list[Any]) -> nn.Module | None:
+        """What the modules at all `sites` share, or None."""
+        return None
+
+    def bind(self, shared: nn.Module | None) -> None:
+        """Receive what `shared` returned. Not registered as a child: it is stored once, at the base model."""
+
+    def prepare(self, state: S) -> S:
+        """What is done once before this adapter, or before a block whose first adapter this is."""
+        return state
+
+    def run(self, state: S) -> S:
+        """Apply the adapter: the one step that composition blocks combine."""
+        raise NotImplementedError
+
+    @property
+    def signature(self) -> tuple[Any, ...] | None:
+        """Equal for adapters whose weights can be stacked into one batched operation; None where none exists."""
+        return None
+
+    def record_gate(self, scores: Tensor) -> None:
+        """Report gating scores [B, n] if this call was asked for them."""
+        if CALL.gating is not None:
+            record(CALL.gating, self.name, self.site.layer, self.site.location, scores.squeeze(-1))
+
+
+class LinearAdapter(AdapterModule[LinearState]):
+    """A method that changes the output of a linear map: implement `forward` and, where possible, `merged`."""
+
+    site_type = LinearSite
+    container = "loras"
+    site: LinearSite
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The adapted output for input x [B, S, I] and output y [B, S, O] of the linear map. May reuse y."""
+        raise NotImplementedError
+
+    def run(self, state: LinearState) -> LinearState:
+        return LinearState(state.x, self.forward(state.x, state.result()))
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weight [O, I] and bias [O] of the linear map that alone computes what map and adapter do together."""
+        raise MergeError(
+            f"Adapter {self.name!r} is of type {type(self).__name__}, which cannot be folded into the base weights: "
+            "it depends on the input. Keep it as an adapter."
+        )
+
+
+def gate(linear: nn.Linear | tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+    """Gate of UniPELT (Mao et al. 2022, arXiv:2110.07577): mean over positions of sigmoid(W x + b), [B, n]."""
+    weight, bias = (linear.weight, linear.bias) if isinstance(linear, nn.Linear) else linear
+    return torch.sigmoid(nn.functional.linear(x, weight, bias)).mean(dim=1)
+
+
+def new_gate(in_features: int, gates: int = 1) -> nn.Linear:
+    """A gate with N(0, 0.02) weights."""
+    linear = nn.Linear(in_features, gates)
+    nn.init.normal_(linear.weight, std=0.02)
+    return linear
+
+
+class Derived:
+    """A tensor computed from parameters, kept until one of them changes.
+
+    Only kept while no gradient is asked for: in training it is computed anew, under `torch.compile` it is traced.
+    """
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._value: Any = None
+
+    def __call__(self, parameters: tuple[Tensor, ...], compute: Callable[[], Any]) -> Any:
+        if torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
+            return compute()
+        if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+            return compute()
+        key = tuple((p.data_ptr(), p._version, p.dtype) for p in parameters)
+        if key != self._key:
+            with torch.no_grad():
+                self._value = compute()
+            self._key = key
+        return self._value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Derived:
+        return Derived()
+
+    def __reduce__(self) -> tuple[type[Derived], tuple[()]]:
+        return Derived, ()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def init_seed(config: Any) -> Any:
+    """Context in which random initialisation follows `config.init_weights_seed`, if one is set."""
+    seed = getattr(config, "init_weights_seed", None)
+    return _seeded(seed) if seed else nullcontext()

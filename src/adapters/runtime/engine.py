@@ -1,0 +1,349 @@
+"""The adapters of one model: builds them at their sites, activates set-ups, and follows each forward call.
+
+One engine belongs to one base model. Costs of adding, loading, activating and deleting depend on the adapter's own
+sites, never on how many other adapters there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapters.composition.blocks import AdapterCompositionBlock, Fuse, Stack, parse_composition
+from adapters.composition.fusion import AdapterFusion
+from adapters.errors import AdapterNameError, CompositionError, ConfigError, UnsupportedError, choices
+from adapters.methods import METHODS
+from adapters.methods.base import AdapterModule, init_seed
+from adapters.methods.bottleneck import Bottleneck
+from adapters.methods.config import AdapterConfig, ConfigUnion
+from adapters.methods.prefix_tuning import PrefixEmbedding, flattened
+from adapters.runtime.active import ENGINES, AdapterSetup, Setup, setup_key
+from adapters.runtime.adapters_config import ModelAdaptersConfig
+from adapters.runtime.entry import Entry
+from adapters.runtime.hooks import AdapterDict, Live, LiveEmbedding, LiveResidual, enliven
+from adapters.sites.resolve import Site, resolve, spec_for
+
+
+@dataclass(eq=False)
+class Part:
+    """One stored module of an adapter: at a site, or shared by its sites (`live` is None).
+
+    `path` is the module path, relative to the base model, of the dictionary that holds it.
+    """
+
+    path: str
+    module: nn.Module
+    location: str
+    layer: int
+    live: Live[Any] | None = None
+
+
+class Engine:
+    """The adapters of one model.
+
+    Attributes:
+        root: The model that the user calls.
+        base: The transformer inside it; the same object for headless models.
+        config: Names, configs and the active set-up: `model.adapters_config`.
+        parts: Adapter name -> its modules.
+        fusions: Fusion name -> its layers.
+    """
+
+    def __init__(self, root: nn.Module, base: nn.Module, config: ModelAdaptersConfig) -> None:
+        self.root, self.base, self.config = root, base, config
+        self.spec = spec_for(base)
+        self.live = list(enliven(resolve(base, self.spec)))
+        self.parts: dict[str, list[Part]] = {}
+        self.fusions: dict[str, list[Part]] = {}
+        self.merged: dict[str, list[tuple[Live[Any], Tensor, Tensor | None]]] = {}
+        self.entry = Entry(self)
+        self._touched: set[Live[Any]] = set()
+
+    # ----------------------------------------------------------------------------------------------- adapters
+
+    def add(self, name: str, config: AdapterConfig) -> None:
+        """Build the adapter `name`. Leaves the model as it was if anything fails."""
+        members = config.configs if isinstance(config, ConfigUnion) else [config]
+        parts: list[Part] = []
+        for member in members:
+            parts += self._build(name, member, config)
+        taken: set[tuple[str, int]] = set()
+        for part in parts:
+            if (key := (part.path, id(part.live))) in taken:
+                raise ConfigError(
+                    f"Adapter {name!r}: two configs of the union put an adapter at {part.path}. Let their flags or "
+                    "leave_out keep them apart."
+                )
+            taken.add(key)
+        self.config.add(name, config)
+        self.parts[name] = parts
+        for part in parts:
+            self._container(part.path)[name] = part.module
+            if part.live is not None:
+                part.live.add(name, part.module)  # type: ignore[arg-type]
+        self._refresh({part.live for part in parts if part.live is not None})
+
+    def _build(self, name: str, member: AdapterConfig, config: AdapterConfig) -> Iterator[Part]:
+        methods = [method for method in METHODS if method.handles(member)]
+        if not methods:
+            raise UnsupportedError(
+                f"Adapter {name!r}: no method handles {type(member).__name__} with architecture "
+                f"{getattr(member, 'architecture', None)!r}. {choices(None, [m.__name__ for m in METHODS])}"
+            )
+        for method in methods:
+            yield from self._build_method(name, method, member)
+
+    def _build_method(self, name: str, method: type[AdapterModule[Any]], config: AdapterConfig) -> list[Part]:
+        kind = [live for live in self.live if isinstance(live.site, method.site_type)]
+        left_out = set(getattr(config, "leave_out", ()))
+        chosen = [live for live in kind if method.acts_at(config, live.site) and live.site.layer not in left_out]
+        model_type = self.base.config.model_type  # type: ignore[union-attr]
+        if not kind:
+            raise UnsupportedError(
+                f"Adapter {name!r}: {method.__name__} cannot act in models of type {model_type!r}, which have no place "
+                f"of the kind {method.site_type.__name__}. Choose another method for this model."
+            )
+        if not chosen:
+            raise ConfigError(
+                f"Adapter {name!r}: {type(config).__name__} selects no place in this model of type {model_type!r}. "
+                f"Its places for {method.__name__}: {', '.join(sorted({live.site.location for live in kind}))}; "
+                f"layers {sorted({live.site.layer for live in kind})}. Check flags, layers and leave_out."
+            )
+        with init_seed(config):
+            shared = method.shared(config, [live.site for live in chosen])
+        parts: list[Part] = []
+        if shared is not None:
+            location = "shared" if method.shared_container == "shared_parameters" else ""
+            parts.append(Part(method.shared_container, self._placed(shared, None, config), location, -1))
+        for live in chosen:
+            with init_seed(config):
+                module = method(config, live.site, name)
+            module.bind(shared)
+            path = ".".join(filter(None, (live.site.path, method.container)))
+            module = self._placed(module, live.site, config)  # type: ignore[assignment]
+            parts.append(Part(path, module, live.site.location, live.site.layer, live))
+        return parts
+
+    def _placed(self, module: nn.Module, site: Site | None, config: Any) -> nn.Module:
+        """`module` on the device and in the dtype of its site."""
+        modules = [getattr(site, n, None) for n in ("module", "norm", "x_module", "stack")] if site else []
+        tensors = (p for m in (*modules, self.base) if m is not None for p in m.parameters())
+        like = next((p for p in tensors if p.is_floating_point()), torch.empty(0))
+        dtype = getattr(torch, config.dtype) if getattr(config, "dtype", None) else like.dtype
+        return module.to(device=like.device, dtype=dtype).train(self.base.training)
+
+    def delete(self, name: str) -> None:
+        """Remove the adapter `name` and every trace of it."""
+        if (setup := self.config.active_setup) is not None and name in setup.flatten():
+            self.activate(None)
+        for fusion in [f for f in self.fusions if name in (self.config.get_fusion(f)[1] or ())]:
+            self.delete_fusion(fusion)
+        parts = self.parts.pop(name)
+        for part in parts:
+            if part.live is not None:
+                part.live.remove(name)
+            self._discard(part.path, name)
+        self.config.delete(name)
+        self._refresh({part.live for part in parts if part.live is not None})
+
+    # ----------------------------------------------------------------------------------------------- fusion
+
+    def add_fusion(self, names: list[str], config: Any, fusion_name: str | None) -> str:
+        """Build a fusion layer wherever all adapters have a bottleneck."""
+        for name in names:
+            self.require(name)
+        lives = [
+            live
+            for live in self.live
+            if isinstance(live, LiveResidual) and all(isinstance(live.modules.get(n), Bottleneck) for n in names)
+        ]
+        key = fusion_name or ",".join(names)
+        if not lives:
+            raise ConfigError(
+                f"Fusion {key!r}: there is no place where all of {names} have a bottleneck adapter. AdapterFusion "
+                "combines bottleneck adapters at places that all of them adapt."
+            )
+        config, _ = self.config.add_fusion(names, config, fusion_name)
+        dropout = float(getattr(self.base.config, "attention_probs_dropout_prob", 0.0) or 0.0)  # type: ignore[union-attr]
+        self.fusions[key] = []
+        for live in lives:
+            path = f"{live.site.path}.adapter_fusion_layer"
+            layer = self._placed(AdapterFusion(config, live.site, key, dropout), live.site, config)
+            self.fusions[key].append(Part(path, layer, live.site.location, live.site.layer, live))
+            self._container(path)[key] = layer
+            live.fusions[key] = layer  # type: ignore[assignment]
+            live.plans.clear()
+        self._refresh(set(lives))
+        return key
+
+    def delete_fusion(self, name: str) -> None:
+        """Remove the fusion layers called `name`."""
+        if (setup := self.config.active_setup) is not None and name in _fusion_names(setup):
+            self.activate(None)
+        for part in self.fusions.pop(name):
+            assert part.live is not None
+            part.live.fusions.pop(name)
+            part.live.plans.clear()
+            self._discard(part.path, name)
+            self._refresh({part.live})
+        self.config.delete_fusion(name)
+
+    # ----------------------------------------------------------------------------------------------- set-ups
+
+    def require(self, name: str | None) -> None:
+        """Raise AdapterNameError unless the adapter `name` exists."""
+        if name not in self.parts:
+            raise AdapterNameError(
+                f"There is no adapter {name!r} in this {type(self.root).__name__}. {choices(name, self.parts)}"
+            )
+
+    def parse(self, setup: Any) -> AdapterCompositionBlock | None:
+        """Check a set-up: blocks that nest, adapters and fusions that exist."""
+        block = parse_composition(setup)
+        if isinstance(block, str):
+            block = Stack(block)
+        for name in sorted(block.flatten()) if block is not None else ():
+            self.require(name)
+        return block
+
+    def activate(self, setup: Any, skip_layers: Iterable[int] | None = None) -> None:
+        """Make `setup` the one that is active outside of every `AdapterSetup`."""
+        block = self.parse(setup)
+        skipped = sorted(set(skip_layers or ()))
+        self.config.active_setup, self.config.skip_layers = block, skipped or None
+        touched = self._lives_of(block)
+        self._set_static(touched | self._touched)
+        self._touched = touched
+
+    def _set_static(self, lives: Iterable[Live[Any]]) -> None:
+        block, skipped = self.config.active_setup, self.config.skip_layers or ()
+        key = setup_key(block)
+        for live in lives:
+            if live.site.layer in skipped:
+                live.set_static("none", None)
+            else:
+                live.set_static(key, block)
+
+    def _lives_of(self, block: AdapterCompositionBlock | None) -> set[Live[Any]]:
+        if block is None:
+            return set()
+        return {
+            p.live for name in block.flatten() if name in self.parts for p in self.parts[name] if p.live is not None
+        }
+
+    def ensure(self, key: str, setup: Setup) -> None:
+        """Prepare the set-up of a context, before the first call that needs it."""
+        block = Stack(setup) if isinstance(setup, str) else setup
+        for live in self._lives_of(block):
+            live.activate(key, block)
+            live.hook_all(key)
+
+    def current(self) -> Setup:
+        """The set-up in force on this thread."""
+        context = AdapterSetup.get_context()
+        return context.adapter_setup if context else self.config.active_setup
+
+    def _refresh(self, lives: set[Live[Any]]) -> None:
+        """Bring plans up to date after the adapters at `lives` changed."""
+        if self.parts:
+            ENGINES.add(self)
+            self.entry.attach()
+        else:
+            ENGINES.discard(self)
+            self.entry.detach()
+        for live in lives:
+            if live.modules:
+                self._set_static([live])
+            else:
+                live.unhook()
+        if (context := AdapterSetup.get_context()) is not None:
+            self.ensure(context.key, context.adapter_setup)
+
+    def set_output_embeddings(self, modules: Iterable[nn.Module]) -> None:
+        """Tell where invertible adapters are undone."""
+        for live in self.live:
+            if isinstance(live, LiveEmbedding):
+                live.unhook()
+                live.outputs = tuple(modules)
+                live.plans.clear()
+                self._set_static([live])
+
+    def refresh_hooks(self, live: Live[Any]) -> None:
+        """Hook `live` for what is active, after it was suspended."""
+        self._set_static([live])
+
+    def fusions_of(self, block: AdapterCompositionBlock | None) -> list[str]:
+        """Names of the fusions in `block`. Raises CompositionError if it has none, or one that was not added."""
+        names = sorted(_fusion_names(block)) if block is not None else []
+        missing = [name for name in names if name not in self.fusions]
+        if not names or missing:
+            raise CompositionError(
+                f"{block!r}: {'there is no fusion ' + repr(missing[0]) if missing else 'the set-up holds no Fuse block'}. "
+                f"Add fusion layers with add_adapter_fusion first. {choices(missing, self.fusions)}"
+            )
+        return names
+
+    def eject(self, name: str) -> None:
+        """Make the prefix of the adapter `name` flat, in its weights and in its config."""
+        self.require(name)
+        prefixes = [m for part in self.parts[name] for m in part.module.modules() if isinstance(m, PrefixEmbedding)]
+        if not prefixes:
+            raise ConfigError(f"Adapter {name!r} has no prefix tuning, so there is nothing to eject.")
+        for prefix in prefixes:
+            prefix.eject()
+        config = self.config.get(name)
+        assert config is not None
+        self.config.delete(name)
+        self.config.add(name, flattened(config))
+
+    # ----------------------------------------------------------------------------------------------- modules
+
+    def _container(self, path: str) -> AdapterDict:
+        """The dictionary at `path` below the base model, made if it is not there."""
+        module: nn.Module = self.base
+        *holders, last = path.split(".")
+        for name in holders:
+            if name not in module._modules:
+                module.add_module(name, nn.Module())
+            module = module._modules[name]  # type: ignore[assignment]
+        if last not in module._modules:
+            module.add_module(last, AdapterDict())
+        found = module._modules[last]
+        assert isinstance(found, AdapterDict)
+        return found
+
+    def _discard(self, path: str, name: str) -> None:
+        """Remove `name` from the dictionary at `path`, and every holder that this leaves empty."""
+        names = path.split(".")
+        chain: list[nn.Module] = [self.base]
+        for part in names:
+            chain.append(chain[-1]._modules[part])  # type: ignore[arg-type]
+        del chain[-1]._modules[name]
+        for owner, child, part in reversed(list(zip(chain, chain[1:], names))):
+            if child._modules or not (isinstance(child, AdapterDict) or type(child) is nn.Module):
+                break
+            del owner._modules[part]
+
+    def adopt_checkpointing(self) -> None:
+        """Take over gradient checkpointing that was enabled before the model had an engine."""
+        for module in self.root.modules():
+            if getattr(module, "gradient_checkpointing", False) and hasattr(module, "_gradient_checkpointing_func"):
+                module._gradient_checkpointing_func = self.checkpointed(module._gradient_checkpointing_func)
+
+    def checkpointed(self, function: Any) -> Any:
+        """`function` (torch's checkpoint), made to run its recomputation under the set-up of the forward call."""
+        return partial(_checkpoint, self, function)
+
+
+def _checkpoint(engine: Engine, function: Any, layer: Any, *args: Any, **kwargs: Any) -> Any:
+    return function(engine.entry.carry(layer), *args, **kwargs)
+
+
+def _fusion_names(block: AdapterCompositionBlock) -> set[str]:
+    names = {block.name} if isinstance(block, Fuse) else set()
+    return names.union(*(_fusion_names(child) for child in block if isinstance(child, AdapterCompositionBlock)))

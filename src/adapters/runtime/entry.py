@@ -1,0 +1,200 @@
+"""Where a forward call enters the model: what it asks for, replicated inputs, masks, and what goes with a recomputation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers.utils import ModelOutput
+
+from adapters.call import CALL
+from adapters.composition.blocks import AdapterCompositionBlock
+from adapters.runtime.active import ACTIVE, STATIC, setup_key
+from adapters.runtime.hooks import LivePrompt
+
+if TYPE_CHECKING:
+    from adapters.runtime.engine import Engine
+
+BATCHED = ("input_ids", "inputs_embeds", "pixel_values", "encoder_outputs", "decoder_input_ids", "attention_mask")
+"""Arguments that tell the batch size, in this order."""
+
+UNBATCHED = ("cache_position", "past_key_values", "task_ids")
+"""Arguments that are never replicated."""
+
+
+class Entry:
+    """Follows the calls of one model. Hooks the root, the base model and the stacks whose masks adapters need."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.handles: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        """Follow calls from now on."""
+        if self.handles:
+            return
+        modules = {id(m): m for m in (self.engine.root, self.engine.base)}
+        for module in modules.values():
+            self.handles.append(module.register_forward_pre_hook(self.on_call, prepend=True, with_kwargs=True))
+            self.handles.append(module.register_forward_hook(self.on_return, prepend=True, always_call=True))
+        stacks = {id(s): s for live in self.engine.live if (s := getattr(live.site, "stack", None)) is not None}
+        for stack in stacks.values():
+            self.handles.append(stack.register_forward_pre_hook(self.on_stack, with_kwargs=True))
+
+    def detach(self) -> None:
+        """Leave no hook behind."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    # -------------------------------------------------------------------------------------------------- hooks
+
+    def on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        engine = self.engine
+        if CALL.root is None or CALL.root is module:
+            CALL.root = module
+            CALL.gating = {} if kwargs.pop("output_adapter_gating_scores", False) else None
+            CALL.fusion = {} if kwargs.pop("output_adapter_fusion_attentions", False) else None
+            CALL.task_ids = kwargs.pop("task_ids", None)
+            CALL.replicated = kwargs.pop("adapter_input_parallelized", False) or CALL.given
+            CALL.residual = CALL.override = CALL.hidden = None
+        if module is not engine.base and hasattr(module, "heads"):
+            return args, kwargs
+        setup = engine.current()
+        copies = setup.parallel_channels if isinstance(setup, AdapterCompositionBlock) else 1
+        if copies > 1 and not CALL.replicated:
+            CALL.replicated = True
+            return replicate(args, kwargs, copies)
+        return args, kwargs
+
+    def on_return(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if module is not CALL.root:
+            return None
+        scores = {"adapter_gating_scores": CALL.gating, "adapter_fusion_attentions": CALL.fusion}
+        CALL.root = CALL.gating = CALL.fusion = CALL.task_ids = None
+        CALL.replicated = False
+        asked = {name: value for name, value in scores.items() if value is not None}
+        if not asked or output is None:
+            return None
+        if isinstance(output, tuple):
+            return (*output, *asked.values())
+        for name, value in asked.items():
+            output[name] = value
+        return output
+
+    def on_stack(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note the stack's mask and its number of cached positions; lengthen the mask for prompts."""
+        cache = kwargs.get("past_key_values")
+        offset = 0 if cache is None else int(cache.get_seq_length())
+        mask, args, kwargs = _argument(module, "attention_mask", args, kwargs)
+        prompts = sum(
+            live.length() for live in self.engine.live if isinstance(live, LivePrompt) and live.site.stack is module
+        )
+        if prompts and isinstance(mask, Tensor) and mask.dim() == 2:
+            mask = torch.cat([mask.new_ones(mask.shape[0], prompts), mask], 1)
+            kwargs["attention_mask"] = mask
+        CALL.stacks[id(module)] = (mask if isinstance(mask, Tensor) else None, offset)
+        return args, kwargs
+
+    # ------------------------------------------------------------------------------------------ recomputation
+
+    def carry(self, layer: Callable[..., Any]) -> Callable[..., Any]:
+        """`layer`, made to run under what is in force now, whenever and on whatever thread it runs."""
+        key = ACTIVE.key
+        if key == STATIC:
+            key = setup_key(self.engine.config.active_setup)
+        facts = dict(vars(CALL))
+        facts["stacks"] = dict(CALL.stacks)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if CALL.root is facts["root"] and ACTIVE.key in (key, STATIC):
+                return layer(*args, **kwargs)
+            before, before_key = dict(vars(CALL)), ACTIVE.key
+            vars(CALL).update(facts)
+            CALL.gating = CALL.fusion = None
+            ACTIVE.key = key
+            try:
+                return layer(*args, **kwargs)
+            finally:
+                vars(CALL).update(before)
+                ACTIVE.key = before_key
+
+        return run
+
+    # ---------------------------------------------------------------------------------------------- generate
+
+    @contextmanager
+    def generation(self, kwargs: dict[str, Any], inputs: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Facts of a `generate` call: inputs are replicated here, once; the prompt's length is known to methods."""
+        setup = self.engine.current()
+        copies = setup.parallel_channels if isinstance(setup, AdapterCompositionBlock) else 1
+        before = CALL.given, CALL.generating, CALL.prompt_length
+        if copies > 1 and not CALL.given:
+            (inputs,), kwargs = replicate((inputs,), kwargs, copies)
+        CALL.given, CALL.generating = copies > 1 or CALL.given, True
+        if not getattr(self.engine.base.config, "is_encoder_decoder", False):
+            given = next(
+                (t for t in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if t is not None), None
+            )
+            CALL.prompt_length = None if given is None else given.shape[1]
+        try:
+            yield inputs, kwargs
+        finally:
+            CALL.given, CALL.generating, CALL.prompt_length = before
+
+
+def replicate(args: tuple[Any, ...], kwargs: dict[str, Any], copies: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs with `copies` times as many rows, child-major: all rows for the first child, then all for the second."""
+    named = [kwargs[name] for name in BATCHED if kwargs.get(name) is not None]
+    batch = next((t.shape[0] for t in _tensors((*named, *args))), None)
+    if batch is None:
+        return args, kwargs
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            same = value.dim() > 0 and value.shape[0] == batch
+            return value.repeat(copies, *[1] * (value.dim() - 1)) if same else value
+        if isinstance(value, ModelOutput):
+            return type(value)(**{name: copy(entry) for name, entry in value.items()})
+        if type(value) in (tuple, list):
+            return type(value)(copy(entry) for entry in value)
+        return value
+
+    return tuple(map(copy, args)), {n: v if n in UNBATCHED else copy(v) for n, v in kwargs.items()}
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.dim():
+            yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for entry in value:
+            yield from _tensors(entry)
+
+
+_POSITIONS: dict[tuple[type[nn.Module], str], int | None] = {}
+
+
+def _argument(
+    module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The value of one argument of `module.forward`, moved from the positional to the named arguments."""
+    if name in kwargs or not args:
+        return kwargs.get(name), args, kwargs
+    key = type(module), name
+    if key not in _POSITIONS:
+        names = list(inspect.signature(module.forward).parameters)
+        _POSITIONS[key] = names.index(name) if name in names else None
+    index = _POSITIONS[key]
+    if index is None or index >= len(args):
+        return None, args, kwargs
+    names = list(inspect.signature(module.forward).parameters)
+    kwargs = {**dict(zip(names[index:], args[index:])), **kwargs}
+    return kwargs[name], args[:index], kwargs

@@ -1,0 +1,394 @@
+"""The only file that registers hooks: one object per site, which hooks it while an adapter is active there.
+
+Hooks are bound methods of plain objects, so deepcopy and pickle of a model copy them with it. Which adapter runs is
+read from a fixed place, never by name: adapters of equal shape share one compiled graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from adapters.call import CALL
+from adapters.composition.blocks import Child
+from adapters.composition.evaluate import Adapter, Program, build
+from adapters.composition.fusion import AdapterFusion
+from adapters.errors import CompositionError
+from adapters.methods.base import AdapterModule
+from adapters.methods.bottleneck import Bottleneck
+from adapters.methods.invertible import NICE
+from adapters.methods.prompt_tuning import PromptTuning
+from adapters.methods.state import HiddenState, LinearState, ResidualState
+from adapters.runtime import attention
+from adapters.runtime.active import ACTIVE, STATIC
+from adapters.runtime.batching import batched
+from adapters.sites.resolve import (
+    AttentionSite,
+    EmbeddingSite,
+    LayerSite,
+    LinearSite,
+    PromptSite,
+    ResidualSite,
+    Site,
+)
+
+SiteT = TypeVar("SiteT", bound=Site)
+
+
+class AdapterDict(nn.ModuleDict):
+    """A ModuleDict in which every adapter name is free: names of methods (`train`, `type`) too."""
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        self._modules[name] = module
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one set-up does at one site: the hooks it needs and what they call."""
+
+    hooks: tuple[str, ...]
+    program: Program
+    run: Any
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Stands for a program that cannot be: raises the reason when the site is reached."""
+
+    reason: str
+
+    def run(self, *args: Any) -> Any:
+        raise CompositionError(self.reason)
+
+
+class Live(Generic[SiteT]):
+    """One site of one model, with the adapters that live there.
+
+    Attributes:
+        modules, fusions: What lives here, by name. The modules are children of the model, not of this object.
+        plans: Key of a set-up -> its plan here. The one under `STATIC` belongs to the set-up of the model itself.
+        suspended: Set while an adapter of this site is merged into the base weights: nothing is hooked.
+    """
+
+    site_type: ClassVar[type[Site]]
+
+    def __init__(self, site: SiteT) -> None:
+        self.site = site
+        self.modules: dict[str, AdapterModule[Any]] = {}
+        self.fusions: dict[str, AdapterFusion] = {}
+        self.plans: dict[str, Plan | None] = {}
+        self.handles: dict[str, Any] = {}
+        self.suspended = False
+
+    def add(self, name: str, module: AdapterModule[Any]) -> None:
+        """Let the adapter `name` act here."""
+        self.modules[name] = module
+        self.plans.clear()
+
+    def remove(self, name: str) -> None:
+        """Forget the adapter `name`."""
+        self.modules.pop(name, None)
+        self.plans.clear()
+
+    def activate(self, key: str, setup: Child) -> None:
+        """Make the plan of `setup`, and hook what it needs."""
+        if key not in self.plans:
+            self.plans[key] = self._plan(setup)
+
+    def set_static(self, key: str, setup: Child) -> None:
+        """Make `setup` the one that acts outside of every context, and unhook what it does not need."""
+        self.activate(key, setup)
+        plan = self.plans[STATIC] = self.plans[key]
+        needed = plan.hooks if plan else ()
+        for name in [name for name in self.handles if name not in needed]:
+            self.handles.pop(name).remove()
+        for name in needed:
+            self._hook(name)
+
+    def hook_all(self, key: str) -> None:
+        """Hook what the plan under `key` needs, in addition to what is hooked."""
+        if plan := self.plans[key]:
+            for name in plan.hooks:
+                self._hook(name)
+
+    def unhook(self) -> None:
+        """Leave no hook behind."""
+        for handle in self.handles.values():
+            handle.remove()
+        self.handles.clear()
+
+    def current(self) -> Plan | None:
+        """The plan in force on this thread."""
+        return self.plans.get(ACTIVE.key)
+
+    def _hook(self, name: str) -> None:
+        if name not in self.handles and not self.suspended:
+            self.handles[name] = self.register(name)
+
+    def _plan(self, setup: Child) -> Plan | None:
+        try:
+            program = build(setup, self.modules, self.fusions)
+        except CompositionError as error:
+            program = Refused(str(error))
+        return None if program is None else self.plan(program)
+
+    def register(self, name: str) -> Any:
+        """Register the hook called `name`."""
+        raise NotImplementedError
+
+    def plan(self, program: Program) -> Plan:
+        """The plan of a program at this kind of site."""
+        raise NotImplementedError
+
+
+class LiveLinear(Live[LinearSite]):
+    """Replaces the output of a linear map."""
+
+    site_type = LinearSite
+
+    def register(self, name: str) -> RemovableHandle:
+        return self.site.module.register_forward_hook(self.on_output, prepend=True)
+
+    def plan(self, program: Program) -> Plan:
+        fast = program.module if isinstance(program, Adapter) else batched(program)
+        return Plan(("output",), program, fast or partial(self._run, program))
+
+    @staticmethod
+    def _run(program: Program, x: Tensor, y: Tensor) -> Tensor:
+        result: Tensor = program.run(LinearState(x, y)).result()
+        return result
+
+    def on_output(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        plan = self.plans.get(ACTIVE.key)
+        return None if plan is None else plan.run(args[0], output)
+
+
+class LiveResidual(Live[ResidualSite]):
+    """Replaces h so that the model's own sum and norm give what the adapters ask for."""
+
+    site_type = ResidualSite
+
+    def register(self, name: str) -> RemovableHandle:
+        site = self.site
+        if name == "x":
+            return site.x_module.register_forward_pre_hook(self.on_x, prepend=True)
+        if name == "h":
+            return site.module.register_forward_hook(self.on_h, prepend=True)
+        assert site.norm is not None
+        if name == "sum":
+            return site.norm.register_forward_pre_hook(self.on_sum, prepend=True)
+        return site.norm.register_forward_hook(self.on_normed, prepend=True)
+
+    def plan(self, program: Program) -> Plan:
+        module = program.module if isinstance(program, Adapter) else None
+        if isinstance(module, Bottleneck) and module.plain and not module.config.is_parallel:
+            if not module.config.original_ln_before:
+                return Plan(("h",), program, module.at_output)
+            if self.site.norm is not None:
+                return Plan(("sum",), program, module.at_sum)
+        if (fast := batched(program)) is not None:
+            return Plan(fast.hooks(self.site), program, fast.at(self.site))
+        hooks = ("x", "h") if self.site.norm is None else ("x", "h", "normed")
+        return Plan(hooks, program, partial(self._run, program))
+
+    def on_x(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        CALL.residual = args[self.site.x_index]
+
+    def on_sum(self, module: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
+        plan = self.current()
+        return plan.run(args[0]) if plan is not None and "sum" in plan.hooks else None
+
+    def on_h(self, module: nn.Module, args: Any, output: Any) -> Any:
+        plan = self.current()
+        if plan is None or "h" not in plan.hooks:
+            return None
+        h = output[0] if isinstance(output, tuple) else output
+        new = plan.run(h)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    def on_normed(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        override, CALL.override = CALL.override, None
+        return override
+
+    def _run(self, program: Program, h: Tensor) -> Tensor:
+        x, CALL.residual = CALL.residual, None
+        assert x is not None
+        norm = self.site.norm
+        state: ResidualState = program.run(ResidualState(h, x, None if norm is None else norm.forward))
+        if state.last is None or state.last.config.original_ln_after:
+            return state.h
+        if norm is None:
+            return state.h - x
+        CALL.override = state.h
+        return h
+
+
+class LiveAttention(Live[AttentionSite]):
+    """Prepends keys and values in the attention function that the model calls."""
+
+    site_type = AttentionSite
+
+    def register(self, name: str) -> Any:
+        if name == "hidden":
+            return self.site.module.register_forward_pre_hook(self.on_input, prepend=True, with_kwargs=True)
+        return attention.intercept(self.site.module, self)
+
+    def plan(self, program: Program) -> Plan:
+        gated = any(getattr(module.config, "use_gating", False) for module in self.modules.values())
+        return Plan(("attention", "hidden") if gated else ("attention",), program, program.run)
+
+    def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        CALL.hidden = args[0] if args else kwargs["hidden_states"]
+
+    def attend(self, function: Any, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Call the attention function with what the active adapters prepend."""
+        plan = self.current()
+        if plan is None:
+            return function(module, *args, **kwargs)  # type: ignore[no-any-return]
+        hidden, CALL.hidden = CALL.hidden, None
+        return attention.attend(plan.run, self.site, hidden, function, module, *args, **kwargs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        attention.install()
+
+
+class LiveLayer(Live[LayerSite]):
+    """Replaces the output of a layer."""
+
+    site_type = LayerSite
+
+    def register(self, name: str) -> RemovableHandle:
+        return self.site.module.register_forward_hook(self.on_output, prepend=True)
+
+    def plan(self, program: Program) -> Plan:
+        return Plan(("output",), program, program.run)
+
+    def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
+        plan = self.current()
+        if plan is None:
+            return None
+        h = output[0] if isinstance(output, tuple) else output
+        new = plan.run(hidden_state(h, self.site.stack)).h
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+
+def hidden_state(h: Tensor, stack: nn.Module) -> HiddenState:
+    """The state of hidden states h [B, S, D] of a stack: which positions are attended, how many came before."""
+    mask, offset = CALL.stacks.get(id(stack), (None, 0))
+    end = offset + h.shape[1]
+    if CALL.prompt_length is not None:
+        end = min(end, CALL.prompt_length) if offset == 0 else CALL.prompt_length
+    if mask is None or mask.dim() != 2:
+        return HiddenState(h, offset=offset, length=end)
+    attended = mask[:, :end].bool()
+    first = attended.int().argmax(1, keepdim=True)
+    count = attended.sum(1, keepdim=True)
+    return HiddenState(h, first, first + count, offset, end)
+
+
+class LiveEmbedding(Live[EmbeddingSite]):
+    """Passes token embeddings through a bijection, and undoes it before the output embedding."""
+
+    site_type = EmbeddingSite
+    outputs: tuple[nn.Module, ...] = ()
+    """Output embedding layers, before which the inverse is applied."""
+
+    def register(self, name: str) -> RemovableHandle:
+        if name.startswith("inverse"):
+            module = self.outputs[int(name.partition(":")[2])]
+            return module.register_forward_pre_hook(self.on_output_embedding, prepend=True)
+        if self.site.index is None:
+            return self.site.module.register_forward_hook(self.on_output, prepend=True)
+        return self.site.module.register_forward_pre_hook(self.on_input, prepend=True)
+
+    def plan(self, program: Program) -> Plan:
+        inverses = tuple(f"inverse:{i}" for i in range(len(self.outputs)))
+        return Plan(("embedding", *inverses), program, program.run)
+
+    def on_output(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        plan = self.current()
+        return None if plan is None else plan.run(HiddenState(output)).h  # type: ignore[no-any-return]
+
+    def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        plan, i = self.current(), self.site.index
+        if plan is None or i is None:
+            return None
+        return (*args[:i], plan.run(HiddenState(args[i])).h, *args[i + 1 :])
+
+    def on_output_embedding(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        plan = self.current()
+        if plan is None:
+            return None
+        return (self._inverse(plan.program, args[0]), *args[1:])
+
+    def _inverse(self, program: Program, h: Tensor) -> Tensor:
+        return invert(program).run(HiddenState(h)).h  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """Runs a bijection backwards."""
+
+    module: NICE
+
+    def run(self, state: HiddenState) -> HiddenState:
+        return replace(state, h=self.module(state.h, rev=True))
+
+
+def invert(program: Program) -> Program:
+    """The program that undoes a program of bijections: each adapter replaced by its inverse."""
+    if isinstance(program, Adapter):
+        assert isinstance(program.module, NICE)
+        return Inverse(program.module)
+    children = tuple(None if child is None else invert(child) for child in program.children)  # type: ignore[attr-defined]
+    return replace(program, children=children)  # type: ignore[type-var]
+
+
+class LivePrompt(Live[PromptSite]):
+    """Lengthens the embedded sequence, and the attention mask with it."""
+
+    site_type = PromptSite
+
+    def register(self, name: str) -> RemovableHandle:
+        return self.site.module.register_forward_hook(self.on_output, prepend=True)
+
+    def plan(self, program: Program) -> Plan:
+        return Plan(("prompt",), program, program.run)
+
+    def on_output(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        plan = self.current()
+        if plan is None or CALL.stacks.get(id(self.site.stack), (None, 0))[1]:
+            return None
+        return plan.run(HiddenState(output)).h  # type: ignore[no-any-return]
+
+    def length(self) -> int:
+        """Positions that the active prompts add."""
+        plan = self.current()
+        return 0 if plan is None else prompt_length(plan.program)
+
+
+def prompt_length(program: Program) -> int:
+    """Positions that a program of prompts adds."""
+    if isinstance(program, Adapter):
+        assert isinstance(program.module, PromptTuning)
+        return int(program.module.config.prompt_length)
+    return max(prompt_length(child) for child in program.children if child is not None)  # type: ignore[attr-defined]
+
+
+LIVE: tuple[type[Live[Any]], ...] = (LiveLinear, LiveResidual, LiveAttention, LiveLayer, LiveEmbedding, LivePrompt)
+
+
+def enliven(sites: list[Site]) -> Iterator[Live[Any]]:
+    """A live object for every site."""
+    kinds = {live.site_type: live for live in LIVE}
+    for site in sites:
+        yield kinds[type(site)](site)

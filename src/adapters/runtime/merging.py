@@ -1,0 +1,58 @@
+"""Fold a linear method into the base weights, and bring the exact weights back."""
+
+from __future__ import annotations
+
+import torch
+
+from adapters.errors import MergeError
+from adapters.methods.base import LinearAdapter
+from adapters.runtime.engine import Engine
+from adapters.sites.linear import assign, weight_of
+from adapters.sites.resolve import LinearSite
+
+
+@torch.no_grad()
+def merge(engine: Engine, name: str) -> None:
+    """Put the adapter `name` into the weights of its linear maps; other adapters are skipped there meanwhile.
+
+    Raises:
+        MergeError: another adapter is merged, the adapter has no linear part, or its update depends on the input.
+    """
+    engine.require(name)
+    if name in engine.merged:
+        return
+    if engine.merged:
+        raise MergeError(
+            f"Adapter {next(iter(engine.merged))!r} is merged already, and only one can be. Call reset_adapter() first."
+        )
+    parts = [(p, p.module) for p in engine.parts[name] if isinstance(p.module, LinearAdapter)]
+    if not parts:
+        raise MergeError(
+            f"Adapter {name!r} changes no linear map, so it cannot be merged into the base weights. "
+            "LoRA, DoRA and IA3 can."
+        )
+    changes = []
+    for part, module in parts:
+        weight, bias = weight_of(module.site.module), module.site.module.bias
+        changes.append((part, module, module.merged(weight, bias)))  # type: ignore[arg-type]
+    backup = engine.merged[name] = []
+    for part, module, (weight, bias) in changes:
+        linear = module.site.module
+        assert part.live is not None
+        old_bias = None if linear.bias is None else linear.bias.detach().clone()  # type: ignore[operator]
+        backup.append((part.live, weight_of(linear).detach().clone(), old_bias))
+        assign(linear, weight, bias)
+        part.live.suspended = True
+        part.live.unhook()
+
+
+@torch.no_grad()
+def unmerge(engine: Engine) -> None:
+    """Take merged adapters out of the base weights: the weights from before come back, bit for bit."""
+    while engine.merged:
+        _, backup = engine.merged.popitem()
+        for live, weight, bias in backup:
+            assert isinstance(live.site, LinearSite)
+            assign(live.site.module, weight, bias)
+            live.suspended = False
+            engine.refresh_hooks(live)

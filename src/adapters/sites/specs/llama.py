@@ -1,0 +1,26 @@
+"""Llama and the decoders that share its module names.
+
+`intermediate` and `output` are swapped on purpose: adapters trained with `intermediate_lora` hold weights for
+`down_proj`, those with `output_lora` for `up_proj`.
+"""
+
+from __future__ import annotations
+
+from adapters.sites.spec import AttentionSpec, Input, LayerSpec, ModelSpec, ResidualSpec
+
+LLAMA = ModelSpec(
+    model_types=("llama", "mistral", "qwen2", "qwen3"),
+    layers=(
+        LayerSpec(
+            path="layers",
+            attentions=(AttentionSpec("self_attn", "self_prefix", q="q_proj", k="k_proj", v="v_proj"),),
+            residuals=(
+                ResidualSpec("mh_adapter", "self_attn.o_proj", Input("input_layernorm"), "attention_adapters"),
+                ResidualSpec("output_adapter", "mlp", Input("post_attention_layernorm"), "output_adapters"),
+            ),
+            intermediate="mlp.down_proj",
+            output="mlp.up_proj",
+        ),
+    ),
+    invertible="embed_tokens",
+)
