@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +32,7 @@ from adapters.composition.fusion import AdapterFusion, FusionStep
 from adapters.errors import CompositionError
 from adapters.methods.base import AdapterModule
 from adapters.methods.bottleneck import Bottleneck
+from adapters.methods.stacking import RowGroups
 from adapters.methods.state import State
 
 Modules = Mapping[str, AdapterModule[Any]]
@@ -130,7 +133,7 @@ class TaskSplit(Branches):
 def slices(sizes: Sequence[int]) -> list[slice]:
     """Consecutive slices of the given sizes."""
     bounds = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-    return [slice(a, b) for a, b in zip(bounds, bounds[1:])]
+    return [slice(a, b) for a, b in pairwise(bounds)]
 
 
 def row_sizes(block: AdapterCompositionBlock, rows: int) -> list[int]:
@@ -202,7 +205,19 @@ def build(block: Child, modules: Modules, fusions: Mapping[str, AdapterFusion], 
     if isinstance(block, Fuse):
         return _fuse(block, present, modules, fusions)
     children = tuple(build(child, modules, fusions, inner=True) for child in block)
+    if isinstance(block, (BatchSplit, Parallel)) and (module := _stacked(block, children)) is not None:
+        return Adapter(module)
     return BRANCHES[type(block)](block, children, present[0])
+
+
+def _stacked(block: AdapterCompositionBlock, children: tuple[Program | None, ...]) -> AdapterModule[Any] | None:
+    """One module that runs all children at once, where they are adapters of equal shape."""
+    members = [child.module for child in children if isinstance(child, Adapter)]
+    if len(members) < max(2, len(children)) or (signature := members[0].signature) is None:
+        return None
+    if any(member.signature != signature for member in members[1:]):
+        return None
+    return type(members[0]).stacked(members, RowGroups(len(members), partial(row_sizes, block)))
 
 
 def _fuse(

@@ -5,8 +5,9 @@ What a method never sees: model names, other methods, files, which adapters are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from operator import attrgetter, methodcaller
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from adapters.call import CALL, record
 from adapters.errors import MergeError
+from adapters.methods.stacking import RowGroups
 from adapters.methods.state import LinearState, State
 from adapters.sites.resolve import LinearSite, Site
 
@@ -69,8 +71,13 @@ class AdapterModule(nn.Module, Generic[S]):
 
     @property
     def signature(self) -> tuple[Any, ...] | None:
-        """Equal for adapters whose weights can be stacked into one batched operation; None where none exists."""
+        """Equal for adapters that `stacked` can run as one batched operation; None where it cannot."""
         return None
+
+    @classmethod
+    def stacked(cls, members: Sequence[Any], groups: RowGroups) -> AdapterModule[S]:
+        """One module that gives each row of a batch the member that `groups` assigns to it."""
+        raise NotImplementedError
 
     def record_gate(self, scores: Tensor) -> None:
         """Report gating scores [B, n] if this call was asked for them."""
@@ -124,11 +131,14 @@ class Derived:
         self._value: Any = None
 
     def __call__(self, parameters: tuple[Tensor, ...], compute: Callable[[], Any]) -> Any:
-        if torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
+        if torch.compiler.is_compiling():
             return compute()
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
             return compute()
-        key = tuple((p.data_ptr(), p._version, p.dtype) for p in parameters)
+        try:
+            key = [*map(_VERSION, parameters), *map(_ADDRESS, parameters)]
+        except RuntimeError:  # made in inference mode: changes of such tensors cannot be noticed
+            return compute()
         if key != self._key:
             with torch.no_grad():
                 self._value = compute()
@@ -140,6 +150,9 @@ class Derived:
 
     def __reduce__(self) -> tuple[type[Derived], tuple[()]]:
         return Derived, ()
+
+
+_VERSION, _ADDRESS = attrgetter("_version"), methodcaller("data_ptr")
 
 
 @contextmanager

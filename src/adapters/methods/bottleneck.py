@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from adapters.errors import ConfigError
-from adapters.methods.base import AdapterModule, gate, new_gate
+from adapters.methods.base import AdapterModule, Derived, gate, new_gate
 from adapters.methods.config import (
     AdapterConfig,
     ConfigT,
@@ -29,6 +29,7 @@ from adapters.methods.config import (
     probability,
     seed,
 )
+from adapters.methods.stacking import RowGroups, select
 from adapters.methods.state import ResidualState
 from adapters.sites.resolve import ResidualSite
 
@@ -405,12 +406,49 @@ class Bottleneck(AdapterModule[ResidualState]):
     @property
     def signature(self) -> tuple[Any, ...] | None:
         config: BnConfig = self.config
-        if not self.plain or config.ln_before or self.dropout is not None or config.stochastic_depth:
+        bare = self.gate is None and self.adapter_norm_after is None and self.dropout is None
+        if type(self) is not Bottleneck or not bare or config.ln_before or config.stochastic_depth:
             return None
         scaling = self.scaling.shape if isinstance(self.scaling, Tensor) else self.scaling
-        hidden = self.adapter_down[0].out_features if type(self) is Bottleneck else None
-        flags = config.original_ln_before, config.is_parallel, config.non_linearity.lower()
-        return None if hidden is None else (type(self), hidden, scaling, *flags)
+        flags = (config.original_ln_before, config.original_ln_after, config.residual_before_ln, config.is_parallel)
+        return Bottleneck, self.adapter_up.weight.shape, scaling, config.non_linearity.lower(), flags
+
+    @classmethod
+    def stacked(cls, members: Sequence[Bottleneck], groups: RowGroups) -> Bottleneck:
+        return StackedBottleneck(members, groups)
+
+
+class StackedBottleneck(Bottleneck):
+    """Bottlenecks with other weights for every row: W_down [N, d, D], W_up [N, D, d] of N equally shaped adapters."""
+
+    def __init__(self, members: Sequence[Bottleneck], groups: RowGroups) -> None:
+        first = members[0]
+        AdapterModule.__init__(self, first.config, first.site, "+".join(m.name for m in members))
+        self.gate = self.adapter_norm_after = self.dropout = None
+        self.activation, self.scaling = first.adapter_down[-1], first.scaling
+        self.__dict__["members"], self.groups, self._derived = tuple(members), groups, Derived()
+
+    def weights(self) -> tuple[Tensor, ...]:
+        """W_down, b_down, W_up, b_up and, where learned, the scaling of all members."""
+        named = [
+            (m.adapter_down[0].weight, m.adapter_down[0].bias, m.adapter_up.weight, m.adapter_up.bias)
+            for m in self.members
+        ]
+        if isinstance(self.scaling, Tensor):
+            named = [(*tensors, m.scaling) for tensors, m in zip(named, self.members)]
+        flat = tuple(tensor for tensors in named for tensor in tensors)
+        return self._derived(flat, lambda: tuple(map(torch.stack, zip(*named))))  # type: ignore[no-any-return]
+
+    def forward(self, z: Tensor) -> Tensor:
+        flat, index = self.groups.arrange(z)
+        w_down, b_down, w_up, b_up, *scaling = (select(tensor, index) for tensor in self.weights())
+        hidden = self.activation(torch.baddbmm(b_down[:, None], flat, w_down.transpose(1, 2)))
+        up = torch.baddbmm(b_up[:, None], hidden, w_up.transpose(1, 2))
+        if scaling:
+            up = up * scaling[0][:, None]
+        elif self.scaling is not None:
+            up = up * self.scaling
+        return up.view(z.shape)
 
 
 def reduction_factor(config: BnConfig, layer: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import ConfigError
-from adapters.methods.base import LinearAdapter, gate, new_gate
+from adapters.methods.base import Derived, LinearAdapter, gate, new_gate
 from adapters.methods.lora import LoRAConfig, init_matrices, linear_method, output_columns, wants_site
+from adapters.methods.stacking import RowGroups
 from adapters.methods.state import LinearState
 from adapters.sites.resolve import LinearSite
 
@@ -100,4 +102,23 @@ class IA3(LinearAdapter):
 
     @property
     def signature(self) -> tuple[Any, ...] | None:
-        return None if self.gate is not None else (type(self), self.lora_B.shape, self.config.alpha, self.columns)
+        return None if self.gate is not None else (IA3, self.lora_B.shape, self.config.alpha, self.columns)
+
+    @classmethod
+    def stacked(cls, members: Sequence[IA3], groups: RowGroups) -> IA3:
+        return StackedIA3(members, groups)
+
+
+class StackedIA3(IA3):
+    """(IA)^3 with another vector for every row."""
+
+    def __init__(self, members: Sequence[IA3], groups: RowGroups) -> None:
+        LinearAdapter.__init__(self, members[0].config, members[0].site, "+".join(m.name for m in members))
+        self.columns, self.gate = members[0].columns, None
+        self.__dict__["members"], self.groups, self._derived = tuple(members), groups, Derived()
+
+    def scale(self, x: Tensor) -> Tensor:
+        """The scaling vectors, [B, 1, O]."""
+        vectors = tuple(m.lora_B for m in self.members)
+        whole = self._derived(vectors, lambda: torch.cat([m.scale(x) for m in self.members]))
+        return self.groups.per_row(whole, x.shape[0])

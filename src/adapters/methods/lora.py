@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -30,6 +30,7 @@ from adapters.methods.config import (
     seed,
     text,
 )
+from adapters.methods.stacking import RowGroups, select
 from adapters.methods.state import LinearState
 from adapters.sites.linear import weight_of
 from adapters.sites.resolve import LinearSite
@@ -230,11 +231,6 @@ class LoRA(LinearAdapter):
         if self.gate is not None:
             return super().merged(weight, bias)
         return weight + self.scaling * self.delta_weight(), bias
-
-    @property
-    def signature(self) -> tuple[Any, ...] | None:
-        if self.gate is not None:
-            return None
         return (
             type(self),
             self.lora_A.shape,
@@ -243,6 +239,47 @@ class LoRA(LinearAdapter):
             self.config.dropout,
             self.columns,
         )
+
+
+class StackedLoRA(LoRA):
+    """LoRA with other matrices for every row: A [N, r, I] and B [N, O, r] of N equally shaped adapters."""
+
+    def __init__(self, members: Sequence[LoRA], groups: RowGroups) -> None:
+        LinearAdapter.__init__(self, members[0].config, members[0].site, "+".join(m.name for m in members))
+        self.columns, self.scaling, self.dropout, self.gate = members[0].columns, members[0].scaling, None, None
+        self.__dict__["members"], self.groups, self._derived = tuple(members), groups, Derived()
+        self.lora_A = members[0].lora_A  # dtype and width; the weights that count are in `members`
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """A and B of all members."""
+        a, b = tuple(m.lora_A for m in self.members), tuple(m.lora_B for m in self.members)
+        return self._derived((*a, *b), lambda: (torch.stack(a), torch.stack(b)))  # type: ignore[no-any-return]
+
+    def grouped(self, x: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(columns, A x [G, M, r], B [G, O, r]) of every part of the projection."""
+        flat, index = self.groups.arrange(x)
+        a, b = (select(m, index) for m in self.matrices())
+        count = len(self.columns)
+        for columns, a_part, b_part in zip(self.columns, a.chunk(count, 1), b.chunk(count, 1)):
+            yield columns, torch.bmm(flat, a_part.transpose(1, 2)), b_part.transpose(1, 2)
+
+    def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
+        out = x.new_zeros(*x.shape[:-1], self.site.out_features)
+        for columns, down, up in self.grouped(x):
+            update = torch.bmm(down, up).view(*x.shape[:-1], -1) * self.scaling
+            if self.whole:
+                return update
+            out[..., columns] = update
+        return out
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if not x.dtype == y.dtype == self.lora_A.dtype or not y.is_contiguous():
+            return self.run(LinearState(x, y)).result()
+        for columns, down, up in self.grouped(x):
+            out = y.view(down.shape[0], down.shape[1], -1)
+            block = out if self.whole else out[..., columns]
+            block.baddbmm_(down, up, alpha=self.scaling)
+        return y
 
 
 def linear_method(config: LoRAConfig) -> str:

@@ -1,4 +1,4 @@
-"""Where a forward call enters the model: what it asks for, replicated inputs, masks, and what goes with a recomputation."""
+"""Where a forward call enters the model: what it asks for, replicated inputs, masks, what a recomputation needs."""
 
 from __future__ import annotations
 

@@ -26,7 +26,6 @@ from adapters.methods.prompt_tuning import PromptTuning
 from adapters.methods.state import HiddenState, LinearState, ResidualState
 from adapters.runtime import attention
 from adapters.runtime.active import ACTIVE, STATIC
-from adapters.runtime.batching import batched
 from adapters.sites.resolve import (
     AttentionSite,
     EmbeddingSite,
@@ -158,8 +157,8 @@ class LiveLinear(Live[LinearSite]):
         return self.site.module.register_forward_hook(self.on_output, prepend=True)
 
     def plan(self, program: Program) -> Plan:
-        fast = program.module if isinstance(program, Adapter) else batched(program)
-        return Plan(("output",), program, fast or partial(self._run, program))
+        run = program.module if isinstance(program, Adapter) else partial(self._run, program)
+        return Plan(("output",), program, run)
 
     @staticmethod
     def _run(program: Program, x: Tensor, y: Tensor) -> Tensor:
@@ -194,8 +193,6 @@ class LiveResidual(Live[ResidualSite]):
                 return Plan(("h",), program, module.at_output)
             if self.site.norm is not None:
                 return Plan(("sum",), program, module.at_sum)
-        if (fast := batched(program)) is not None:
-            return Plan(fast.hooks(self.site), program, fast.at(self.site))
         hooks = ("x", "h") if self.site.norm is None else ("x", "h", "normed")
         return Plan(hooks, program, partial(self._run, program))
 

@@ -1,0 +1,46 @@
+"""Many adapters of equal shape in one batch: which of them each row uses, and their weights as one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+class RowGroups:
+    """Assigns the rows of a batch to `count` adapters: consecutive groups, whose sizes `sizes(rows)` tells."""
+
+    def __init__(self, count: int, sizes: Callable[[int], list[int]]) -> None:
+        self.count, self.sizes = count, sizes
+
+    def arrange(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x [B, S, I] as [G, M, I], one group per adapter where all are equally large and else one per row.
+
+        The second value says which adapter each group uses; None where group i uses adapter i.
+        """
+        sizes = self.sizes(x.shape[0])
+        if sizes.count(sizes[0]) == len(sizes):
+            return x.reshape(self.count, -1, x.shape[-1]), None
+        return x.reshape(x.shape[0], -1, x.shape[-1]), row_index(tuple(sizes), x.device)
+
+    def per_row(self, stacked: Tensor, rows: int) -> Tensor:
+        """`stacked` [N, ...] as [B, ...]: for every row the entry of its adapter."""
+        return stacked.index_select(0, row_index(tuple(self.sizes(rows)), stacked.device))
+
+
+@lru_cache(maxsize=256)
+def row_index(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Index of the group for every row, [B]."""
+    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
+
+
+def select(stacked: Tensor, index: Tensor | None) -> Tensor:
+    """Entries of `stacked` [N, ...] for every group."""
+    return stacked if index is None else stacked.index_select(0, index)
+
+
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """One tensor [N, ...] of N equally shaped ones."""
+    return torch.stack(tuple(tensors))
