@@ -1,0 +1,163 @@
+"""Which class opens a checkpoint as a model with flexible heads? One class per model type, and AutoAdapterModel."""
+
+from __future__ import annotations
+
+import importlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers import GenerationMixin
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
+from transformers.models.auto.configuration_auto import (  # type: ignore[attr-defined]
+    CONFIG_MAPPING_NAMES,
+    model_type_to_module_name,
+)
+
+from adapters.heads.model import HeadModel, argument_names, make_signature
+from adapters.heads.pooling import Pooling, last_eos, last_token
+from adapters.heads.shifting import Shift, last_token_first, start_token_first
+from adapters.model import AdapterModelMixin
+
+if TYPE_CHECKING:
+    BertAdapterModel: type[Any]
+    RobertaAdapterModel: type[Any]
+    XLMRobertaAdapterModel: type[Any]
+    DistilBertAdapterModel: type[Any]
+    ElectraAdapterModel: type[Any]
+    GPT2AdapterModel: type[Any]
+    LlamaAdapterModel: type[Any]
+    MistralAdapterModel: type[Any]
+    Qwen2AdapterModel: type[Any]
+    Qwen3AdapterModel: type[Any]
+    T5AdapterModel: type[Any]
+    MT5AdapterModel: type[Any]
+    BartAdapterModel: type[Any]
+    MBartAdapterModel: type[Any]
+    ViTAdapterModel: type[Any]
+
+CLASSIFICATION = ("classification", "multilabel_classification")
+ENCODER_HEADS = (
+    *CLASSIFICATION,
+    "tagging",
+    "multiple_choice",
+    "question_answering",
+    "dependency_parsing",
+    "masked_lm",
+    "causal_lm",
+)
+DECODER_HEADS = (*CLASSIFICATION, "tagging", "question_answering", "causal_lm")
+ENCODER_DECODER_HEADS = (*CLASSIFICATION, "question_answering", "seq2seq_lm")
+IMAGE_HEADS = ("image_classification",)
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """What distinguishes the model with flexible heads of one model type from those of others.
+
+    Args:
+        name: Stem of its classes in transformers: `<name>Model`, `<name>PreTrainedModel`.
+        head_types: Heads it supports.
+        pooling: Vector per row for classification; None: position 0 or the pooler.
+        shift: Default decoder inputs of encoder-decoder models.
+        generates: Whether it has `generate`.
+    """
+
+    name: str
+    head_types: tuple[str, ...]
+    pooling: Pooling | None = None
+    shift: Shift | None = None
+    generates: bool = True
+
+
+MODEL_KINDS: dict[str, ModelKind] = {
+    "bert": ModelKind("Bert", ENCODER_HEADS),
+    "roberta": ModelKind("Roberta", ENCODER_HEADS),
+    "xlm-roberta": ModelKind("XLMRoberta", ENCODER_HEADS),
+    "distilbert": ModelKind("DistilBert", ENCODER_HEADS, generates=False),
+    "electra": ModelKind("Electra", ENCODER_HEADS),
+    "gpt2": ModelKind("GPT2", DECODER_HEADS, last_token),
+    "llama": ModelKind("Llama", DECODER_HEADS, last_token),
+    "mistral": ModelKind("Mistral", DECODER_HEADS, last_token),
+    "qwen2": ModelKind("Qwen2", DECODER_HEADS, last_token),
+    "qwen3": ModelKind("Qwen3", DECODER_HEADS, last_token),
+    "t5": ModelKind("T5", ENCODER_DECODER_HEADS, last_eos, start_token_first),
+    "mt5": ModelKind("MT5", ENCODER_DECODER_HEADS, last_eos, start_token_first),
+    "bart": ModelKind("Bart", ENCODER_DECODER_HEADS, last_eos, start_token_first),
+    "mbart": ModelKind("MBart", ENCODER_DECODER_HEADS, last_eos, last_token_first),
+    "vit": ModelKind("ViT", IMAGE_HEADS, generates=False),
+}
+"""Model type of a config -> its kind."""
+
+ADAPTER_MODEL_MAPPING_NAMES = {kind: f"{row.name}AdapterModel" for kind, row in MODEL_KINDS.items()}
+
+
+def make_adapter_model_class(model_type: str) -> type[Any]:
+    """Builds the class of a model type: its base model under the usual attribute, adapters and flexible heads.
+
+    Args:
+        model_type: A key of `MODEL_KINDS`.
+    """
+    kind = MODEL_KINDS[model_type]
+    module = importlib.import_module(_modeling_module(model_type))
+    base = getattr(module, f"{kind.name}Model")
+    parents = (HeadModel, AdapterModelMixin, getattr(module, f"{kind.name}PreTrainedModel"))
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return HeadModel.forward(self, *args, **kwargs)
+
+    forward.__doc__ = HeadModel.forward.__doc__
+    forward.__qualname__ = f"{kind.name}AdapterModel.forward"
+    forward.__signature__ = make_signature(base)  # type: ignore[attr-defined]
+    content = {
+        "__module__": __name__,
+        "__doc__": f"{kind.name}Model with adapters and flexible prediction heads. See `HeadModel`.",
+        "base_model_class": base,
+        "head_types": kind.head_types,
+        "pooling": None if kind.pooling is None else staticmethod(kind.pooling),
+        "shift": None if kind.shift is None else staticmethod(kind.shift),
+        "base_arguments": argument_names(base),
+        "forward": forward,
+    }
+    return type(f"{kind.name}AdapterModel", (*parents, GenerationMixin) if kind.generates else parents, content)
+
+
+def _modeling_module(model_type: str) -> str:
+    name = model_type_to_module_name(model_type)
+    return f"transformers.models.{name}.modeling_{name}"
+
+
+class _AdapterModelMapping(_LazyAutoMapping):
+    """Config class -> class with flexible heads; classes are built when they are asked for."""
+
+    def _load_attr_from_module(self, model_type: str, attr: str) -> Any:
+        if attr in ADAPTER_MODEL_MAPPING_NAMES.values():
+            return __getattr__(attr)
+        return super()._load_attr_from_module(model_type, attr)  # type: ignore[no-untyped-call]
+
+
+ADAPTER_MODEL_MAPPING = _AdapterModelMapping(CONFIG_MAPPING_NAMES, OrderedDict(ADAPTER_MODEL_MAPPING_NAMES))
+"""Config class -> class with flexible heads, like the mappings of transformers' Auto classes."""
+
+
+class AutoAdapterModel(_BaseAutoModelClass):
+    """Opens any supported checkpoint as a model with adapters and flexible heads.
+
+    `from_pretrained` and `from_config` work like those of transformers' Auto classes. Checkpoints of plain classes
+    (`BertForSequenceClassification`, ...) keep their head, as a flexible head called "default".
+    """
+
+    _model_mapping = ADAPTER_MODEL_MAPPING  # type: ignore[assignment]
+
+
+def __getattr__(name: str) -> Any:
+    for model_type, class_name in ADAPTER_MODEL_MAPPING_NAMES.items():
+        if name == class_name:
+            built = globals().get(name) or make_adapter_model_class(model_type)
+            globals()[name] = built
+            return built
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *ADAPTER_MODEL_MAPPING_NAMES.values()])

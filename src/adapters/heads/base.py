@@ -1,0 +1,160 @@
+"""What is a prediction head? Indexed modules on top of a base model, and a dict that can rebuild them.
+
+Concrete heads live beside this file, one task per file; `mixin.py` gives models their heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+
+from adapters.errors import HeadError, choices
+
+IGNORE = -100
+"""Label of positions that do not count in a loss."""
+
+if TYPE_CHECKING:
+
+    class _Modules(nn.Module):
+        """`nn.Sequential` as heads use it: its type of `forward` would not let them have their own."""
+
+        def __getitem__(self, index: int) -> nn.Module: ...
+        def __setitem__(self, index: int, module: nn.Module) -> None: ...
+        def __len__(self) -> int: ...
+else:
+    _Modules = nn.Sequential
+
+DROPOUT_FIELDS = (
+    "classifier_dropout",
+    "classifier_dropout_prob",
+    "seq_classif_dropout",
+    "hidden_dropout_prob",
+    "dropout",
+    "resid_pdrop",
+)
+"""Fields of model configs that hold the dropout of a head, the most specific first."""
+
+
+class PredictionHead(_Modules):
+    """Modules that turn the output of a base model into predictions.
+
+    `heads[name]` of a model is such a module. Its children are numbered, so that tensors are called
+    `heads.<name>.<index>.weight`. Custom heads derive from this class, fill `config`, call `build` and
+    implement `forward(outputs, cls_output=None, attention_mask=None, return_dict=False, **kwargs)`; there
+    `super().forward(x)` runs the modules in order.
+
+    Args:
+        name: Name of the head in its model.
+    """
+
+    head_type: ClassVar[str] = ""
+    """Identifier in stored configs."""
+    cls_vector: ClassVar[str] = "optional"
+    """Whether `forward` needs `cls_output`: "required", "optional" (given where it exists) or "no"."""
+
+    config: dict[str, Any]
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.config = {}
+
+    def build(self, model: PreTrainedModel) -> None:
+        """Creates the modules that `config` describes, initialised like the model's own.
+
+            (Dropout, Linear(D, D), activation) x (layers - 1), Dropout, Linear(D, L)
+
+        Args:
+            model: The model the head is for; width, dropout, device, dtype and mode are taken from it.
+        """
+        width = hidden_size(model)
+        outputs = 1 if "num_choices" in self.config else self.config["num_labels"]
+        dropout = dropout_probability(self.config, model)
+        modules: list[nn.Module] = []
+        for _ in range(self._layers() - 1):
+            modules += [nn.Dropout(dropout), nn.Linear(width, width), *self._activation()]
+        modules += [nn.Dropout(dropout), nn.Linear(width, outputs, bias=self.config.get("bias", True))]
+        self._install(modules, model)
+
+    def _layers(self) -> int:
+        layers = self.config["layers"]
+        if not isinstance(layers, int) or layers < 1:
+            raise HeadError(f"Head {self.name!r}: layers is {layers!r}. Allowed: an integer of at least 1.")
+        return layers
+
+    def _activation(self) -> list[nn.Module]:
+        name = self.config["activation_function"]
+        if name is None:
+            return []
+        if name not in ACT2FN:
+            raise HeadError(f"Head {self.name!r}: no activation {name!r}. {choices(name, ACT2FN)}")
+        return [ACT2FN[name]]
+
+    def _install(self, modules: list[nn.Module], model: PreTrainedModel) -> None:
+        for index, module in enumerate(modules):
+            self.add_module(str(index), module)
+        self.apply(model._init_weights)
+        self.to(device=model.device, dtype=model.dtype)
+        self.train(model.training)
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The linear layer onto the vocabulary; None in heads that do not predict tokens."""
+        return None
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replaces the linear layer onto the vocabulary.
+
+        Raises:
+            HeadError: the head does not predict tokens.
+        """
+        raise HeadError(f"Head {self.name!r} ({self.head_type}) has no output embeddings to replace.")
+
+    def get_label_names(self) -> list[str]:
+        """Keyword arguments of the model's forward that hold this head's labels."""
+        return ["labels"]
+
+    def run(self, states: Tensor) -> Tensor:
+        """Runs the modules in order."""
+        for module in self.children():
+            states = module(states)
+        return states
+
+
+def dropout_probability(config: Mapping[str, Any], model: PreTrainedModel) -> float:
+    """Dropout of a head: its own, else that of the model's classifiers, else of its hidden states, else 0."""
+    own = config.get("dropout_prob")
+    values = [own, *(getattr(model.config, field, None) for field in DROPOUT_FIELDS)]
+    return float(next((value for value in values if isinstance(value, int | float)), 0.0))
+
+
+def hidden_size(model: PreTrainedModel) -> int:
+    """Width of the base model's output."""
+    return int(model.config.hidden_size)
+
+
+def label_map(id2label: Mapping[Any, str] | None, label2id: Mapping[str, Any] | None, count: int) -> dict[str, int]:
+    """Label -> id as stored in head configs: the given map, or LABEL_0, LABEL_1, ..."""
+    if id2label is not None:
+        return {label: int(index) for index, label in id2label.items()}
+    if label2id is not None:
+        return {label: int(index) for label, index in label2id.items()}
+    return {f"LABEL_{index}": index for index in range(count)}
+
+
+def pad_labels(labels: Tensor, length: int) -> Tensor:
+    """Fills labels on the left up to the length of the sequence, which prompt tuning makes longer.
+
+    Raises:
+        HeadError: there are more labels than positions.
+    """
+    extra = length - labels.size(1)
+    if extra < 0:
+        raise HeadError(
+            f"There are labels for {labels.size(1)} positions, but the model's output has {length}. "
+            "Give one label per input position."
+        )
+    return nn.functional.pad(labels, (extra, 0), value=IGNORE)

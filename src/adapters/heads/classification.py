@@ -1,0 +1,185 @@
+"""Heads that predict labels of a whole sequence or image from one vector per row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import (
+    ImageClassifierOutput,
+    Seq2SeqSequenceClassifierOutput,
+    SequenceClassifierOutput,
+)
+from transformers.utils.generic import ModelOutput
+
+from adapters.errors import HeadError
+from adapters.heads.base import PredictionHead, label_map
+from adapters.heads.outputs import give
+
+
+class ClassificationHead(PredictionHead):
+    """Predicts one label per row, or a number if there is one label.
+
+        logits = Linear(... tanh(Linear(cls)))
+
+    Args:
+        model: The model the head is for.
+        head_name: Name of the head in it.
+        num_labels: Labels, a count; 1 means regression with squared error.
+        layers: Linear layers, a count.
+        activation_function: Between the layers, a transformers name; None for none.
+        id2label: Names of the labels.
+        use_pooler: Take the model's pooler output instead of the state of its classification position.
+        bias: Whether the last layer has one.
+        dropout_prob: Before each layer; None takes the model's.
+        label2id: `id2label` the other way round, as stored.
+    Raises:
+        HeadError: `layers` or `activation_function` is not valid.
+    """
+
+    head_type = "classification"
+    cls_vector = "required"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        head_name: str,
+        num_labels: int = 2,
+        layers: int = 2,
+        activation_function: str | None = "tanh",
+        id2label: Mapping[int, str] | None = None,
+        use_pooler: bool = False,
+        bias: bool = True,
+        dropout_prob: float | None = None,
+        label2id: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__(head_name)
+        self.config = {
+            "head_type": self.head_type,
+            "num_labels": num_labels,
+            "layers": layers,
+            "activation_function": activation_function,
+            "label2id": label_map(id2label, label2id, num_labels),
+            "use_pooler": use_pooler,
+            "bias": bias,
+            "dropout_prob": dropout_prob,
+        }
+        self.build(model)
+
+    def forward(
+        self,
+        outputs: ModelOutput,
+        cls_output: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_dict: bool = False,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        logits = self.run(classification_vector(self, outputs, cls_output))
+        loss = None if labels is None else self.loss(logits, labels)
+        kind = Seq2SeqSequenceClassifierOutput if "encoder_last_hidden_state" in outputs else SequenceClassifierOutput
+        return give(kind(loss=loss, logits=logits), return_dict)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Squared error for one label, else cross entropy."""
+        return label_loss(logits, labels)
+
+
+class MultiLabelClassificationHead(ClassificationHead):
+    """Predicts any number of labels per row: like `ClassificationHead`, with binary cross entropy."""
+
+    head_type = "multilabel_classification"
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Binary cross entropy of each label."""
+        return label_loss(logits, labels, multilabel=True)
+
+
+class ImageClassificationHead(PredictionHead):
+    """Predicts one label, any number of labels (`multilabel`) or a number per image.
+
+    Args:
+        model: The model the head is for.
+        head_name: Name of the head in it.
+        num_labels: Labels, a count; 1 means regression with squared error.
+        layers: Linear layers, a count.
+        activation_function: Between the layers, a transformers name; None for none.
+        multilabel: Whether labels are independent of each other.
+        id2label: Names of the labels.
+        use_pooler: Take the model's pooler output instead of the state of its first position.
+        bias: Whether the last layer has one.
+        dropout_prob: Before each layer; None takes the model's.
+        label2id: `id2label` the other way round, as stored.
+    Raises:
+        HeadError: `layers` or `activation_function` is not valid.
+    """
+
+    head_type = "image_classification"
+    cls_vector = "required"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        head_name: str,
+        num_labels: int = 2,
+        layers: int = 1,
+        activation_function: str | None = "tanh",
+        multilabel: bool = False,
+        id2label: Mapping[int, str] | None = None,
+        use_pooler: bool = False,
+        bias: bool = True,
+        dropout_prob: float | None = None,
+        label2id: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__(head_name)
+        self.config = {
+            "head_type": self.head_type,
+            "num_labels": num_labels,
+            "layers": layers,
+            "activation_function": activation_function,
+            "multilabel": multilabel,
+            "label2id": label_map(id2label, label2id, num_labels),
+            "use_pooler": use_pooler,
+            "bias": bias,
+            "dropout_prob": dropout_prob,
+        }
+        self.build(model)
+
+    def forward(
+        self,
+        outputs: ModelOutput,
+        cls_output: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_dict: bool = False,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        logits = self.run(classification_vector(self, outputs, cls_output))
+        loss = None if labels is None else label_loss(logits, labels, self.config["multilabel"])
+        return give(ImageClassifierOutput(loss=loss, logits=logits), return_dict)
+
+
+def classification_vector(head: PredictionHead, outputs: ModelOutput, cls_output: Tensor | None) -> Tensor:
+    """The vector per row that a head classifies: the one handed to it, else pooler output or position 0."""
+    if cls_output is not None:
+        return cls_output
+    if not head.config.get("use_pooler"):
+        states: Tensor = outputs[0]
+        return states[:, 0]
+    pooled: Tensor | None = outputs.get("pooler_output")
+    if pooled is None:
+        raise HeadError(
+            f"Head {head.name!r} has use_pooler=True, but this model has no pooler. Add the head with use_pooler=False."
+        )
+    return pooled
+
+
+def label_loss(logits: Tensor, labels: Tensor, multilabel: bool = False) -> Tensor:
+    """Squared error for one label, binary cross entropy if several may hold, else cross entropy."""
+    if logits.size(-1) == 1 and not multilabel:
+        return nn.functional.mse_loss(logits.view(-1), labels.view(-1).to(logits.dtype))
+    if multilabel:
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    return nn.functional.cross_entropy(logits.view(-1, logits.size(-1)), labels.view(-1))

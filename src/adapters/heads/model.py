@@ -1,0 +1,269 @@
+"""How does a base model run with heads on top? Constructor, forward and loading of all model classes of `auto.py`."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput, TransformersKwargs
+
+from adapters.errors import HeadError, choices
+from adapters.heads.base import PredictionHead
+from adapters.heads.classification import classification_vector
+from adapters.heads.language_modeling import scales_decoder
+from adapters.heads.mixin import FlexibleHeadsMixin
+from adapters.heads.output_embeddings import Heads, head_names
+from adapters.heads.outputs import give
+from adapters.heads.pooling import Pooling
+from adapters.heads.registry import HEADS
+from adapters.heads.shifting import Shift
+from adapters.heads.static import (
+    DEFAULT_HEAD,
+    STATIC_HEADS,
+    static_head_config,
+    static_key_mapping,
+    static_scale,
+)
+
+LABELS = ("labels", "start_positions", "end_positions", "labels_arcs", "labels_rels", "word_starts")
+"""Arguments of built-in heads. They are accepted whether or not a head that reads them is active."""
+RUNTIME = (
+    "task_ids",
+    "output_adapter_gating_scores",
+    "output_adapter_fusion_attentions",
+    "adapter_input_parallelized",
+)
+"""Arguments that adapters read from the call of the base model."""
+SIGNATURE = ("head", "labels", "start_positions", "end_positions", "word_starts", *RUNTIME, "return_dict")
+"""What `forward` takes besides the base model's arguments. Data sets may have columns of these names.
+
+`labels_arcs` and `labels_rels` are left out: the HF Trainer takes all names with "label" for required."""
+CHOICES = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+NOT_CONFIG = ("dtype", "torch_dtype", "quantization_config")
+
+if TYPE_CHECKING:
+
+    class _Base(FlexibleHeadsMixin, PreTrainedModel):
+        def _init_adapters(self) -> None: ...
+else:
+    _Base = FlexibleHeadsMixin
+
+
+class HeadModel(_Base):
+    """A base model of transformers under its usual attribute, with flexible heads on top.
+
+    Classes derive from this, from `AdapterModelMixin` and from the model's own base class, in this order.
+
+    Args:
+        config: Config of the base model; `prediction_heads` in it describes heads.
+    """
+
+    base_model_class: ClassVar[type[PreTrainedModel]]
+    pooling: ClassVar[Pooling | None] = None
+    """Vector per row for classification; None: position 0 or the pooler."""
+    shift: ClassVar[Shift | None] = None
+    """Decoder inputs from targets or encoder inputs; None for models without encoder."""
+    base_arguments: ClassVar[tuple[str, ...]] = ()
+    accepts_loss_kwargs = False
+    """Tells the HF Trainer that losses are means per batch, not sums to be divided."""
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        config = copy.deepcopy(config)
+        if config.model_type == "mt5" and not hasattr(config, "scale_decoder_outputs"):
+            config.scale_decoder_outputs = False
+        super().__init__(config, *args, **kwargs)
+        setattr(self, self.base_model_prefix, self.base_model_class(self.config))
+        self.post_init()  # type: ignore[no-untyped-call]
+        self._init_adapters()
+        self._init_heads()
+
+    def forward(self, *args: Any, head: Heads = None, **kwargs: Any) -> Any:
+        """Runs the base model and the heads on its output.
+
+        Args:
+            args: Arguments of the base model.
+            head: Name(s) of the heads to run, instead of the active ones.
+            kwargs: Arguments of the base model, of the adapters (`task_ids`, ...) and of the heads (`labels`, ...).
+        Returns:
+            The head's output, with hidden states, attentions and caches of the base model. Without head the base
+            model's output.
+        Raises:
+            TypeError: neither the base model nor a head takes one of the arguments.
+            HeadError: as `forward_head`.
+        """
+        inputs = {**dict(zip(self.base_arguments, args, strict=False)), **kwargs}
+        return_dict = inputs.pop("return_dict", None)
+        return_dict = bool(self.config.return_dict if return_dict is None else return_dict)
+        heads = self._used_heads(head)
+        for_base, for_heads = self._sort_arguments(inputs, heads)
+        flatten_choices(for_base)
+        self._complete_decoder_inputs(for_base, for_heads.get("labels"), heads)
+        outputs: ModelOutput = self.base_model(**for_base, return_dict=True)
+        states: Tensor = outputs[0]
+        if scales_decoder(self.config):
+            outputs["last_hidden_state"] = states * self.config.d_model**-0.5
+        if not heads:
+            return give(outputs, return_dict)
+
+        def cls_vector(head: PredictionHead) -> Tensor:
+            pool = type(self).pooling
+            if pool is None:
+                return classification_vector(head, outputs, None)
+            return pool(self.config, states, for_base)
+
+        mask = for_base.get("attention_mask")
+        return self.forward_head(
+            outputs,
+            head_name=heads,
+            cls_output=cls_vector,
+            attention_mask=mask if mask is not None and mask.dim() == 2 else None,
+            return_dict=return_dict,
+            **for_heads,
+        )
+
+    def _sort_arguments(self, inputs: Mapping[str, Any], heads: Heads) -> tuple[dict[str, Any], dict[str, Any]]:
+        base = {*self.base_arguments, *RUNTIME, *TransformersKwargs.__optional_keys__}
+        for_base = {name: value for name, value in inputs.items() if name in base}
+        for_heads = {name: value for name, value in inputs.items() if name not in base}
+        custom = any(self._get_head(name).head_type not in HEADS for name in head_names(heads))
+        unknown = [name for name in for_heads if name not in LABELS]
+        if unknown and not custom:
+            raise TypeError(
+                f"{type(self).__name__} does not take the argument {unknown[0]!r}. "
+                f"{choices(unknown[0], [*self.base_arguments, 'head', *LABELS, *RUNTIME])}"
+            )
+        return for_base, for_heads
+
+    def _complete_decoder_inputs(self, inputs: dict[str, Any], labels: Tensor | None, heads: Heads) -> None:
+        shift = type(self).shift
+        if shift is None or inputs.get("decoder_input_ids") is not None:
+            return
+        if inputs.get("decoder_inputs_embeds") is not None:
+            return
+        token_heads = any(self._get_head(name).head_type == "seq2seq_lm" for name in head_names(heads))
+        source = labels if token_heads and labels is not None else inputs.get("input_ids")
+        if source is not None:
+            inputs["decoder_input_ids"] = shift(self.config, source)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """Loads a checkpoint, as in transformers.
+
+        The head of a plain class (`BertForSequenceClassification`, ...) becomes a flexible head called "default".
+
+        Args:
+            pretrained_model_name_or_path: Folder or hub repository.
+            model_args: As in transformers.
+            kwargs: As in transformers.
+        """
+        path = pretrained_model_name_or_path
+        if path is None:
+            return super().from_pretrained(path, *model_args, **kwargs)
+        config, kwargs = load_config(cls.config_class, path, kwargs)
+        static = static_class(config)
+        if static is None:
+            return super().from_pretrained(path, *model_args, config=config, **kwargs)
+        options = static_head_config(static, config.label2id, config.num_labels)
+        config.prediction_heads = {DEFAULT_HEAD: options}
+        renames = static_key_mapping(static, DEFAULT_HEAD) | _base_mapping(static, cls.base_model_prefix)
+        kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **renames}
+        loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
+        finish_static(loaded[0] if isinstance(loaded, tuple) else loaded, renames)
+        return loaded
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Decoder inputs that predict the labels; data collators of transformers call this.
+
+        Args:
+            labels: Token ids, [B, S].
+        Raises:
+            HeadError: the model has no decoder of its own.
+        """
+        shift = type(self).shift
+        if shift is None:
+            raise HeadError(f"{type(self).__name__} is no encoder-decoder model, its decoder has no inputs.")
+        return shift(self.config, labels)
+
+
+def argument_names(base_model_class: type[PreTrainedModel]) -> tuple[str, ...]:
+    """Names of the arguments of a base model's forward, in order."""
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    parameters = list(inspect.signature(base_model_class.forward).parameters.values())[1:]
+    return tuple(parameter.name for parameter in parameters if parameter.kind not in variable)
+
+
+def make_signature(base_model_class: type[PreTrainedModel]) -> inspect.Signature:
+    """Signature of `forward`: the base model's arguments and ours, by which the HF Trainer chooses columns."""
+    parameters = inspect.signature(base_model_class.forward).parameters
+    known = ("self", *argument_names(base_model_class))
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    extra = [inspect.Parameter(name, keyword, default=None) for name in SIGNATURE if name not in known]
+    rest = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
+    return inspect.Signature([*(parameters[name] for name in known), *extra, rest])
+
+
+def flatten_choices(inputs: dict[str, Any]) -> None:
+    """Turns the alternatives of multiple choice, [B, choices, S], into rows."""
+    ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+    if embeds is not None and embeds.dim() == 4:
+        inputs["inputs_embeds"] = embeds.flatten(0, 1)
+    elif ids is None or ids.dim() != 3:
+        return
+    for name in CHOICES:
+        value = inputs.get(name)
+        if isinstance(value, Tensor) and value.dim() == 3:
+            inputs[name] = value.flatten(0, 1)
+
+
+def load_config(config_class: Any, path: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The config of a checkpoint as it is used here, and the arguments that are left for loading weights."""
+    kwargs = dict(kwargs)
+    hub = {name: kwargs[name] for name in HUB if name in kwargs}
+    config = kwargs.pop("config", None)
+    if not isinstance(config, PreTrainedConfig):
+        weights = {name: kwargs.pop(name) for name in (*NOT_CONFIG, "key_mapping") if name in kwargs}
+        source = path if config is None else config
+        config, kwargs = config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
+        kwargs = {**kwargs, **weights, **hub}
+    config = copy.deepcopy(config)
+    if config.model_type == "mt5" and not hasattr(config, "scale_decoder_outputs"):
+        raw, _ = PreTrainedConfig.get_config_dict(path, **hub)
+        config.scale_decoder_outputs = _was_tied(raw)
+    return config, kwargs
+
+
+def _was_tied(raw: Mapping[str, Any]) -> bool:
+    """What a stored config says about tied embeddings; transformers 5 writes true for every mT5."""
+    major = str(raw.get("transformers_version") or "0").partition(".")[0]
+    return raw.get("tie_word_embeddings") is True and major.isdigit() and int(major) < 5
+
+
+def static_class(config: PreTrainedConfig) -> str | None:
+    """Name of the plain class that wrote the checkpoint of this config, if its head can be converted."""
+    names = config.architectures or []
+    has_heads = bool(getattr(config, "prediction_heads", None))
+    return names[0] if names and names[0] in STATIC_HEADS and not has_heads else None
+
+
+def _base_mapping(static: str, prefix: str) -> dict[str, str]:
+    base = STATIC_HEADS[static].base
+    return {} if base is None else {rf"^{re.escape(base)}\.": f"{prefix}."}
+
+
+@torch.no_grad()
+def finish_static(model: Any, renames: Mapping[str, str]) -> None:
+    """After a plain class's checkpoint was read: adjusts the head's scale; saving will keep the new names."""
+    head = cast(PredictionHead, model.heads[DEFAULT_HEAD])
+    layer = head[-1]
+    assert isinstance(layer, nn.Linear)
+    layer.weight.mul_(static_scale(head.config["head_type"], model.config))
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is not None:
+        model._weight_conversions = [c for c in conversions if not set(c.source_patterns) & set(renames)]

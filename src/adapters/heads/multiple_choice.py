@@ -1,0 +1,74 @@
+"""A head that scores alternatives, each of which is a row of its own in the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MultipleChoiceModelOutput
+from transformers.utils.generic import ModelOutput
+
+from adapters.heads.base import PredictionHead, label_map
+from adapters.heads.classification import classification_vector
+from adapters.heads.outputs import give
+
+
+class MultipleChoiceHead(PredictionHead):
+    """Chooses among alternatives given as inputs [B, choices, S], which the model flattens to rows.
+
+    Args:
+        model: The model the head is for.
+        head_name: Name of the head in it.
+        num_choices: Alternatives per example, a count.
+        layers: Linear layers, a count.
+        activation_function: Between the layers, a transformers name; None for none.
+        id2label: Names of the alternatives.
+        use_pooler: Take the model's pooler output instead of the state of its first position.
+        dropout_prob: Before each layer; None takes the model's.
+        label2id: `id2label` the other way round, as stored.
+    Raises:
+        HeadError: `layers` or `activation_function` is not valid.
+    """
+
+    head_type = "multiple_choice"
+    cls_vector = "required"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        head_name: str,
+        num_choices: int = 2,
+        layers: int = 2,
+        activation_function: str | None = "tanh",
+        id2label: Mapping[int, str] | None = None,
+        use_pooler: bool = False,
+        dropout_prob: float | None = None,
+        label2id: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__(head_name)
+        self.config = {
+            "head_type": self.head_type,
+            "num_choices": num_choices,
+            "layers": layers,
+            "activation_function": activation_function,
+            "label2id": label_map(id2label, label2id, num_choices),
+            "use_pooler": use_pooler,
+            "dropout_prob": dropout_prob,
+        }
+        self.build(model)
+
+    def forward(
+        self,
+        outputs: ModelOutput,
+        cls_output: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_dict: bool = False,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        scores = self.run(classification_vector(self, outputs, cls_output))
+        logits = scores.view(-1, self.config["num_choices"])
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels.view(-1))
+        return give(MultipleChoiceModelOutput(loss=loss, logits=logits), return_dict)

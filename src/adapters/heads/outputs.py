@@ -1,0 +1,106 @@
+"""What do heads give back? Outputs of one or several heads, and the parts of base outputs they see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils.generic import ModelOutput
+
+NOT_CARRIED = ("last_hidden_state", "pooler_output")
+"""Fields of base outputs that a head replaces."""
+
+
+@dataclass
+class MultiHeadOutput(ModelOutput):
+    """Outputs of several heads of one forward pass: `out[i]` and iteration give those of single heads.
+
+    Args:
+        loss: Sum of the heads' losses, where each head has one and each saw other rows.
+        head_outputs: One output per head, in order.
+        past_key_values: Cache of the base model, for generation.
+    """
+
+    loss: Tensor | None = None
+    head_outputs: list[ModelOutput] | None = None
+    past_key_values: Any = None
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits of all heads, one head's rows after the other's."""
+        return torch.vstack([output["logits"] for output in self.head_outputs or ()])
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            return super().__getitem__(key)  # type: ignore[no-untyped-call]
+        return (self.head_outputs or [])[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.head_outputs or ())
+
+    def __len__(self) -> int:
+        return len(self.head_outputs or ())
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """(loss if there is one, tuple of the heads' outputs as tuples)."""
+        outputs = tuple(output.to_tuple() for output in self.head_outputs or ())
+        return (outputs,) if self.loss is None else (self.loss, outputs)
+
+
+def give(output: ModelOutput, return_dict: bool) -> Any:
+    """The output as asked for: an object with named fields, or a tuple."""
+    return output if return_dict else output.to_tuple()
+
+
+def carry_over(base: ModelOutput, output: ModelOutput) -> None:
+    """Copies hidden states, attentions, caches and recorded scores of the base model onto a head's output."""
+    for key, value in base.items():
+        if key not in NOT_CARRIED and value is not None and output.get(key) is None:
+            output[key] = value
+    for key, value in vars(base).items():
+        if key not in base and value is not None and not hasattr(output, key):
+            setattr(output, key, value)
+
+
+def take_rows(output: ModelOutput, start: int, stop: int, total: int) -> ModelOutput:
+    """The rows from `start` to `stop` of every tensor in a base output. Caches are left out."""
+    part = ModelOutput()
+    for key, value in output.items():
+        rows = _rows(value, start, stop, total)
+        if rows is not None:
+            part[key] = rows
+    return part
+
+
+def _rows(value: Any, start: int, stop: int, total: int) -> Any:
+    if isinstance(value, Tensor):
+        return cut(value, start, stop, total)
+    if isinstance(value, tuple | list):
+        return tuple(_rows(item, start, stop, total) for item in value)
+    return value if isinstance(value, dict) else None
+
+
+def cut(tensor: Tensor, start: int, stop: int, total: int) -> Tensor:
+    """Rows of a tensor that has `total` rows, or one per group of them, as labels of multiple choice do."""
+    if tensor.dim() == 0 or not tensor.size(0) or total % tensor.size(0):
+        return tensor
+    group = total // tensor.size(0)
+    return tensor[start // group : stop // group]
+
+
+def tile(tensor: Tensor, rows: int, channels: int | None = None) -> Tensor:
+    """Repeats a tensor of fewer rows, to match an output that Parallel made larger.
+
+    Args:
+        tensor: Any, with rows first.
+        rows: Of the output.
+        channels: Copies of the batch in the output; by default as many as there is room for.
+    """
+    room = rows // max(tensor.size(0), 1)
+    copies = room if channels is None else channels
+    if copies < 2 or room % copies:
+        return tensor
+    return tensor.repeat(copies, *(1,) * (tensor.dim() - 1))
