@@ -173,7 +173,8 @@ class AdapterModelMixin:
         )
         members = config.configs if isinstance(config, ConfigUnion) else [config]
         kinds = {type(live.site) for live in self._engine.live}
-        return all(any(m.handles(c) and m.site_type in kinds for m in METHODS) for c in members)
+        methods = [[method for method in METHODS if method.handles(member)] for member in members]
+        return all(found and all(method.site_type in kinds for method in found) for found in methods)
 
     # ----------------------------------------------------------------------------------------------- training
 

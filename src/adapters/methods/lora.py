@@ -154,6 +154,9 @@ class LoRA(LinearAdapter):
         self.gate = new_gate(site.in_features, len(self.columns)) if config.use_gating else None
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
         init_matrices(self.lora_A, self.lora_B, config.init_weights)
+        self.whole = not site.parts
+        self.direct = self.gate is None and self.dropout is None
+        self.in_features, self.out_features = site.in_features, site.out_features
 
     @classmethod
     def handles(cls, config: Any) -> bool:
@@ -171,16 +174,11 @@ class LoRA(LinearAdapter):
         count = len(self.columns)
         yield from zip(self.columns, self.lora_A.chunk(count), self.lora_B.chunk(count))
 
-    @property
-    def whole(self) -> bool:
-        """Whether all output columns belong to one pair of matrices."""
-        return not self.site.parts
-
     def run(self, state: LinearState) -> LinearState:
-        if state.delta is not None and state.delta.shape[-1] != self.lora_A.shape[-1]:
+        if state.delta is not None and state.delta.shape[-1] != self.site.in_features:
             raise CompositionError(
                 f"Stack: the update of the adapter before {self.name!r} has {state.delta.shape[-1]} columns, but "
-                f"{self.name!r} reads {self.lora_A.shape[-1]} at this projection. Low-rank adapters of a stack are "
+                f"{self.name!r} reads {self.site.in_features} at this projection. Low-rank adapters of a stack are "
                 "chained, which only square projections allow. Use Average, Parallel or BatchSplit instead."
             )
         x = state.x if state.delta is None else state.delta
@@ -204,13 +202,15 @@ class LoRA(LinearAdapter):
         return delta
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if self.gate is not None or not x.dtype == y.dtype == self.lora_A.dtype or not y.is_contiguous():
+        a, b = self._parameters["lora_A"], self._parameters["lora_B"]
+        if not (self.direct and x.dtype == y.dtype == a.dtype and y.is_contiguous()):  # type: ignore[union-attr]
             return self.run(LinearState(x, y)).result()
-        x = x if self.dropout is None else self.dropout(x)
-        flat, out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        for columns, a, b in self.pairs():
-            block = out if self.whole else out[:, columns]
-            block.addmm_(flat @ a.t(), b.t(), alpha=self.scaling)
+        flat, out = x.reshape(-1, self.in_features), y.view(-1, self.out_features)
+        if self.whole:
+            out.addmm_(flat @ a.t(), b.t(), alpha=self.scaling)  # type: ignore[union-attr]
+        else:
+            for columns, a_part, b_part in self.pairs():
+                out[:, columns].addmm_(flat @ a_part.t(), b_part.t(), alpha=self.scaling)
         return y
 
     def delta_weight(self) -> Tensor:
@@ -248,7 +248,7 @@ class StackedLoRA(LoRA):
         LinearAdapter.__init__(self, members[0].config, members[0].site, "+".join(m.name for m in members))
         self.columns, self.scaling, self.dropout, self.gate = members[0].columns, members[0].scaling, None, None
         self.__dict__["members"], self.groups, self._derived = tuple(members), groups, Derived()
-        self.lora_A = members[0].lora_A  # dtype and width; the weights that count are in `members`
+        self.whole, self.dtype = members[0].whole, members[0].lora_A.dtype
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """A and B of all members."""
@@ -273,7 +273,7 @@ class StackedLoRA(LoRA):
         return out
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if not x.dtype == y.dtype == self.lora_A.dtype or not y.is_contiguous():
+        if not x.dtype == y.dtype == self.dtype or not y.is_contiguous():
             return self.run(LinearState(x, y)).result()
         for columns, down, up in self.grouped(x):
             out = y.view(down.shape[0], down.shape[1], -1)
@@ -283,7 +283,9 @@ class StackedLoRA(LoRA):
 
 
 def linear_method(config: LoRAConfig) -> str:
-    """Which method of the LoRA family a config with `architecture: lora` describes."""
+    """Which method of the LoRA family a config describes."""
+    if config.architecture != "lora":
+        return str(config.architecture)
     if isinstance(config.vera_d, float) or isinstance(config.vera_b, float):
         return "dvora" if config.use_dora else "vera"
     if config.composition_mode == "scale":
