@@ -21,6 +21,7 @@ class Call(threading.local):
         replicated: Whether the inputs have one copy per child of `Parallel` already.
         generating: Whether `generate` runs: rows may then be multiples of the user's batch (beams).
         prompt_length: While generating, number of positions that were given; None otherwise.
+        replaying: Whether a layer runs again only for its backward pass (gradient checkpointing).
         given: Whether the caller (or `generate`) replicated the inputs.
         residual: x of the residual branch that is being computed.
         hidden: Input of the attention module that is being computed.
@@ -35,6 +36,7 @@ class Call(threading.local):
         self.task_ids: Tensor | list[str] | None = None
         self.replicated = False
         self.given = False
+        self.replaying = False
         self.generating = False
         self.prompt_length: int | None = None
         self.residual: Tensor | None = None

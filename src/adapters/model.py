@@ -18,7 +18,7 @@ from adapters.methods.presets import DEFAULT_ADAPTER_CONFIG
 from adapters.methods.presets import load as load_config
 from adapters.runtime import freezing, merging
 from adapters.runtime.adapters_config import ModelAdaptersConfig
-from adapters.runtime.engine import Engine
+from adapters.runtime.engine import Engine, checkpoint_functions, reenters
 from adapters.runtime.report import adapter_modules, adapter_summary
 from adapters.sites.resolve import spec_for
 
@@ -49,6 +49,7 @@ class AdapterModelMixin:
                 own = fusion_name if fusion_name in stored.fusion_name_map else None
                 self._engine.add_fusion(cast("list[str]", names), config, own)
         self._on_heads_changed()
+        self._engine.adopt_checkpointing()
 
     def _output_embedding_modules(self) -> Iterable[nn.Module]:
         """Output embeddings, before which invertible adapters are undone."""
@@ -284,6 +285,20 @@ class AdapterModelMixin:
         function = gradient_checkpointing_func or torch.utils.checkpoint.checkpoint
         carried = self._engine.checkpointed(function) if enable else function
         super()._set_gradient_checkpointing(enable, carried, **kwargs)  # type: ignore[misc]
+        if enable and reenters(carried):
+            self.enable_input_require_grads()
+
+    def enable_input_require_grads(self) -> None:
+        """Let embeddings have gradients, as in Transformers; nothing if checkpointing is on and does not need it.
+
+        Transformers calls this for all checkpointing. Only the re-entrant kind needs it; with the other kind it would
+        send every backward pass through the frozen layers below the first adapter.
+        """
+        model = cast(PreTrainedModel, self)
+        kinds = [reenters(function) for function in checkpoint_functions(model)]
+        if not kinds or any(kinds):
+            model.disable_input_require_grads()
+            super().enable_input_require_grads()  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         base = getattr(type(self), "_adapted_class", None)
@@ -332,7 +347,6 @@ def init(model: Any, adapters_config: ModelAdaptersConfig | None = None, interfa
     spec_for(model.base_model)
     model.__class__ = adapted_class(type(model))
     model._init_adapters(adapters_config)
-    model._engine.adopt_checkpointing()
     return model
 
 

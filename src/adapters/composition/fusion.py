@@ -49,7 +49,7 @@ class AdapterFusion(nn.Module):
         if self.value is not None and config.value_initialized:
             with torch.no_grad():
                 self.value.weight.fill_(1e-6).fill_diagonal_(1.0)
-        self.temperature = self.START if config.temperature else 1.0
+        self.temperature = self.used = self.START if config.temperature else 1.0
 
     def forward(self, query: Tensor, updates: Tensor, residual: Tensor) -> Tensor:
         """Combine `updates` [B, S, n, D], asked by `query` [B, S, D]; returns [B, S, D] with the residual added."""
@@ -61,9 +61,7 @@ class AdapterFusion(nn.Module):
         if config.residual_before:
             values = values + residual[:, :, None]
         asked = query if self.query is None else self.query(query)
-        scores = torch.einsum("bsd,bsnd->bsn", asked, keys) / self.temperature
-        if config.temperature and self.training:
-            self.temperature = max(self.temperature - self.STEP, 1.0)
+        scores = torch.einsum("bsd,bsnd->bsn", asked, keys) / self._next_temperature()
         attention = torch.softmax(self.dropout(scores), dim=-1)
         if CALL.fusion is not None:
             record(CALL.fusion, self.name, self.site.layer, self.site.location, attention)
@@ -71,6 +69,14 @@ class AdapterFusion(nn.Module):
         if self.value is not None and not config.value_before_softmax:
             context = self.value(context)
         return context if config.residual_before else context + residual
+
+    def _next_temperature(self) -> float:
+        """The temperature of this call; a call that only repeats the last one for its backward has the same."""
+        if not (self.config.temperature and self.training):
+            return self.temperature
+        if not CALL.replaying:
+            self.used, self.temperature = self.temperature, max(self.temperature - self.STEP, 1.0)
+        return self.used
 
     def regularization_loss(self) -> Tensor | float:
         """0.01 * ||I - W_v||^2, which keeps values near the adapters' own outputs; 0 without values."""

@@ -334,10 +334,31 @@ class Engine:
         for module in self.root.modules():
             if getattr(module, "gradient_checkpointing", False) and hasattr(module, "_gradient_checkpointing_func"):
                 module._gradient_checkpointing_func = self.checkpointed(module._gradient_checkpointing_func)
+        functions = list(checkpoint_functions(self.root))
+        if functions and not any(map(reenters, functions)):
+            for module in self.root.modules():
+                if getattr(module, "_require_grads_hooks", None):
+                    module.disable_input_require_grads()  # type: ignore[operator]
 
     def checkpointed(self, function: Any) -> Any:
         """`function` (torch's checkpoint), made to run its recomputation under the set-up of the forward call."""
         return partial(_checkpoint, self, function)
+
+
+def checkpoint_functions(model: nn.Module) -> Iterator[Any]:
+    """The functions by which the layers of `model` are checkpointed; none if they are not."""
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False) and hasattr(module, "_gradient_checkpointing_func"):
+            yield module._gradient_checkpointing_func
+
+
+def reenters(function: Any) -> bool:
+    """Whether a checkpointing function runs backward inside of backward, which needs inputs with gradients."""
+    while isinstance(function, partial):
+        if function.keywords.get("use_reentrant") is False:
+            return False
+        function = function.args[1] if function.func is _checkpoint else function.func
+    return True
 
 
 def _checkpoint(engine: Engine, function: Any, layer: Any, *args: Any, **kwargs: Any) -> Any:

@@ -105,19 +105,23 @@ class Entry:
 
     def carry(self, layer: Callable[..., Any]) -> Callable[..., Any]:
         """`layer`, made to run under what is in force now, whenever and on whatever thread it runs."""
-        key = ACTIVE.key
-        if key == STATIC:
-            key = setup_key(self.engine.config.active_setup)
+        engine, config, key = self.engine, self.engine.config, ACTIVE.key
+        setup, skipped = config.active_setup, config.skip_layers
         facts = dict(vars(CALL))
         facts["stacks"] = dict(CALL.stacks)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            if CALL.root is facts["root"] and ACTIVE.key in (key, STATIC):
+            now = key
+            if key == STATIC and (config.active_setup is not setup or config.skip_layers != skipped):
+                now = setup_key(setup)
+                engine.ensure(now, setup)
+            if CALL.root is facts["root"] and ACTIVE.key == now:
                 return layer(*args, **kwargs)
             before, before_key = dict(vars(CALL)), ACTIVE.key
             vars(CALL).update(facts)
             CALL.gating = CALL.fusion = None
-            ACTIVE.key = key
+            CALL.replaying = True
+            ACTIVE.key = now
             try:
                 return layer(*args, **kwargs)
             finally:
