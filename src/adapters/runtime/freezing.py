@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from torch import nn
 
-from adapters.methods.compacter import Compacter, PHMLinear
 from adapters.runtime.engine import Engine, Part
 
 
@@ -39,12 +37,9 @@ def train_fusions(engine: Engine, fusions: Iterable[str], adapters: Iterable[str
 def _keep_fixed_rules(module: nn.Module) -> None:
     """`learn_phm=False` holds while the rest of a compacter trains."""
     for owner in module.modules():
-        config: Any = getattr(owner, "config", None)
-        if isinstance(owner, PHMLinear) or isinstance(module, Compacter):
-            config = getattr(module, "config", config)
-        if config is not None and getattr(config, "phm_layer", False) and not config.learn_phm:
+        if not getattr(owner, "learn_phm", True):
             for name, parameter in owner.named_parameters():
-                if name.rpartition(".")[2].startswith("phm_rule"):
+                if name.startswith("phm_rule"):
                     parameter.requires_grad_(False)
 
 
