@@ -1,0 +1,111 @@
+"""What the contract tests enumerate: a small config of every preset, and which architectures can carry it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import adapters
+from adapters import ConfigUnion
+from adapters.errors import UnsupportedError
+from adapters.methods import METHODS
+from adapters.methods.presets import ADAPTER_CONFIG_MAP, DEPRECATED_IDENTIFIERS
+from tests.tiny import TINY_MODELS, build
+
+SMALL: dict[str, Any] = {"reduction_factor": 4, "prefix_length": 3, "bottleneck_size": 8, "prompt_length": 3, "r": 4}
+"""Sizes that fit hidden size 32."""
+
+NO_RANDOMNESS: dict[str, Any] = {"dropout": 0.0, "stochastic_depth": 0.0}
+
+
+def small(config: Any) -> Any:
+    """`config` in small, and without dropout."""
+    if isinstance(config, ConfigUnion):
+        return ConfigUnion(*map(small, config.configs))
+    changes = {name: value for name, value in {**SMALL, **NO_RANDOMNESS}.items() if name in config}
+    if config.get("composition_mode") == "scale":
+        del changes["r"]
+    return config.replace(**changes) if changes else config
+
+
+def handled(config: Any) -> bool:
+    """Whether METHODS has a method for every part of `config`."""
+    members = config.configs if isinstance(config, ConfigUnion) else [config]
+    return all(any(method.handles(member) for method in METHODS) for member in members)
+
+
+PRESETS = {name: small(config) for name, config in ADAPTER_CONFIG_MAP.items() if name not in DEPRECATED_IDENTIFIERS}
+CONFIGS: dict[str, Any] = {
+    **{name: config for name, config in PRESETS.items() if handled(config)},
+    "adapter_plus": small(adapters.AdapterPlusConfig()),
+    "lora_everywhere": adapters.LoRAConfig(
+        r=4, alpha=6, attn_matrices=["q", "k", "v"], intermediate_lora=True, output_lora=True
+    ),
+    "ia3_everywhere": adapters.IA3Config(attn_matrices=["q", "k", "v"], output_lora=True),
+    "loreft_ends": small(adapters.LoReftConfig(prefix_positions=2, suffix_positions=2)),
+    "double_seq_bn_cross": small(adapters.DoubleSeqBnConfig(cross_adapter=True)),
+}
+"""Readable name -> config of every kind of adapter that the library can build."""
+
+LINEAR = ("lora", "lora_everywhere", "ia3", "ia3_everywhere", "dora")
+BOTTLENECKS = (
+    "seq_bn",
+    "double_seq_bn",
+    "double_seq_bn_cross",
+    "par_bn",
+    "scaled_par_bn",
+    "adapter_plus",
+    "compacter",
+    "compacter++",
+)
+LENGTHENING = ("prompt_tuning",)
+
+REPRESENTATIVE = ("bert", "electra", "gpt2", "llama", "t5", "bart", "mbart", "vit")
+"""One architecture per layout, for what costs more."""
+
+
+def members(config: Any) -> list[Any]:
+    """The configs of a union, or the config itself."""
+    return list(config.configs) if isinstance(config, ConfigUnion) else [config]
+
+
+def refusal(method: str, name: str) -> str | None:
+    """Why an architecture cannot carry a config, None if it can. Written down, so that a change shows."""
+    tiny = TINY_MODELS[name]
+    if method in LENGTHENING and (tiny.kind != "encoder" and tiny.kind != "image"):
+        return "prompt tuning has no place in decoders"
+    if method.endswith("_inv") and tiny.kind == "image":
+        return "images have no token embeddings to invert"
+    return None
+
+
+def pairs(
+    methods: Any = None, names: Any = None, carried: bool = True, where: Callable[[str, str], bool] | None = None
+) -> list[Any]:
+    """pytest parameters (method, architecture) with ids such as "lora-bert"."""
+    return [
+        pytest.param(method, name, id=f"{method}-{name}")
+        for method in methods or CONFIGS
+        for name in names or TINY_MODELS
+        if (refusal(method, name) is None) == carried and (where is None or where(method, name))
+    ]
+
+
+def every_pair(**kwargs: Any) -> Any:
+    """Decorator: run a test on each pair of method and architecture that go together."""
+    return pytest.mark.parametrize(("method", "name"), pairs(**kwargs))
+
+
+def carrying(name: str, *methods: str, task: str = "base", names: tuple[str, ...] = ("a", "b", "c"), **kw: Any) -> Any:
+    """A tiny model with an adapter of each method, called a, b, c; one of them starts the same in every model."""
+    model = build(name, task, **kw)
+    for i, (adapter, method) in enumerate(zip(names, methods)):
+        torch.manual_seed(i)
+        model.add_adapter(adapter, config=CONFIGS[method])
+    return model
+
+
+__all__ = ["CONFIGS", "PRESETS", "UnsupportedError", "carrying", "every_pair", "handled", "pairs", "refusal"]
