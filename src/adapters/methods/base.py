@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from operator import attrgetter, methodcaller
+from operator import attrgetter
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -121,38 +121,38 @@ def new_gate(in_features: int, gates: int = 1) -> nn.Linear:
 
 
 class Derived:
-    """A tensor computed from parameters, kept until one of them changes.
+    """What `compute()` makes of the parameters and buffers of some modules, kept until one of them changes.
 
     Only kept while no gradient is asked for: in training it is computed anew, under `torch.compile` it is traced.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compute: Callable[[], Any], *modules: nn.Module) -> None:
+        self.compute = compute
+        self.sources = [d for module in modules for m in module.modules() for d in (m._parameters, m._buffers) if d]
         self._key: Any = None
         self._value: Any = None
 
-    def __call__(self, parameters: tuple[Tensor, ...], compute: Callable[[], Any]) -> Any:
+    def __call__(self) -> Any:
         if torch.compiler.is_compiling():
-            return compute()
-        if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
-            return compute()
+            return self.compute()
+        tensors = [t for source in self.sources for t in source.values() if t is not None]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return self.compute()
         try:
-            key = [*map(_VERSION, parameters), *map(_ADDRESS, parameters)]
+            key = [tensors[0].data_ptr(), tensors[-1].data_ptr(), *map(_VERSION, tensors)]
         except RuntimeError:  # made in inference mode: changes of such tensors cannot be noticed
-            return compute()
+            return self.compute()
         if key != self._key:
             with torch.no_grad():
-                self._value = compute()
+                self._value = self.compute()
             self._key = key
         return self._value
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Derived:
-        return Derived()
-
-    def __reduce__(self) -> tuple[type[Derived], tuple[()]]:
-        return Derived, ()
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_key": None, "_value": None}
 
 
-_VERSION, _ADDRESS = attrgetter("_version"), methodcaller("data_ptr")
+_VERSION = attrgetter("_version")
 
 
 @contextmanager

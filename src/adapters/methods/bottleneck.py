@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
@@ -306,6 +307,10 @@ class Bottleneck(AdapterModule[ResidualState]):
             self.scaling = None if config.scaling == 1.0 else float(config.scaling)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
         self.reset_parameters()
+        self.lean: Any = None
+        if type(self.adapter_up) is nn.Linear and not config.ln_before:
+            down, act = self.adapter_down
+            self.lean = down._parameters, act.forward, self.adapter_up._parameters
 
     @classmethod
     def handles(cls, config: Any) -> bool:
@@ -368,12 +373,21 @@ class Bottleneck(AdapterModule[ResidualState]):
 
     def forward(self, z: Tensor) -> Tensor:
         """s * W_up f(W_down z), before dropout, gate and residual; with stochastic depth in training."""
-        up: Tensor = self.adapter_up(self.adapter_down(z))
+        up = self._project(z)
         if self.training and self.config.stochastic_depth and not self.config.is_parallel:
             keep = 1.0 - self.config.stochastic_depth
             rows = torch.rand(up.shape[0], *[1] * (up.dim() - 1), device=up.device, dtype=up.dtype) < keep
             up = up * rows / keep
         return up if self.scaling is None else up * self.scaling
+
+    def _project(self, z: Tensor) -> Tensor:
+        """W_up f(W_down z), without the calls of three modules."""
+        if self.lean is None:
+            up: Tensor = self.adapter_up(self.adapter_down(z))
+            return up
+        down, activate, lift = self.lean
+        hidden = activate(F.linear(z, down["weight"], down["bias"]))
+        return F.linear(hidden, lift["weight"], lift["bias"])
 
     def _normed(self, update: Tensor) -> Tensor:
         return update if self.adapter_norm_after is None else self.adapter_norm_after(update)
@@ -395,12 +409,12 @@ class Bottleneck(AdapterModule[ResidualState]):
         They compute norm(h + x + u(norm(h + x))), which needs neither h nor x alone.
         """
         assert self.site.norm is not None
-        update = self(self.site.norm.forward(total))
+        update = self.forward(self.site.norm.forward(total))
         return total + (update if self.dropout is None else self.dropout(update))
 
     def at_output(self, h: Tensor) -> Tensor:
         """New h from the old one. Only for plain sequential adapters without original_ln_before."""
-        update = self(h)
+        update = self.forward(h)
         return h + (update if self.dropout is None else self.dropout(update))
 
     @property
@@ -426,18 +440,16 @@ class StackedBottleneck(Bottleneck):
         AdapterModule.__init__(self, first.config, first.site, "+".join(m.name for m in members))
         self.gate = self.adapter_norm_after = self.dropout = None
         self.activation, self.scaling = first.adapter_down[-1], first.scaling
-        self.__dict__["members"], self.groups, self._derived = tuple(members), groups, Derived()
+        self.__dict__["members"], self.groups = tuple(members), groups
+        self.weights = Derived(self._stack, *members)
 
-    def weights(self) -> tuple[Tensor, ...]:
+    def _stack(self) -> tuple[Tensor, ...]:
         """W_down, b_down, W_up, b_up and, where learned, the scaling of all members."""
-        named = [
-            (m.adapter_down[0].weight, m.adapter_down[0].bias, m.adapter_up.weight, m.adapter_up.bias)
-            for m in self.members
-        ]
+        linears = [(m.adapter_down[0], m.adapter_up) for m in self.members]
+        named = [(down.weight, down.bias, up.weight, up.bias) for down, up in linears]
         if isinstance(self.scaling, Tensor):
             named = [(*tensors, m.scaling) for tensors, m in zip(named, self.members)]
-        flat = tuple(tensor for tensors in named for tensor in tensors)
-        return self._derived(flat, lambda: tuple(map(torch.stack, zip(*named))))  # type: ignore[no-any-return]
+        return tuple(map(torch.stack, zip(*named)))  # type: ignore[arg-type]
 
     def forward(self, z: Tensor) -> Tensor:
         flat, index = self.groups.arrange(z)

@@ -49,7 +49,7 @@ class PHMRule(nn.Module):
     def __init__(self, config: BnConfig, shared: bool) -> None:
         super().__init__()
         n = config.phm_dim
-        self._derived = Derived()
+        self.learn_phm = config.learn_phm
         if config.factorized_phm_rule:
             self.phm_rule_left = nn.Parameter(torch.empty(n, n, 1))
             self.phm_rule_right = nn.Parameter(torch.empty(n, 1, n))
@@ -110,7 +110,7 @@ class PHMLinear(nn.Module):
     def __init__(self, config: BnConfig, in_features: int, out_features: int, direction: str) -> None:
         super().__init__()
         self.in_features, self.out_features, self.direction = in_features, out_features, direction
-        self._derived = Derived()
+        self.learn_phm = config.learn_phm
         for name, width in (("in", in_features), ("out", out_features)):
             if width % config.phm_dim:
                 raise ConfigError(
@@ -124,25 +124,25 @@ class PHMLinear(nn.Module):
                 self.register_parameter(name, parameter)
         if not config.shared_W_phm:
             add_weight(self, config, in_features, out_features)
-        self.b = nn.Parameter(torch.zeros(out_features)) if config.phm_bias else None
+        self.register_parameter("b", nn.Parameter(torch.zeros(out_features)) if config.phm_bias else None)
+        self.transposed = Derived(self.matrix, self)
 
     def bind(self, config: BnConfig, shared: nn.Module) -> None:
         """Read from `shared` what this config shares between sites."""
         self._rule = [shared if config.shared_phm_rule else self]  # type: ignore[list-item]
         self._weight = [shared if config.shared_W_phm else self]  # type: ignore[list-item]
+        self.transposed = Derived(self.matrix, self, shared)
 
     def matrix(self) -> Tensor:
-        """H, [I, O]."""
+        """H transposed, [O, I]."""
         rule, owner = rule_of(self._rule[0]), self._weight[0]
         prefix = "W" if owner is self else f"W_{self.direction}"
         whole = getattr(owner, prefix, None)
         w = getattr(owner, f"{prefix}_left") @ getattr(owner, f"{prefix}_right") if whole is None else whole
-        return torch.einsum("iab,ipq->apbq", rule, w).reshape(self.in_features, self.out_features)
+        return torch.einsum("iab,ipq->bqap", rule, w).reshape(self.out_features, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        parameters = {id(p): p for m in (self, self._rule[0], self._weight[0]) for p in m.parameters()}
-        h = self._derived(tuple(parameters.values()), self.matrix)
-        return nn.functional.linear(x, h.t(), self.b)
+        return nn.functional.linear(x, self.transposed(), self._parameters["b"])
 
 
 class Compacter(Bottleneck):
@@ -177,6 +177,12 @@ class Compacter(Bottleneck):
 
     def reset_parameters(self) -> None:
         """Nothing to do: the maps initialise themselves."""
+
+    def _project(self, z: Tensor) -> Tensor:
+        *_, down, activate = self.adapter_down
+        if self.config.ln_before:
+            z = self.adapter_norm_before(z)
+        return self.adapter_up.forward(activate.forward(down.forward(z)))  # type: ignore[no-any-return]
 
     @property
     def signature(self) -> tuple[Any, ...] | None:

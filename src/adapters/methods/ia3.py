@@ -53,10 +53,11 @@ class IA3(LinearAdapter):
                 f"composition_mode='scale' has one scaling vector and no dropout, got r={config.r}, "
                 f"dropout={config.dropout}. Set r=1 and dropout=0.0."
             )
-        self.columns = output_columns(config, site)
+        self.columns, self.alpha = output_columns(config, site), config.alpha
         self.lora_B = nn.Parameter(torch.empty(sum(c.stop - c.start for c in self.columns), 1))
         self.gate = new_gate(site.in_features, len(self.columns)) if config.use_gating else None
         init_matrices(None, self.lora_B, config.init_weights)
+        self.out_features = site.out_features
 
     @classmethod
     def handles(cls, config: Any) -> bool:
@@ -68,17 +69,21 @@ class IA3(LinearAdapter):
 
     def scale(self, x: Tensor) -> Tensor:
         """The scaling vector, [1, 1, O], or with a gate [B, 1, O]."""
-        vector = self.lora_B.view(1, 1, -1)
         if self.gate is None:
-            return self._whole(vector) * self.config.alpha if self.config.alpha != 1 else self._whole(vector)
+            return self._plain_scale()
+        vector = self.lora_B.view(1, 1, -1)
         scores = gate(self.gate, x)
         self.record_gate(scores)
         return self._whole(vector * scores.repeat_interleave(vector.shape[-1] // scores.shape[1], 1)[:, None])
 
+    def _plain_scale(self) -> Tensor:
+        vector = self._whole(self._parameters["lora_B"].view(1, 1, -1))  # type: ignore[union-attr]
+        return vector if self.alpha == 1 else vector * self.alpha
+
     def _whole(self, vector: Tensor) -> Tensor:
-        if not self.site.parts:
+        if vector.shape[-1] == self.out_features:
             return vector
-        whole = vector.new_ones(*vector.shape[:-1], self.site.out_features)
+        whole = vector.new_ones(*vector.shape[:-1], self.out_features)
         for columns, part in zip(self.columns, vector.chunk(len(self.columns), -1)):
             whole[..., columns] = part
         return whole
@@ -92,7 +97,8 @@ class IA3(LinearAdapter):
         )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return y * self.scale(x)
+        scale = self.scale(x)
+        return y * scale if torch.is_grad_enabled() or y.dtype != scale.dtype else y.mul_(scale)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.gate is not None:
@@ -115,10 +121,12 @@ class StackedIA3(IA3):
     def __init__(self, members: Sequence[IA3], groups: RowGroups) -> None:
         LinearAdapter.__init__(self, members[0].config, members[0].site, "+".join(m.name for m in members))
         self.columns, self.gate = members[0].columns, None
-        self.__dict__["members"], self.groups, self._derived = tuple(members), groups, Derived()
+        self.__dict__["members"], self.groups = tuple(members), groups
+        self.vectors = Derived(self._stack, *members)
+
+    def _stack(self) -> Tensor:
+        return torch.cat([m._plain_scale() for m in self.members])
 
     def scale(self, x: Tensor) -> Tensor:
         """The scaling vectors, [B, 1, O]."""
-        vectors = tuple(m.lora_B for m in self.members)
-        whole = self._derived(vectors, lambda: torch.cat([m.scale(x) for m in self.members]))
-        return self.groups.per_row(whole, x.shape[0])
+        return self.groups.per_row(self.vectors(), x.shape[0])

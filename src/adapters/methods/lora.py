@@ -231,14 +231,16 @@ class LoRA(LinearAdapter):
         if self.gate is not None:
             return super().merged(weight, bias)
         return weight + self.scaling * self.delta_weight(), bias
-        return (
-            type(self),
-            self.lora_A.shape,
-            self.lora_B.shape,
-            self.scaling,
-            self.config.dropout,
-            self.columns,
-        )
+
+    @property
+    def signature(self) -> tuple[Any, ...] | None:
+        if not self.direct or type(self) is not LoRA:
+            return None
+        return LoRA, self.lora_A.shape, self.lora_B.shape, self.scaling, self.columns
+
+    @classmethod
+    def stacked(cls, members: Sequence[LoRA], groups: RowGroups) -> LoRA:
+        return StackedLoRA(members, groups)
 
 
 class StackedLoRA(LoRA):
@@ -247,13 +249,13 @@ class StackedLoRA(LoRA):
     def __init__(self, members: Sequence[LoRA], groups: RowGroups) -> None:
         LinearAdapter.__init__(self, members[0].config, members[0].site, "+".join(m.name for m in members))
         self.columns, self.scaling, self.dropout, self.gate = members[0].columns, members[0].scaling, None, None
-        self.__dict__["members"], self.groups, self._derived = tuple(members), groups, Derived()
+        self.__dict__["members"], self.groups = tuple(members), groups
+        self.matrices = Derived(self._stack, *members)
         self.whole, self.dtype = members[0].whole, members[0].lora_A.dtype
 
-    def matrices(self) -> tuple[Tensor, Tensor]:
-        """A and B of all members."""
-        a, b = tuple(m.lora_A for m in self.members), tuple(m.lora_B for m in self.members)
-        return self._derived((*a, *b), lambda: (torch.stack(a), torch.stack(b)))  # type: ignore[no-any-return]
+    def _stack(self) -> tuple[Tensor, Tensor]:
+        """A [N, r, I] and B [N, O, r]."""
+        return torch.stack([m.lora_A for m in self.members]), torch.stack([m.lora_B for m in self.members])
 
     def grouped(self, x: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(columns, A x [G, M, r], B [G, O, r]) of every part of the projection."""
@@ -345,7 +347,7 @@ class DoRA(LoRA):
         self.m = nn.Linear(1, site.out_features, bias=False)
         with torch.no_grad():
             self.m.weight.copy_(weight_of(site.module).float().norm(dim=1, keepdim=True))
-        self._magnitude = Derived()
+        self._magnitude = Derived(self._compute, self, site.module)
 
     @classmethod
     def handles(cls, config: Any) -> bool:
@@ -353,13 +355,11 @@ class DoRA(LoRA):
 
     def magnitude(self) -> Tensor:
         """m / ||W + B A||, [O]."""
-        weight = weight_of(self.site.module)
+        return self._magnitude()  # type: ignore[no-any-return]
 
-        def compute() -> Tensor:
-            norm = (weight + self.delta_weight()).norm(dim=1)
-            return self.m.weight.squeeze(1) / norm
-
-        return self._magnitude((self.m.weight, self.lora_A, self.lora_B, weight), compute)  # type: ignore[no-any-return]
+    def _compute(self) -> Tensor:
+        norm = (weight_of(self.site.module) + self.delta_weight()).norm(dim=1)
+        return self.m.weight.squeeze(1) / norm
 
     def run(self, state: LinearState) -> LinearState:
         return replace(super().run(state), magnitude=self.magnitude().view(1, 1, -1))
@@ -367,13 +367,10 @@ class DoRA(LoRA):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if self.gate is not None:
             return self.run(LinearState(x, y)).result()
-        return super().forward(x, y) * self.magnitude()
+        adapted = super().forward(x, y)
+        return adapted * self.magnitude() if torch.is_grad_enabled() else adapted.mul_(self.magnitude())
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         magnitude = self.magnitude()
         merged, _ = super().merged(weight, bias)
         return magnitude[:, None] * merged, bias if bias is None else magnitude * bias
-
-    @property
-    def signature(self) -> tuple[Any, ...] | None:
-        return None

@@ -148,7 +148,6 @@ class PrefixTuning(AdapterModule[AttentionState]):
 
     def __init__(self, config: PrefixTuningConfig, site: AttentionSite, name: str) -> None:
         super().__init__(config, site, name)
-        self._derived = Derived()
         if config.use_gating:
             linear = new_gate(site.hidden_size, 1 if config.shared_gating else 2)
             self.weight, self.bias = linear.weight, linear.bias
@@ -172,14 +171,14 @@ class PrefixTuning(AdapterModule[AttentionState]):
 
     def bind(self, shared: nn.Module | None) -> None:
         assert isinstance(shared, nn.ModuleDict)
-        self.__dict__["embedding"] = shared[self.site.location]
+        embedding = self.__dict__["embedding"] = shared[self.site.location]
+        self._key_values = Derived(partial(embedding.key_values, self.site.layer), embedding)
 
     def key_values(self) -> tuple[Tensor, Tensor]:
         """Prefix keys and values before gating, each [1, H, P, head_dim]."""
-        compute = partial(self.embedding.key_values, self.site.layer)
-        if self.embedding.training and self.config.dropout:
-            return compute()
-        return self._derived(tuple(self.embedding.parameters()), compute)  # type: ignore[no-any-return]
+        if self.config.dropout and self.embedding.training:
+            return self.embedding.key_values(self.site.layer)
+        return self._key_values()  # type: ignore[no-any-return]
 
     def run(self, state: AttentionState) -> AttentionState:
         keys, values = self.key_values()

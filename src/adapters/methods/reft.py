@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -146,13 +146,12 @@ class OrthogonalRows(nn.Module):
         super().__init__()
         linear = nn.utils.parametrizations.orthogonal(nn.Linear(width, rank, bias=False))
         self.parametrizations = linear.parametrizations
-        self._derived = Derived()
+        self._matrix = Derived(self.parametrizations["weight"], self)  # type: ignore[operator, index, arg-type]
 
     @property
     def weight(self) -> Tensor:
         """R, [r, D]."""
-        weight: nn.Module = self.parametrizations["weight"]  # type: ignore[operator, index, assignment]
-        return self._derived((*weight.parameters(), *weight.buffers()), weight)  # type: ignore[no-any-return]
+        return self._matrix()  # type: ignore[no-any-return]
 
 
 class ReFTUnit(nn.Module):
@@ -167,13 +166,26 @@ class ReFTUnit(nn.Module):
         self.activation = activation_module(config.non_linearity) if config.non_linearity else None
         self.subtract, self.dropout = config.subtract_projection, config.dropout
 
-    def forward(self, s: Tensor) -> Tensor:
-        target, rows = self.learned_source(s), self.projection.weight
+        self.maps = Derived(self._maps, self)
+
+    def _maps(self) -> tuple[Tensor, Tensor]:
+        """R, and W - R: what is left of the two maps of s where no activation stands between them."""
+        rows = self.projection.weight
+        fold = self.subtract and self.activation is None
+        return rows, self.learned_source.weight - rows if fold else self.learned_source.weight
+
+    def delta(self, s: Tensor) -> Tensor:
+        """(f(W s + b) - R s) R."""
+        rows, weight = self.maps()
+        target = F.linear(s, weight, self.learned_source.bias)
         if self.activation is not None:
             target = self.activation(target)
-        if self.subtract:
-            target = target - F.linear(s, rows)
-        return F.dropout(s + target @ rows, self.dropout, self.training)
+            target = target - F.linear(s, rows) if self.subtract else target
+        return target @ rows
+
+    def forward(self, s: Tensor) -> Tensor:
+        edited = s + self.delta(s)
+        return F.dropout(edited, self.dropout) if self.training and self.dropout else edited
 
 
 class ReFT(AdapterModule[HiddenState]):
@@ -207,28 +219,32 @@ class ReFT(AdapterModule[HiddenState]):
         return config.layers == "all" or site.layer in config.layers
 
     def run(self, state: HiddenState) -> HiddenState:
-        h = state.h
-        for unit, ranges in self._ranges(state):
-            if isinstance(ranges, slice):
-                if ranges.start < ranges.stop:
-                    edited = unit(state.h[:, ranges])
-                    h = torch.cat([h[:, : ranges.start], edited, h[:, ranges.stop :]], 1)
-            else:
-                h = torch.where(ranges[..., None], unit(state.h), h)
-        return replace(state, h=h)
+        return replace(state, h=self(state.h, state.first, state.end, state.offset, state.length))
 
-    def _ranges(self, state: HiddenState) -> Iterator[tuple[nn.Module, slice | Tensor]]:
-        """(unit, positions of h it edits): a slice where all rows agree, else a mask [B, S]."""
-        prefix, suffix, size = self.config.prefix_positions, self.config.suffix_positions, state.h.shape[1]
-        if state.first is None or state.end is None:
-            for unit, count, tail in ((self.units[0], prefix, False), (self.units[-1], suffix, True)):
-                count = min(count, state.length)
-                start = state.length - count if tail else 0
-                low, high = (min(max(p - state.offset, 0), size) for p in (start, start + count))
-                yield unit, slice(low, high)
-            return
-        position = torch.arange(state.offset, state.offset + size, device=state.h.device)[None]
+    def forward(self, h: Tensor, first: Tensor | None, end: Tensor | None, offset: int, length: int) -> Tensor:
+        """Edit h [B, S, D], whose first position is number `offset`; see `HiddenState`."""
+        prefix, suffix = self.config.prefix_positions, self.config.suffix_positions
+        if first is not None and end is not None:
+            return self._edit_masked(h, first, end, offset)
+        start = length - min(suffix, length)
+        ranges = ((self.units[0], 0, min(prefix, length)), (self.units[-1], start, length))
+        edits = []
+        for unit, low, high in ranges:
+            low, high = max(low - offset, 0), min(high - offset, h.shape[1])
+            if low < high:
+                edits.append((low, high, unit.forward(h[:, low:high])))
+        for low, high, edited in edits:
+            h = torch.cat([part for part in (h[:, :low], edited, h[:, high:]) if part.shape[1]], 1)
+        return h
+
+    def _edit_masked(self, h: Tensor, first: Tensor, end: Tensor, offset: int) -> Tensor:
+        position = torch.arange(offset, offset + h.shape[1], device=h.device)[None]
+        prefix, suffix = self.config.prefix_positions, self.config.suffix_positions
+        new = h
         if prefix:
-            yield self.units[0], (position >= state.first) & (position < state.first + prefix)
+            chosen = (position >= first) & (position < torch.minimum(first + prefix, end))
+            new = torch.where(chosen[..., None], self.units[0](h), new)
         if suffix:
-            yield self.units[-1], (position >= state.end - suffix) & (position < state.end)
+            chosen = (position >= torch.maximum(end - suffix, first)) & (position < end)
+            new = torch.where(chosen[..., None], self.units[-1](h), new)
+        return new

@@ -90,7 +90,10 @@ class AdapterSetup:
     @classmethod
     def get_context(cls) -> AdapterSetup | None:
         """The context in force, or None outside of all."""
-        return next((c for c in reversed(ACTIVE.contexts) if not c.empty), None)
+        for context in reversed(ACTIVE.contexts):
+            if not context.empty:
+                return context
+        return None
 
     @classmethod
     def get_context_adapter_setup(cls) -> Setup:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
+from adapters.call import CALL
 from adapters.methods.state import AttentionState
 from adapters.sites.resolve import AttentionSite
 
@@ -58,72 +59,113 @@ def intercept(module: nn.Module, live: Any) -> Interception:
     return Interception(module)
 
 
-def attend(
-    run: Callable[[AttentionState], AttentionState],
-    site: AttentionSite,
-    hidden: Tensor | None,
-    function: Callable[..., Output],
-    module: nn.Module,
+@dataclass
+class Attention:
+    """One call of an attention function: the function, the module it runs for, and the named arguments."""
+
+    site: AttentionSite
+    function: Callable[..., Output]
+    module: nn.Module
+    options: dict[str, Any]
+
+    def plain(self, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Output:
+        """The call as the model made it."""
+        return self.function(self.module, query, key, value, mask, **self.options)
+
+    def prefixed(
+        self,
+        prefix: tuple[Tensor, Tensor],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        attended: Tensor | None = None,
+    ) -> Output:
+        """The call over [prefix | keys]. `attended` [B, P] is False where a prefix is only padding."""
+        options, queries, length = self.options, query.shape[2], prefix[0].shape[2]
+        causal = options.get("is_causal")
+        causal = queries > 1 and (getattr(self.module, "is_causal", True) if causal is None else causal)
+        bias = options.get("position_bias")
+        if mask is not None or bias is not None or attended is not None or causal:
+            key, value, mask, bias = self._crop(query, key, value, mask, bias, causal)
+            mask = self._mask(query, key, mask, length, attended, causal)
+            if bias is not None:
+                options = {**options, "position_bias": _extend_bias(self.site, bias, length)}
+            if mask is not None and "is_causal" in options:
+                options = {**options, "is_causal": False}
+        batch = (key.shape[0], -1, -1, -1)
+        keys = torch.cat([prefix[0].to(key.dtype).expand(batch), key], 2)
+        values = torch.cat([prefix[1].to(value.dtype).expand(batch), value], 2)
+        return self.function(self.module, query, keys, values, mask, **options)
+
+    def _crop(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Any, bias: Tensor | None, causal: bool
+    ) -> tuple[Tensor, Tensor, Any, Tensor | None]:
+        """Without the unused keys of a static cache, which would come between prefix and mask."""
+        queries = query.shape[2]
+        if mask is None and causal and key.shape[2] > queries and not self._flash:
+            key, value = key[:, :, :queries], value[:, :, :queries]
+            bias = None if bias is None else bias[..., :queries]
+        if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[-1] > key.shape[2]:
+            mask = mask[..., : key.shape[2]]
+        return key, value, mask, bias
+
+    def _mask(self, query: Tensor, key: Tensor, mask: Any, length: int, attended: Tensor | None, causal: bool) -> Any:
+        """The mask over [prefix | keys]; made explicit where the function would place a causal one wrongly."""
+        queries, keys = query.shape[2], key.shape[2]
+        if mask is None and not self._flash:
+            eager = self._implementation == "eager"
+            if causal and not eager:
+                mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()[None, None]
+            elif attended is not None:
+                ones = torch.ones(1, 1, 1, keys, dtype=torch.bool, device=query.device)
+                mask = torch.zeros_like(ones, dtype=query.dtype) if eager else ones
+        if isinstance(mask, Tensor):
+            return _extend_mask(mask, length, attended)
+        return _extend_block_mask(mask, length, queries, keys)
+
+    @property
+    def _implementation(self) -> str:
+        return str(self.module.config._attn_implementation)  # type: ignore[union-attr]
+
+    @property
+    def _flash(self) -> bool:
+        return "flash" in self._implementation
+
+
+def attend_prefix(
+    key_values: Callable[[], tuple[Tensor, Tensor]],
+    call: Attention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Any,
-    **kwargs: Any,
+    mask: Any,
 ) -> Output:
-    """Call `function` with the keys and values that `run` prepends."""
-    mask = attention_mask if isinstance(attention_mask, Tensor) else None
-    call = partial(_call, site, function, module, attention_mask, kwargs)
-    state = run(AttentionState(query, key, value, mask, hidden, attend=call))
-    if state.out is not None:
-        return state.out, None
-    if state.prefix_keys is None:
-        return function(module, query, key, value, attention_mask, **kwargs)
-    return call(state)
+    """The call with one prefix, the common case."""
+    return call.prefixed(key_values(), query, key, value, mask)
 
 
-def _call(
-    site: AttentionSite,
-    function: Callable[..., Output],
-    module: nn.Module,
-    given_mask: Any,
-    options: dict[str, Any],
-    state: AttentionState,
+def attend(
+    run: Callable[[AttentionState], AttentionState],
+    call: Attention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
 ) -> Output:
-    """Attention of one state over [prefix | keys]."""
-    query, key, value, mask = state.query, state.key, state.value, state.mask
+    """The call with whatever the program `run` prepends."""
+    hidden, CALL.hidden = CALL.hidden, None
+    finish = partial(_finish, call, None if isinstance(mask, Tensor) else mask)
+    state = run(AttentionState(query, key, value, mask if isinstance(mask, Tensor) else None, hidden, attend=finish))
+    return finish(state) if state.out is None else (state.out, None)
+
+
+def _finish(call: Attention, block_mask: Any, state: AttentionState) -> Output:
+    mask = block_mask if state.mask is None else state.mask
     if state.prefix_keys is None or state.prefix_values is None:
-        return function(module, query, key, value, mask if mask is not None else given_mask, **options)
-    kwargs, implementation = dict(options), str(module.config._attn_implementation)  # type: ignore[union-attr]
-    length, queries = state.prefix_keys.shape[2], query.shape[2]
-    causal = kwargs.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
-    bias = kwargs.get("position_bias")
-    if "flash" not in implementation:
-        if mask is None and given_mask is None and causal and 1 < queries < key.shape[2]:
-            # sdpa's convention for the first call with a static cache: the mask is left out, and so are unused keys
-            key, value = key[:, :, :queries], value[:, :, :queries]
-            bias = None if bias is None else bias[..., :queries]
-        if mask is not None and mask.shape[-1] > key.shape[2]:
-            mask = mask[..., : key.shape[2]]
-        if mask is None and given_mask is None and causal and queries > 1 and implementation != "eager":
-            mask = torch.ones(queries, key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
-        if mask is None and state.attended is not None:
-            mask = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=query.device)
-            if implementation == "eager":
-                mask = torch.zeros_like(mask, dtype=query.dtype)
-        if mask is not None and "is_causal" in kwargs:
-            kwargs["is_causal"] = False
-    if mask is not None:
-        extended: Any = _extend_mask(mask, length, state.attended)
-    else:
-        extended = _extend_block_mask(given_mask, length, queries, key.shape[2])
-    if isinstance(bias, Tensor):
-        kwargs["position_bias"] = _extend_bias(site, bias, length)
-    keys, values = (
-        torch.cat([prefix.expand(key.shape[0], -1, -1, -1), own], 2)
-        for prefix, own in ((state.prefix_keys, key), (state.prefix_values, value))
-    )
-    return function(module, query, keys, values, extended, **kwargs)
+        return call.plain(state.query, state.key, state.value, mask)
+    prefix = state.prefix_keys, state.prefix_values
+    return call.prefixed(prefix, state.query, state.key, state.value, mask, state.attended)
 
 
 def _extend_mask(mask: Tensor, length: int, attended: Tensor | None) -> Tensor:

@@ -21,11 +21,11 @@ from adapters.methods import METHODS
 from adapters.methods.base import AdapterModule, init_seed
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.config import AdapterConfig, ConfigUnion
-from adapters.methods.prefix_tuning import PrefixEmbedding, flattened
+from adapters.methods.prefix_tuning import PrefixEmbedding, PrefixTuning, flattened
 from adapters.runtime.active import ENGINES, AdapterSetup, Setup, setup_key
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.entry import Entry
-from adapters.runtime.hooks import AdapterDict, Live, LiveEmbedding, LiveResidual, enliven
+from adapters.runtime.hooks import AdapterDict, Live, LiveEmbedding, LiveLayer, LivePrompt, LiveResidual, enliven
 from adapters.sites.resolve import Site, resolve, spec_for
 
 
@@ -48,6 +48,7 @@ class Engine:
 
     Attributes:
         root: The model that the user calls.
+        masked: Sites whose adapters need the attention mask.
         base: The transformer inside it; the same object for headless models.
         config: Names, configs and the active set-up: `model.adapters_config`.
         parts: Adapter name -> its modules.
@@ -58,6 +59,7 @@ class Engine:
         self.root, self.base, self.config = root, base, config
         self.spec = spec_for(base)
         self.live = list(enliven(resolve(base, self.spec)))
+        self.masked = [live for live in self.live if isinstance(live, (LiveLayer, LivePrompt))]
         self.parts: dict[str, list[Part]] = {}
         self.fusions: dict[str, list[Part]] = {}
         self.merged: dict[str, list[tuple[Live[Any], Tensor, Tensor | None]]] = {}
@@ -256,6 +258,7 @@ class Engine:
         else:
             ENGINES.discard(self)
             self.entry.detach()
+        self.entry.follow_stacks()
         for live in lives:
             if live.modules:
                 self._set_static([live])
@@ -296,6 +299,10 @@ class Engine:
             raise ConfigError(f"Adapter {name!r} has no prefix tuning, so there is nothing to eject.")
         for prefix in prefixes:
             prefix.eject()
+        shared = next(p.module for p in self.parts[name] if p.path == PrefixTuning.shared_container)
+        for part in self.parts[name]:
+            if isinstance(part.module, PrefixTuning):
+                part.module.bind(shared)
         config = self.config.get(name)
         assert config is not None
         self.config.delete(name)

@@ -33,6 +33,7 @@ class Entry:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.handles: list[RemovableHandle] = []
+        self.stacks: dict[int, RemovableHandle] = {}
 
     def attach(self) -> None:
         """Follow calls from now on."""
@@ -42,15 +43,21 @@ class Entry:
         for module in modules.values():
             self.handles.append(module.register_forward_pre_hook(self.on_call, prepend=True, with_kwargs=True))
             self.handles.append(module.register_forward_hook(self.on_return, prepend=True, always_call=True))
-        stacks = {id(s): s for live in self.engine.live if (s := getattr(live.site, "stack", None)) is not None}
-        for stack in stacks.values():
-            self.handles.append(stack.register_forward_pre_hook(self.on_stack, with_kwargs=True))
 
     def detach(self) -> None:
         """Leave no hook behind."""
-        for handle in self.handles:
+        for handle in (*self.handles, *self.stacks.values()):
             handle.remove()
         self.handles.clear()
+        self.stacks.clear()
+
+    def follow_stacks(self) -> None:
+        """Follow the stacks whose masks the adapters need that are there now, and no others."""
+        needed = {id(live.site.stack): live.site.stack for live in self.engine.masked if live.modules}
+        for key in set(self.stacks) - set(needed):
+            self.stacks.pop(key).remove()
+        for key in set(needed) - set(self.stacks):
+            self.stacks[key] = needed[key].register_forward_pre_hook(self.on_stack, with_kwargs=True)
 
     # -------------------------------------------------------------------------------------------------- hooks
 
@@ -93,7 +100,7 @@ class Entry:
         offset = 0 if cache is None else int(cache.get_seq_length())
         mask, args, kwargs = _argument(module, "attention_mask", args, kwargs)
         prompts = sum(
-            live.length() for live in self.engine.live if isinstance(live, LivePrompt) and live.site.stack is module
+            live.length() for live in self.engine.masked if isinstance(live, LivePrompt) and live.site.stack is module
         )
         if prompts and isinstance(mask, Tensor) and mask.dim() == 2:
             mask = torch.cat([mask.new_ones(mask.shape[0], prompts), mask], 1)

@@ -157,7 +157,7 @@ class LiveLinear(Live[LinearSite]):
         return self.site.module.register_forward_hook(self.on_output, prepend=True)
 
     def plan(self, program: Program) -> Plan:
-        run = program.module if isinstance(program, Adapter) else partial(self._run, program)
+        run = program.module.forward if isinstance(program, Adapter) else partial(self._run, program)
         return Plan(("output",), program, run)
 
     @staticmethod
@@ -200,11 +200,11 @@ class LiveResidual(Live[ResidualSite]):
         CALL.residual = args[self.site.x_index]
 
     def on_sum(self, module: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
-        plan = self.current()
+        plan = self.plans.get(ACTIVE.key)
         return plan.run(args[0]) if plan is not None and "sum" in plan.hooks else None
 
     def on_h(self, module: nn.Module, args: Any, output: Any) -> Any:
-        plan = self.current()
+        plan = self.plans.get(ACTIVE.key)
         if plan is None or "h" not in plan.hooks:
             return None
         h = output[0] if isinstance(output, tuple) else output
@@ -240,18 +240,21 @@ class LiveAttention(Live[AttentionSite]):
 
     def plan(self, program: Program) -> Plan:
         gated = any(getattr(module.config, "use_gating", False) for module in self.modules.values())
-        return Plan(("attention", "hidden") if gated else ("attention",), program, program.run)
+        if isinstance(program, Adapter) and not gated:
+            return Plan(("attention",), program, partial(attention.attend_prefix, program.module.key_values))
+        return Plan(
+            ("attention", "hidden") if gated else ("attention",), program, partial(attention.attend, program.run)
+        )
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         CALL.hidden = args[0] if args else kwargs["hidden_states"]
 
     def attend(self, function: Any, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Call the attention function with what the active adapters prepend."""
-        plan = self.current()
+        plan = self.plans.get(ACTIVE.key)
         if plan is None:
             return function(module, *args, **kwargs)  # type: ignore[no-any-return]
-        hidden, CALL.hidden = CALL.hidden, None
-        return attention.attend(plan.run, self.site, hidden, function, module, *args, **kwargs)
+        return plan.run(attention.Attention(self.site, function, module, kwargs), *args)  # type: ignore[no-any-return]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -267,29 +270,34 @@ class LiveLayer(Live[LayerSite]):
         return self.site.module.register_forward_hook(self.on_output, prepend=True)
 
     def plan(self, program: Program) -> Plan:
-        return Plan(("output",), program, program.run)
+        run = program.module.forward if isinstance(program, Adapter) else partial(self._run, program)
+        return Plan(("output",), program, run)
+
+    @staticmethod
+    def _run(program: Program, *state: Any) -> Tensor:
+        return program.run(HiddenState(*state)).h  # type: ignore[no-any-return]
 
     def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        plan = self.current()
+        plan = self.plans.get(ACTIVE.key)
         if plan is None:
             return None
         h = output[0] if isinstance(output, tuple) else output
-        new = plan.run(hidden_state(h, self.site.stack)).h
+        new = plan.run(h, *attended_positions(h, self.site.stack))
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
 
-def hidden_state(h: Tensor, stack: nn.Module) -> HiddenState:
-    """The state of hidden states h [B, S, D] of a stack: which positions are attended, how many came before."""
+def attended_positions(h: Tensor, stack: nn.Module) -> tuple[Tensor | None, Tensor | None, int, int]:
+    """(first, end, offset, length) of a `HiddenState` h [B, S, D] of a stack, from its attention mask and cache."""
     mask, offset = CALL.stacks.get(id(stack), (None, 0))
     end = offset + h.shape[1]
     if CALL.prompt_length is not None:
         end = min(end, CALL.prompt_length) if offset == 0 else CALL.prompt_length
     if mask is None or mask.dim() != 2:
-        return HiddenState(h, offset=offset, length=end)
+        return None, None, offset, end
     attended = mask[:, :end].bool()
     first = attended.int().argmax(1, keepdim=True)
     count = attended.sum(1, keepdim=True)
-    return HiddenState(h, first, first + count, offset, end)
+    return first, first + count, offset, end
 
 
 class LiveEmbedding(Live[EmbeddingSite]):
