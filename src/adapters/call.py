@@ -22,6 +22,7 @@ class Call(threading.local):
         generating: Whether `generate` runs: rows may then be multiples of the user's batch (beams).
         prompt_length: While generating, number of positions that were given; None otherwise.
         replaying: Whether a layer runs again only for its backward pass (gradient checkpointing).
+        copies: (rows, copies) while the batch is to be replicated in front of a layer.
         given: Whether the caller (or `generate`) replicated the inputs.
         residual: x of the residual branch that is being computed.
         hidden: Input of the attention module that is being computed.
@@ -35,6 +36,7 @@ class Call(threading.local):
         self.fusion: Scores | None = None
         self.task_ids: Tensor | list[str] | None = None
         self.replicated = False
+        self.copies: tuple[int | None, int] | None = None
         self.given = False
         self.replaying = False
         self.generating = False

@@ -22,10 +22,11 @@ from adapters.methods.base import AdapterModule, init_seed
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.config import AdapterConfig, ConfigUnion
 from adapters.methods.prefix_tuning import PrefixEmbedding, PrefixTuning, flattened
-from adapters.runtime.active import ENGINES, AdapterSetup, Setup, setup_key
+from adapters.runtime.active import ENGINES, STATIC, AdapterSetup, Setup, setup_key
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.entry import Entry
 from adapters.runtime.hooks import AdapterDict, Live, LiveEmbedding, LiveLayer, LivePrompt, LiveResidual, enliven
+from adapters.runtime.replication import Replication
 from adapters.sites.resolve import Site, resolve, spec_for
 
 
@@ -64,6 +65,7 @@ class Engine:
         self.fusions: dict[str, list[Part]] = {}
         self.merged: dict[str, list[tuple[Live[Any], Tensor, Tensor | None]]] = {}
         self.entry = Entry(self)
+        self.replication = Replication(self)
         self._touched: set[Live[Any]] = set()
 
     # ----------------------------------------------------------------------------------------------- adapters
@@ -221,6 +223,7 @@ class Engine:
         touched = self._lives_of(block)
         self._set_static(touched | self._touched)
         self._touched = touched
+        self._set_level(STATIC, block, touched)
 
     def _set_static(self, lives: Iterable[Live[Any]]) -> None:
         block, skipped = self.config.active_setup, self.config.skip_layers or ()
@@ -244,6 +247,13 @@ class Engine:
         for live in self._lives_of(block):
             live.activate(key, block)
             live.hook_all(key)
+        self._set_level(key, block, self._lives_of(block))
+
+    def _set_level(self, key: str, block: AdapterCompositionBlock | None, lives: set[Live[Any]]) -> None:
+        """Tell from which layer on the rows of parallel adapters differ."""
+        if block is not None and block.parallel_channels > 1:
+            layers = {live.site.layer for live in lives} - set(self.config.skip_layers or ())
+            self.replication.set_level(key, min(layers, default=None), block.parallel_channels)
 
     def current(self) -> Setup:
         """The set-up in force on this thread."""
@@ -258,6 +268,7 @@ class Engine:
         else:
             ENGINES.discard(self)
             self.entry.detach()
+            self.replication.detach()
         self.entry.follow_stacks()
         for live in lives:
             if live.modules:

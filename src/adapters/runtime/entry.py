@@ -16,16 +16,10 @@ from adapters.call import CALL
 from adapters.composition.blocks import AdapterCompositionBlock
 from adapters.runtime.active import ACTIVE, STATIC, setup_key
 from adapters.runtime.hooks import LivePrompt
+from adapters.runtime.replication import batch_size, replicate
 
 if TYPE_CHECKING:
     from adapters.runtime.engine import Engine
-
-BATCHED = ("input_ids", "inputs_embeds", "pixel_values", "encoder_outputs", "decoder_input_ids", "attention_mask")
-"""Arguments that tell the batch size, in this order."""
-
-UNBATCHED = ("cache_position", "past_key_values", "task_ids")
-"""Arguments that are never replicated."""
-
 
 class Entry:
     """Follows the calls of one model. Hooks the root, the base model and the stacks whose masks adapters need."""
@@ -69,21 +63,25 @@ class Entry:
             CALL.fusion = {} if kwargs.pop("output_adapter_fusion_attentions", False) else None
             CALL.task_ids = kwargs.pop("task_ids", None)
             CALL.replicated = kwargs.pop("adapter_input_parallelized", False) or CALL.given
-            CALL.residual = CALL.override = CALL.hidden = None
+            CALL.residual = CALL.override = CALL.hidden = CALL.copies = None
         if module is not engine.base and hasattr(module, "heads"):
             return args, kwargs
         setup = engine.current()
         copies = setup.parallel_channels if isinstance(setup, AdapterCompositionBlock) else 1
         if copies > 1 and not CALL.replicated:
             CALL.replicated = True
-            return replicate(args, kwargs, copies)
+            if module is engine.base and (engine.root is engine.base or hasattr(engine.root, "heads")) and engine.replication.takes_over(kwargs):
+                CALL.copies = batch_size(args, kwargs), copies
+            else:
+                return replicate(args, kwargs, copies)
         return args, kwargs
 
     def on_return(self, module: nn.Module, args: Any, output: Any) -> Any:
         if module is not CALL.root:
             return None
         scores = {"adapter_gating_scores": CALL.gating, "adapter_fusion_attentions": CALL.fusion}
-        CALL.root = CALL.gating = CALL.fusion = CALL.task_ids = None
+        CALL.root = CALL.gating = CALL.fusion = CALL.task_ids = CALL.copies = None
+        CALL.stacks.clear()
         CALL.replicated = False
         asked = {name: value for name, value in scores.items() if value is not None}
         if not asked or output is None:
@@ -157,37 +155,6 @@ class Entry:
             yield inputs, kwargs
         finally:
             CALL.given, CALL.generating, CALL.prompt_length = before
-
-
-def replicate(args: tuple[Any, ...], kwargs: dict[str, Any], copies: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs with `copies` times as many rows, child-major: all rows for the first child, then all for the second."""
-    named = [kwargs[name] for name in BATCHED if kwargs.get(name) is not None]
-    batch = next((t.shape[0] for t in _tensors((*named, *args))), None)
-    if batch is None:
-        return args, kwargs
-
-    def copy(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            same = value.dim() > 0 and value.shape[0] == batch
-            return value.repeat(copies, *[1] * (value.dim() - 1)) if same else value
-        if isinstance(value, ModelOutput):
-            return type(value)(**{name: copy(entry) for name, entry in value.items()})
-        if type(value) in (tuple, list):
-            return type(value)(copy(entry) for entry in value)
-        return value
-
-    return tuple(map(copy, args)), {n: v if n in UNBATCHED else copy(v) for n, v in kwargs.items()}
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        if value.dim():
-            yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(tuple(value.values()))
-    elif isinstance(value, (tuple, list)):
-        for entry in value:
-            yield from _tensors(entry)
 
 
 _POSITIONS: dict[tuple[type[nn.Module], str], int | None] = {}

@@ -93,6 +93,7 @@ class ModelSpec:
         invertible: Where token embeddings enter the first layer: a module (its output) or an `Input`; None where
             there are none (images).
         prompt: Module whose output prompts are prepended to, or None where prompt tuning is not defined.
+        causal: Whether the layers form a decoder that caches keys and values.
         disk: (in memory, on disk) pairs of path fragments, where file names kept the names of older models.
     """
 
@@ -101,6 +102,7 @@ class ModelSpec:
     invertible: str | Input | None = None
     prompt: str | None = None
     disk: tuple[tuple[str, str], ...] = ()
+    causal: bool = False
 
     def disk_name(self, path: str) -> str:
         """The name that the module at `path` has in adapter files."""

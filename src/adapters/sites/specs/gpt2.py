@@ -19,4 +19,5 @@ GPT2 = ModelSpec(
         ),
     ),
     invertible="drop",
+    causal=True,
 )

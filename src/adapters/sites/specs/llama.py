@@ -23,4 +23,5 @@ LLAMA = ModelSpec(
         ),
     ),
     invertible="embed_tokens",
+    causal=True,
 )
