@@ -13,6 +13,7 @@ from adapters.methods.lora import DoRA, LoRA
 from adapters.methods.prefix_tuning import PrefixTuning
 from adapters.methods.prompt_tuning import PromptTuning
 from adapters.methods.reft import ReFT
+from adapters.methods.vera import DVoRA, VeRA
 
 METHODS: tuple[type[AdapterModule[Any]], ...] = (
     Bottleneck,
@@ -20,6 +21,8 @@ METHODS: tuple[type[AdapterModule[Any]], ...] = (
     LoRA,
     DoRA,
     IA3,
+    VeRA,
+    DVoRA,
     PrefixTuning,
     PromptTuning,
     NICE,

@@ -43,13 +43,16 @@ class CompacterConfig(DoubleSeqBnConfig):
     non_linearity: str = "gelu"
 
 
+RULES = ("phm_rule", "phm_rule_left", "phm_rule_right")
+
+
 class PHMRule(nn.Module):
     """The matrices A_i [n, n, n] of parameterised hypercomplex multiplication, whole or as products of vectors."""
 
     def __init__(self, config: BnConfig, shared: bool) -> None:
         super().__init__()
         n = config.phm_dim
-        self.learn_phm = config.learn_phm
+        self.fixed_parameters = () if config.learn_phm else RULES
         if config.factorized_phm_rule:
             self.phm_rule_left = nn.Parameter(torch.empty(n, n, 1))
             self.phm_rule_right = nn.Parameter(torch.empty(n, 1, n))
@@ -110,7 +113,7 @@ class PHMLinear(nn.Module):
     def __init__(self, config: BnConfig, in_features: int, out_features: int, direction: str) -> None:
         super().__init__()
         self.in_features, self.out_features, self.direction = in_features, out_features, direction
-        self.learn_phm = config.learn_phm
+        self.fixed_parameters = () if config.learn_phm else RULES
         for name, width in (("in", in_features), ("out", out_features)):
             if width % config.phm_dim:
                 raise ConfigError(

@@ -147,16 +147,20 @@ class LoRA(LinearAdapter):
     def __init__(self, config: LoRAConfig, site: LinearSite, name: str) -> None:
         super().__init__(config, site, name)
         self.columns = output_columns(config, site)
-        width = sum(c.stop - c.start for c in self.columns)
         self.scaling = config.alpha / config.r
-        self.lora_A = nn.Parameter(torch.empty(config.r * len(self.columns), site.in_features))
-        self.lora_B = nn.Parameter(torch.empty(width, config.r))
         self.gate = new_gate(site.in_features, len(self.columns)) if config.use_gating else None
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
-        init_matrices(self.lora_A, self.lora_B, config.init_weights)
-        self.whole = not site.parts
-        self.direct = self.gate is None and self.dropout is None
+        self.whole, self.direct = not site.parts, self.gate is None and self.dropout is None
         self.in_features, self.out_features = site.in_features, site.out_features
+        self.width = sum(c.stop - c.start for c in self.columns)
+        self.make_matrices()
+
+    def make_matrices(self) -> None:
+        """Create the trained tensors."""
+        config: LoRAConfig = self.config
+        self.lora_A = nn.Parameter(torch.empty(config.r * len(self.columns), self.in_features))
+        self.lora_B = nn.Parameter(torch.empty(self.width, config.r))
+        init_matrices(self.lora_A, self.lora_B, config.init_weights)
 
     @classmethod
     def handles(cls, config: Any) -> bool:
@@ -166,13 +170,14 @@ class LoRA(LinearAdapter):
     def acts_at(cls, config: LoRAConfig, site: LinearSite) -> bool:
         return wants_site(config, site)
 
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """A and B, with the blocks of all adapted parts below each other."""
+        return self._parameters["lora_A"], self._parameters["lora_B"]  # type: ignore[return-value]
+
     def pairs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(columns, A, B) of every part of the projection that is adapted."""
-        if len(self.columns) == 1:
-            yield self.columns[0], self.lora_A, self.lora_B
-            return
-        count = len(self.columns)
-        yield from zip(self.columns, self.lora_A.chunk(count), self.lora_B.chunk(count))
+        (a, b), count = self.matrices(), len(self.columns)
+        yield from zip(self.columns, a.chunk(count), b.chunk(count))
 
     def run(self, state: LinearState) -> LinearState:
         if state.delta is not None and state.delta.shape[-1] != self.site.in_features:
@@ -202,12 +207,12 @@ class LoRA(LinearAdapter):
         return delta
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        a, b = self._parameters["lora_A"], self._parameters["lora_B"]
-        if not (self.direct and x.dtype == y.dtype == a.dtype and y.is_contiguous()):  # type: ignore[union-attr]
+        a, b = self.matrices()
+        if not (self.direct and x.dtype == y.dtype == a.dtype and y.is_contiguous()):
             return self.run(LinearState(x, y)).result()
         flat, out = x.reshape(-1, self.in_features), y.view(-1, self.out_features)
         if self.whole:
-            out.addmm_(flat @ a.t(), b.t(), alpha=self.scaling)  # type: ignore[union-attr]
+            out.addmm_(flat @ a.t(), b.t(), alpha=self.scaling)
         else:
             for columns, a_part, b_part in self.pairs():
                 out[:, columns].addmm_(flat @ a_part.t(), b_part.t(), alpha=self.scaling)
@@ -216,10 +221,12 @@ class LoRA(LinearAdapter):
     def delta_weight(self) -> Tensor:
         """B A without scaling, [O, I]."""
         if self.whole:
-            return self.lora_B @ self.lora_A
-        delta = self.lora_A.new_zeros(self.site.out_features, self.site.in_features)
-        for columns, a, b in self.pairs():
-            delta[columns] = b @ a
+            a, b = self.matrices()
+            return b @ a
+        products = [(columns, b @ a) for columns, a, b in self.pairs()]
+        delta = products[0][1].new_zeros(self.site.out_features, self.site.in_features)
+        for columns, product in products:
+            delta[columns] = product
         return delta
 
     @property
@@ -247,37 +254,39 @@ class StackedLoRA(LoRA):
     """LoRA with other matrices for every row: A [N, r, I] and B [N, O, r] of N equally shaped adapters."""
 
     def __init__(self, members: Sequence[LoRA], groups: RowGroups) -> None:
-        LinearAdapter.__init__(self, members[0].config, members[0].site, "+".join(m.name for m in members))
-        self.columns, self.scaling, self.dropout, self.gate = members[0].columns, members[0].scaling, None, None
+        first = members[0]
+        LinearAdapter.__init__(self, first.config, first.site, "+".join(m.name for m in members))
+        self.columns, self.scaling, self.whole = first.columns, first.scaling, first.whole
+        self.gate = self.dropout = None
         self.__dict__["members"], self.groups = tuple(members), groups
-        self.matrices = Derived(self._stack, *members)
-        self.whole, self.dtype = members[0].whole, members[0].lora_A.dtype
+        self._matrices = Derived(self._stack, *members)
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """A [N, r, I] and B [N, O, r]."""
+        return self._matrices()  # type: ignore[no-any-return]
 
     def _stack(self) -> tuple[Tensor, Tensor]:
-        """A [N, r, I] and B [N, O, r]."""
         return torch.stack([m.lora_A for m in self.members]), torch.stack([m.lora_B for m in self.members])
 
-    def grouped(self, x: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(columns, A x [G, M, r], B [G, O, r]) of every part of the projection."""
+    def grouped(self, x: Tensor, a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(columns, A x [G, M, r], B transposed [G, r, O]) of every part of the projection."""
         flat, index = self.groups.arrange(x)
-        a, b = (select(m, index) for m in self.matrices())
+        a, b = select(a, index), select(b, index)
         count = len(self.columns)
         for columns, a_part, b_part in zip(self.columns, a.chunk(count, 1), b.chunk(count, 1)):
             yield columns, torch.bmm(flat, a_part.transpose(1, 2)), b_part.transpose(1, 2)
 
     def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
         out = x.new_zeros(*x.shape[:-1], self.site.out_features)
-        for columns, down, up in self.grouped(x):
-            update = torch.bmm(down, up).view(*x.shape[:-1], -1) * self.scaling
-            if self.whole:
-                return update
-            out[..., columns] = update
+        for columns, down, up in self.grouped(x, *self.matrices()):
+            out[..., columns] = torch.bmm(down, up).view(*x.shape[:-1], -1) * self.scaling
         return out
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if not x.dtype == y.dtype == self.dtype or not y.is_contiguous():
+        a, b = self.matrices()
+        if not x.dtype == y.dtype == a.dtype or not y.is_contiguous():
             return self.run(LinearState(x, y)).result()
-        for columns, down, up in self.grouped(x):
+        for columns, down, up in self.grouped(x, a, b):
             out = y.view(down.shape[0], down.shape[1], -1)
             block = out if self.whole else out[..., columns]
             block.baddbmm_(down, up, alpha=self.scaling)
@@ -347,7 +356,11 @@ class DoRA(LoRA):
         self.m = nn.Linear(1, site.out_features, bias=False)
         with torch.no_grad():
             self.m.weight.copy_(weight_of(site.module).float().norm(dim=1, keepdim=True))
-        self._magnitude = Derived(self._compute, self, site.module)
+
+    def bind(self, shared: nn.Module | None) -> None:
+        super().bind(shared)
+        sources = (self, self.site.module) if shared is None else (self, self.site.module, shared)
+        self._magnitude = Derived(self._compute, *sources)
 
     @classmethod
     def handles(cls, config: Any) -> bool:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from adapters.methods.lora import LoRAConfig
+import torch
+from torch import Tensor, nn
+
+from adapters.methods.base import Derived
+from adapters.methods.lora import DoRA, LoRA, LoRAConfig, linear_method
+from adapters.sites.resolve import LinearSite
 
 
 @dataclass(eq=False)
@@ -35,3 +41,71 @@ class DvoRAConfig(LoRAConfig):
     vera_b: float | None = 0.0
     init_weights: str = "vera"
     use_dora: bool = True
+
+
+class SharedMatrices(nn.Module):
+    """The frozen random matrices A [r, I] and B [O, r], as wide as the widest of the sites that share them."""
+
+    fixed_parameters = ("lora_A", "lora_B")
+
+    def __init__(self, config: LoRAConfig, sites: list[LinearSite]) -> None:
+        super().__init__()
+        self.lora_A = nn.Parameter(torch.empty(config.r, max(site.in_features for site in sites)))
+        self.lora_B = nn.Parameter(torch.empty(max(site.out_features for site in sites), config.r))
+        for matrix in (self.lora_A, self.lora_B):
+            nn.init.kaiming_uniform_(matrix, a=5**0.5)
+        self.requires_grad_(False)
+
+
+class VeRA(LoRA):
+    """Low-rank update with frozen matrices that all sites share, and small trained ones between them.
+
+        y = W x + b + (alpha / r) * V_B B V_D A x
+
+    A [r, I] and B [O, r] are shared and frozen; V_D [r, r] starts as vera_d * identity, V_B [O, O] as vera_b * identity.
+    Narrower sites use the first rows and columns.
+
+    Paper: Kopiczko et al. 2023, arXiv:2310.11454. We differ: V_D and V_B are full matrices, as in the adapters that were
+    trained so far, not diagonal ones.
+    """
+
+    paper = "arXiv:2310.11454"
+    shared_container = "shared_parameters"
+
+    def make_matrices(self) -> None:
+        config: LoRAConfig = self.config
+        self.vera_D = nn.Parameter(torch.eye(config.r) * (config.vera_d or 0.0))
+        self.vera_B = nn.Parameter(torch.eye(self.width) * (config.vera_b or 0.0))
+
+    @classmethod
+    def handles(cls, config: Any) -> bool:
+        return isinstance(config, LoRAConfig) and linear_method(config) == "vera"
+
+    @classmethod
+    def shared(cls, config: LoRAConfig, sites: list[LinearSite]) -> nn.Module:
+        return SharedMatrices(config, sites)
+
+    def bind(self, shared: nn.Module | None) -> None:
+        assert shared is not None
+        self.__dict__["fixed"] = shared
+        self._products = Derived(self._multiply, self, shared)
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        return self._products()  # type: ignore[no-any-return]
+
+    def _multiply(self) -> tuple[Tensor, Tensor]:
+        down = self.vera_D @ self.fixed.lora_A[:, : self.in_features]
+        return down.repeat(len(self.columns), 1), self.vera_B @ self.fixed.lora_B[: self.width]
+
+
+class DVoRA(DoRA, VeRA):
+    """VeRA with a learned length for every row of the weight, as in DoRA.
+
+        y = m / ||W + V_B B V_D A|| * (W x + b + (alpha / r) * V_B B V_D A x)
+
+    Paper: Liu et al. 2024, arXiv:2402.09353, section 5.
+    """
+
+    @classmethod
+    def handles(cls, config: Any) -> bool:
+        return isinstance(config, LoRAConfig) and linear_method(config) == "dvora"

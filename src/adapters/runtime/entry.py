@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers.utils import ModelOutput
 
 from adapters.call import CALL
 from adapters.composition.blocks import AdapterCompositionBlock
@@ -20,6 +19,7 @@ from adapters.runtime.replication import batch_size, replicate
 
 if TYPE_CHECKING:
     from adapters.runtime.engine import Engine
+
 
 class Entry:
     """Follows the calls of one model. Hooks the root, the base model and the stacks whose masks adapters need."""
@@ -70,7 +70,11 @@ class Entry:
         copies = setup.parallel_channels if isinstance(setup, AdapterCompositionBlock) else 1
         if copies > 1 and not CALL.replicated:
             CALL.replicated = True
-            if module is engine.base and (engine.root is engine.base or hasattr(engine.root, "heads")) and engine.replication.takes_over(kwargs):
+            if (
+                module is engine.base
+                and (engine.root is engine.base or hasattr(engine.root, "heads"))
+                and engine.replication.takes_over(kwargs)
+            ):
                 CALL.copies = batch_size(args, kwargs), copies
             else:
                 return replicate(args, kwargs, copies)

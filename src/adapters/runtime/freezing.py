@@ -22,8 +22,7 @@ def train_adapters(engine: Engine, names: Iterable[str]) -> None:
     engine.base.requires_grad_(False)
     for name in names:
         for part in engine.parts[name]:
-            part.module.requires_grad_(True)
-            _keep_fixed_rules(part.module)
+            _unfreeze(part.module)
 
 
 def train_fusions(engine: Engine, fusions: Iterable[str], adapters: Iterable[str] = ()) -> None:
@@ -34,13 +33,14 @@ def train_fusions(engine: Engine, fusions: Iterable[str], adapters: Iterable[str
             part.module.requires_grad_(True)
 
 
-def _keep_fixed_rules(module: nn.Module) -> None:
-    """`learn_phm=False` holds while the rest of a compacter trains."""
+def _unfreeze(module: nn.Module) -> None:
+    """Let `module` train, but for the parameters that its method keeps fixed."""
+    module.requires_grad_(True)
     for owner in module.modules():
-        if not getattr(owner, "learn_phm", True):
-            for name, parameter in owner.named_parameters():
-                if name.startswith("phm_rule"):
-                    parameter.requires_grad_(False)
+        fixed = getattr(owner, "fixed_parameters", ())
+        for name, parameter in owner.named_parameters(recurse=False):
+            if name in fixed:
+                parameter.requires_grad_(False)
 
 
 def _all_parts(engine: Engine) -> Iterable[Part]:

@@ -58,7 +58,9 @@ class Replication:
     def takes_over(self, kwargs: dict[str, Any]) -> bool:
         """Whether this call can be replicated in front of a layer instead of at its input."""
         config = self.engine.base.config
-        cached = kwargs.get("past_key_values") is not None or kwargs.get("use_cache", getattr(config, "use_cache", False))
+        cached = kwargs.get("past_key_values") is not None or kwargs.get(
+            "use_cache", getattr(config, "use_cache", False)
+        )
         decodes = getattr(config, "is_decoder", False) or self.engine.spec.causal
         recorded = any(kwargs.get(name, getattr(config, name, False)) for name in RECORDED)
         return self.levels.get(ACTIVE.key, 0) > 0 and not recorded and not (cached and decodes) and not CALL.generating
