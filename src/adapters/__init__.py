@@ -61,6 +61,26 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "adapters.methods.prompt_tuning": ("PromptTuningConfig",),
     "adapters.methods.reft": ("DiReftConfig", "LoReftConfig", "NoReftConfig", "ReftConfig"),
     "adapters.methods.unions": ("MAMConfig", "UniPELTConfig"),
+    "adapters.auto": (
+        "ADAPTER_MODEL_MAPPING",
+        "AutoAdapterModel",
+        "BartAdapterModel",
+        "BertAdapterModel",
+        "DistilBertAdapterModel",
+        "ElectraAdapterModel",
+        "GPT2AdapterModel",
+        "LlamaAdapterModel",
+        "MBartAdapterModel",
+        "MT5AdapterModel",
+        "MistralAdapterModel",
+        "Qwen2AdapterModel",
+        "Qwen3AdapterModel",
+        "RobertaAdapterModel",
+        "T5AdapterModel",
+        "ViTAdapterModel",
+        "XLMRobertaAdapterModel",
+    ),
+    "adapters.checkpoint.locate": ("ADAPTER_CACHE",),
 }
 
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from adapters.checkpoint.verbs import CheckpointVerbs
 from adapters.composition.blocks import AdapterCompositionBlock, Fuse
 from adapters.errors import UnsupportedError
 from adapters.methods import METHODS
@@ -23,7 +24,7 @@ from adapters.runtime.report import adapter_modules, adapter_summary
 from adapters.sites.resolve import spec_for
 
 
-class AdapterModelMixin:
+class AdapterModelMixin(CheckpointVerbs):
     """Adapters for a Transformers model. Made by `adapters.init(model)` or one of the `XAdapterModel` classes."""
 
     _engine: Engine
@@ -348,6 +349,20 @@ def init(model: Any, adapters_config: ModelAdaptersConfig | None = None, interfa
     model.__class__ = adapted_class(type(model))
     model._init_adapters(adapters_config)
     return model
+
+
+def load_model(path: Any, model_class: type[Any], interface: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Open the folder of a whole model that was saved with its adapters.
+
+    Args:
+        path: Folder or hub repository.
+        model_class: A class of Transformers, such as `BertForSequenceClassification`; or one with flexible heads.
+        args, kwargs: Arguments of its `from_pretrained`.
+    Returns:
+        The model with its adapters. None of them is active.
+    """
+    opened = model_class if issubclass(model_class, AdapterModelMixin) else adapted_class(model_class)
+    return opened.from_pretrained(path, *args, **kwargs)
 
 
 def _fusion_names(names: Fuse | Sequence[str] | str, own: str | None) -> tuple[list[str], str]:

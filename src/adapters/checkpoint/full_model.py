@@ -1,0 +1,230 @@
+"""How do adapters travel in the folder of a whole model? In config.json, and among its tensors by their names on disk.
+
+Transformers reads and writes its own tensors only: it renames keys between its versions, and ours keep their names.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file
+
+from adapters.checkpoint.adapters import add_and_fill, match_adapter
+from adapters.checkpoint.names import CONTAINERS, below_base, match, own_prefix, owned, tensors_of
+from adapters.checkpoint.tensors import load_pickle
+from adapters.errors import CheckpointError
+from adapters.heads.model import HUB, load_config
+from adapters.methods.config import AdapterConfig
+from adapters.runtime.adapters_config import ModelAdaptersConfig
+from adapters.runtime.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+OURS = tuple(rf"(^|\.){container}\." for container in CONTAINERS)
+"""Patterns of tensors that Transformers need not know when it loads a model."""
+OLD_KEYS = ("adapter_fusion_models", "adapter_fusion")
+"""Keys of config.json in which fusions were once described."""
+
+
+# Saving
+
+
+@contextmanager
+def described(model: Any) -> Iterator[None]:
+    """The model's config lists its adapters meanwhile."""
+    config = model.config
+    if not len(model.adapters_config):
+        yield
+        return
+    config.adapters = model.adapters_config.to_dict()
+    try:
+        yield
+    finally:
+        del config.adapters
+
+
+def complete_state(model: Any, state: Mapping[str, Tensor] | None, original_names: bool) -> dict[str, Tensor]:
+    """All tensors of a model, those of adapters and fusions by their names on disk, each tensor once.
+
+    Args:
+        model: The model.
+        state: Its state dict, if the caller has gathered it.
+        original_names: Whether the base model's tensors get the names that Transformers uses in files.
+    """
+    engine: Engine = model._engine
+    if state is None:
+        state = model.state_dict()
+    ours = _in_memory_names(model)
+    base = {name: tensor for name, tensor in state.items() if name not in ours}
+    base = remove_tied_weights_from_state_dict(base, model)
+    if original_names:
+        base = revert_weight_conversion(model, base)
+    prefix = own_prefix(engine)
+    seen: set[int] = set()
+    for memory, (disk, tensor) in ours.items():
+        if id(tensor) not in seen and memory in state:
+            seen.add(id(tensor))
+            base[prefix + disk] = state[memory]
+    return base
+
+
+def _in_memory_names(model: Any) -> dict[str, tuple[str, Tensor]]:
+    """Name in the model's state dict -> name on disk below the base model, and tensor, of all that is ours."""
+    engine: Engine = model._engine
+    start = "" if engine.root is engine.base else f"{_path_of(model, engine.base)}."
+    names: dict[str, tuple[str, Tensor]] = {}
+    for group in (engine.parts, engine.fusions):
+        for name, parts in group.items():
+            for part in parts:
+                for inner, tensor in part.module.state_dict(keep_vars=True).items():
+                    disk = f"{engine.spec.disk_name(part.path)}.{name}.{inner}"
+                    names[f"{start}{part.path}.{name}.{inner}"] = disk, tensor
+    return names
+
+
+def _path_of(model: nn.Module, module: nn.Module) -> str:
+    return next(name for name, child in model.named_modules() if child is module)
+
+
+# Loading
+
+
+def from_pretrained(
+    model_class: Any, parent: Callable[..., Any], path: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Load a model, then add the adapters that its config.json lists and read their tensors.
+
+    Args:
+        model_class: Class of the model.
+        parent: `from_pretrained` of Transformers.
+        path: Folder or repository.
+        args: Arguments of the class.
+        kwargs: Arguments of `parent`.
+    Raises:
+        CheckpointError: tensors of an adapter are missing or of another shape.
+    """
+    state = kwargs.get("state_dict")
+    if path is not None:
+        config, kwargs = load_config(model_class.config_class, path, kwargs)
+        kwargs["config"] = config
+    else:
+        config = kwargs.get("config")
+    stored = _taken_adapters(config)
+    result = parent(path, *args, **kwargs)
+    model = result[0] if isinstance(result, tuple) else result
+    if "_engine" not in vars(model):
+        model._init_adapters(ModelAdaptersConfig())
+    if stored is not None:
+        wanted = [*stored, *stored.fusions]
+        found = _chosen(state, wanted) if state is not None else _read(path, wanted, kwargs)
+        restore(model, stored, found, f"{path}")
+    return result
+
+
+def _taken_adapters(config: Any) -> ModelAdaptersConfig | None:
+    """The register in a model's config, which is left without it."""
+    if config is None or not (data := getattr(config, "adapters", None)):
+        return None
+    old = {key: getattr(config, key, None) for key in OLD_KEYS}
+    for key in ("adapters", *OLD_KEYS):
+        if hasattr(config, key):
+            delattr(config, key)
+    return ModelAdaptersConfig.from_dict(data, old["adapter_fusion_models"], old["adapter_fusion"])
+
+
+def restore(model: Any, stored: ModelAdaptersConfig, found: Mapping[str, Tensor], source: str) -> None:
+    """Add all adapters and fusions of a register to a model, with the values of a file."""
+    engine: Engine = model._engine
+    for name in stored:
+        own = {key: found[key] for key in sorted(owned(found, name))}
+        config = cast(AdapterConfig, stored.get(name))
+        read = _reader(engine, name, own, config)
+        add_and_fill(engine, name, config, read, f"Adapter {name!r} of the model in {source}")
+    for fusion in stored.fusions:
+        fusion_config, names = stored.get_fusion(fusion)
+        own_name = fusion if fusion in stored.fusion_name_map else None
+        with torch.random.fork_rng(devices=[]):
+            engine.add_fusion(cast("list[str]", names), fusion_config, own_name)
+        expected = tensors_of(engine, engine.fusions[fusion], fusion)
+        own = below_base(engine, {key: found[key] for key in sorted(owned(found, fusion))}, expected)
+        result = match(expected, own, lambda key: True)
+        result.check(f"Fusion {fusion!r} of the model in {source}")
+        result.copy()
+
+
+def _reader(engine: Engine, name: str, own: Mapping[str, Tensor], config: AdapterConfig) -> Callable[[], Any]:
+    return lambda: match_adapter(engine, name, own, name, config)
+
+
+def _chosen(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    keys = set().union(*(owned(state, name) for name in names))
+    return {key: tensor for key, tensor in state.items() if key in keys}
+
+
+def _read(path: Any, names: list[str], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of some adapters and fusions in the files of a whole model."""
+    hub = {key: kwargs[key] for key in HUB if key in kwargs}
+    hub["local_files_only"] = True
+    variant = kwargs.get("variant")
+    safe = ((SAFE_WEIGHTS_NAME, False), (SAFE_WEIGHTS_INDEX_NAME, True))
+    pickled = ((WEIGHTS_NAME, False), (WEIGHTS_INDEX_NAME, True))
+    order = (*pickled, *safe) if kwargs.get("use_safetensors") is False else (*safe, *pickled)
+    for name, is_index in order:
+        file = _cached(path, _with_variant(name, variant), hub)
+        if file is None:
+            continue
+        if not is_index:
+            return _read_file(file, names)
+        shards = _shards(file, names)
+        found: dict[str, Tensor] = {}
+        for shard in shards:
+            part = _cached(path, shard, hub)
+            if part is None:
+                raise CheckpointError(f"{file} names the file {shard}, which is not there.")
+            found |= _read_file(part, names)
+        return found
+    raise CheckpointError(f"{path} has no weights: none of {', '.join(name for name, _ in order)}.")
+
+
+def _cached(path: Any, name: str, hub: Mapping[str, Any]) -> Path | None:
+    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
+    return None if found is None else Path(found)
+
+
+def _with_variant(name: str, variant: str | None) -> str:
+    if not variant:
+        return name
+    stem, _, rest = name.partition(".")
+    *middle, last = rest.split(".")
+    return ".".join([stem, *middle, variant, last])
+
+
+def _shards(index: Path, names: list[str]) -> list[str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        keys = set().union(*(owned(weight_map, name) for name in names))
+        return sorted({str(weight_map[key]) for key in keys})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index} is not a readable index of a model's files: {error}") from None
+
+
+def _read_file(path: Path, names: list[str]) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        return _chosen(load_pickle(path), names)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            keys = set().union(*(owned(file.keys(), name) for name in names))
+            return {key: file.get_tensor(key) for key in sorted(keys)}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None

@@ -1,0 +1,154 @@
+"""What lies in a folder? File names, what the JSON files hold, and how they are read and written.
+
+    my_adapter/
+        adapter_config.json            {"config": {...}, "name": ..., "model_type": ..., "version": ...}
+        adapter.safetensors            <module path>.<container>.<adapter>.<inner name> -> tensor
+        head_config.json               the prediction head that was trained with it, if any
+        model_head.safetensors
+    my_fusion/
+        adapter_fusion_config.json, model_adapter_fusion.safetensors
+    my_setup/
+        adapter_setup.json             a composition block; one sub-folder per adapter, fusion and head
+    my_embedding/
+        embedding.pt, tokenizer/
+
+Instead of safetensors a `.bin` file (a pickled dict of tensors) may lie there. Names of tensors: `names.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import adapters
+from adapters.errors import AdapterNameError, CheckpointError, CheckpointNotFound
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The three files of one kind of checkpoint."""
+
+    kind: str
+    config: str
+    safetensors: str
+    pickle: str
+
+    @property
+    def weights(self) -> tuple[str, str]:
+        """Names that the weights may have, ours first."""
+        return self.safetensors, self.pickle
+
+
+ADAPTER = Layout("adapter", "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin")
+HEAD = Layout("prediction head", "head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
+FUSION = Layout(
+    "AdapterFusion",
+    "adapter_fusion_config.json",
+    "model_adapter_fusion.safetensors",
+    "pytorch_model_adapter_fusion.bin",
+)
+SETUP_FILE = "adapter_setup.json"
+EMBEDDING_FILE = "embedding.pt"
+TOKENIZER_FOLDER = "tokenizer"
+
+_FORMAT = (1, 1, 0)
+_WRITTEN = "1.3.0"
+
+
+def format_version() -> str:
+    """Value of "version". Readers take LoRA's alpha for r in files of versions below 1.1.0, so ours are never below."""
+    own = adapters.__version__
+    return f"adapters.{own if version_numbers(own) >= _FORMAT else _WRITTEN}"
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """(1, 3, 0) of "1.3.0.dev1"."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found.group().split("."))) if found else ()
+
+
+def description(model: Any, name: str | None, config: Any) -> dict[str, Any]:
+    """What every config file says about the model it was saved from."""
+    return {
+        "config": config,
+        "hidden_size": getattr(model.config, "hidden_size", None),
+        "model_class": type(model).__name__,
+        "model_name": getattr(model.config, "name_or_path", None),
+        "model_type": model.config.model_type,
+        "name": name,
+        "version": format_version(),
+    }
+
+
+def with_meta(data: dict[str, Any], meta: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`data` and those entries of `meta` that it does not have."""
+    return {**(meta or {}), **data}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place once all went well; a crash leaves the old file."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Mapping[str, Any], sort_keys: bool = True) -> None:
+    """Write `data` as UTF-8 JSON with indent 2."""
+    content = json.dumps(data, indent=2, sort_keys=sort_keys)
+    with replacing(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file that holds an object.
+
+    Raises:
+        CheckpointNotFound: there is no such file.
+        CheckpointError: it is no JSON, or no object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointNotFound(f"There is no file {path}.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a readable JSON file: {error}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds {type(data).__name__}, but an object with named entries is needed.")
+    return data
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder at `path`, made if it is not there.
+
+    Raises:
+        CheckpointError: a file is in its place.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise CheckpointError(f"{folder} is a file. Give the path of a folder to save in.") from None
+    return folder
+
+
+def subfolder(folder: str | os.PathLike[str], name: str) -> Path:
+    """The folder called `name` inside of `folder`.
+
+    Raises:
+        AdapterNameError: such a path would lead out of `folder`.
+    """
+    for flavour in (PurePosixPath(name), PureWindowsPath(name)):
+        if flavour.anchor or not flavour.parts or ".." in flavour.parts:
+            raise AdapterNameError(f"{name!r} cannot be the name of a folder inside of {os.fspath(folder)!r}.")
+    return Path(folder, name)

@@ -1,0 +1,516 @@
+"""The verbs on a model that read and write files, and those that make adapters out of others."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from adapters.checkpoint import adapters as adapter_files
+from adapters.checkpoint import embeddings, full_model
+from adapters.checkpoint import fusion as fusion_files
+from adapters.checkpoint import heads as head_files
+from adapters.checkpoint import setup as setup_files
+from adapters.checkpoint.average import average_adapter
+from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, SETUP_FILE, subfolder
+from adapters.checkpoint.locate import holds, locate
+from adapters.composition.blocks import Fuse
+from adapters.methods.config import get_adapter_config_hash
+from adapters.runtime.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+PathLike = str | os.PathLike[str]
+
+
+class CheckpointVerbs:
+    """What a model with adapters can do with files."""
+
+    _engine: Engine
+    _keys_to_ignore_on_load_unexpected: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        inherited = getattr(super(CheckpointVerbs, cls), "_keys_to_ignore_on_load_unexpected", None)
+        if "_keys_to_ignore_on_load_unexpected" not in vars(cls):
+            cls._keys_to_ignore_on_load_unexpected = [*(inherited or ()), *full_model.OURS]
+
+    # ---------------------------------------------------------------------------------------------- adapters
+
+    def save_adapter(
+        self,
+        save_directory: PathLike,
+        adapter_name: str,
+        meta_dict: Mapping[str, Any] | None = None,
+        custom_weights_loaders: Sequence[Any] | None = None,
+        use_safetensors: bool = True,
+        with_head: bool = True,
+    ) -> None:
+        """Save an adapter: its config and its tensors.
+
+        Args:
+            save_directory: Folder to save in; it is made.
+            adapter_name: The adapter.
+            meta_dict: More entries for adapter_config.json.
+            custom_weights_loaders: Objects whose `save(save_directory, adapter_name)` is called too.
+            use_safetensors: Write adapter.safetensors, or else pytorch_adapter.bin.
+            with_head: Save the prediction head of the same name too, or the head of a plain class.
+        Raises:
+            AdapterNameError: there is no adapter of this name.
+        """
+        adapter_files.save_adapter(self, save_directory, adapter_name, meta_dict, use_safetensors)
+        if with_head and head_files.has_head(self, adapter_name):
+            head_files.save_head(self, save_directory, adapter_name, meta_dict, use_safetensors)
+        for loader in custom_weights_loaders or ():
+            loader.save(save_directory, adapter_name)
+
+    def load_adapter(
+        self,
+        adapter_name_or_path: PathLike,
+        config: Any = None,
+        version: str | None = None,
+        model_name: str | None = None,
+        load_as: str | None = None,
+        custom_weights_loaders: Sequence[Any] | None = None,
+        leave_out: Sequence[int] | None = None,
+        id2label: Mapping[int, str] | None = None,
+        set_active: bool = False,
+        use_safetensors: bool = True,
+        with_head: bool = True,
+        num_labels: int | None = None,
+        strict: bool = True,
+        loading_info: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Load an adapter from a folder, an archive or the Hugging Face Hub.
+
+        If the model has an adapter of this name and config, its weights are replaced.
+
+        Args:
+            adapter_name_or_path: A folder or archive, a URL of an archive, or a repository such as "org/name".
+            config: Not used any more: the stored config is.
+            version: Branch, tag or commit of the repository.
+            model_name: Not used any more.
+            load_as: Name in this model; by default the one it was saved with.
+            custom_weights_loaders: Objects whose `load(folder, load_as=name, loading_info=...)` is called too.
+            leave_out: Layers whose part of the adapter is not loaded.
+            id2label: Names of the labels of the head that is loaded with it, instead of the stored ones.
+            set_active: Activate the adapter.
+            use_safetensors: Which file to take if both are there; if there is one, it is taken.
+            with_head: Load the prediction head that lies beside the adapter, under the adapter's name.
+            num_labels: Labels, a count, of a plain class's head that becomes a flexible one; by default as stored.
+            strict: Refuse files with missing or unexpected tensors; otherwise they are only logged.
+            loading_info: Receives `missing_keys` and `unexpected_keys`.
+            kwargs: Arguments of the download: `cache_dir`, `force_download`, `token`, `revision`, `subfolder`, ...
+        Returns:
+            The adapter's name in this model.
+        Raises:
+            CheckpointNotFound: there is nothing to load (an OSError).
+            CheckpointError: tensors are missing, unexpected or of another shape. The model is as it was.
+        """
+        if config is not None or model_name is not None:
+            logger.warning("load_adapter: config and model_name are not used any more. Leave them out.")
+        folder = locate(adapter_name_or_path, ADAPTER, version, **kwargs)
+        known = set(self._engine.parts)
+        name = adapter_files.load_adapter(self, folder, load_as, leave_out, use_safetensors, strict, loading_info)
+        try:
+            if with_head and holds(folder, HEAD):
+                head_files.load_head_beside(
+                    self,
+                    folder,
+                    name,
+                    id2label=id2label,
+                    num_labels=num_labels,
+                    use_safetensors=use_safetensors,
+                    set_active=set_active,
+                    strict=strict,
+                )
+            for loader in custom_weights_loaders or ():
+                loader.load(str(folder), load_as=name, loading_info=loading_info)
+        except BaseException:
+            if name not in known:
+                self._engine.delete(name)
+            raise
+        if set_active:
+            self.set_active_adapters(name)  # type: ignore[attr-defined]
+        return name
+
+    def save_all_adapters(
+        self,
+        save_directory: PathLike,
+        meta_dict: Mapping[str, Any] | None = None,
+        custom_weights_loaders: Sequence[Any] | None = None,
+        use_safetensors: bool = True,
+        with_head: bool = True,
+    ) -> None:
+        """Save every adapter in a sub-folder of its name.
+
+        Args:
+            save_directory: Folder of the sub-folders; it is made.
+            meta_dict, custom_weights_loaders, use_safetensors, with_head: As for `save_adapter`.
+        """
+        config = self._engine.config
+        for name in config:
+            meta = {**(meta_dict or {}), "config_id": get_adapter_config_hash(config.get(name) or {})}
+            folder = subfolder(save_directory, name)
+            self.save_adapter(folder, name, meta, custom_weights_loaders, use_safetensors, with_head)
+
+    def average_adapter(
+        self,
+        adapter_name: str,
+        adapter_list: Sequence[str] | Mapping[str, float],
+        weights: Sequence[float] | None = None,
+        combine_strategy: str = "linear",
+        normalize_weights: bool = True,
+        overwrite_ok: bool = False,
+        set_active: bool = False,
+        svd_rank: int | None = None,
+    ) -> None:
+        """Add an adapter whose weights are the average of those of other adapters.
+
+        Args:
+            adapter_name: Name of the new adapter.
+            adapter_list: Names of the adapters, or a dict name -> weight.
+            weights: One number per adapter; equal shares by default.
+            combine_strategy: "linear" averages every tensor; "lora_linear_only_negate_b" takes the weights' absolute
+                values for A of LoRA; "lora_delta_w_svd" averages the products B A and factorises the result.
+            normalize_weights: Divide the weights by their sum.
+            overwrite_ok: Replace an adapter of the name `adapter_name`.
+            set_active: Activate the new adapter.
+            svd_rank: Rank of the new adapter, with "lora_delta_w_svd".
+        Raises:
+            AdapterNameError: an adapter does not exist, or `adapter_name` is taken.
+            MergeError: the adapters differ in their configs, or the strategy does not suit them.
+        """
+        engine = self._engine
+        if overwrite_ok and adapter_name in engine.config and adapter_name not in adapter_list:
+            self.delete_adapter(adapter_name)  # type: ignore[attr-defined]
+        options = (weights, combine_strategy, normalize_weights, svd_rank)
+        average_adapter(engine, adapter_name, adapter_list, *options)
+        if set_active:
+            self.set_active_adapters(adapter_name)  # type: ignore[attr-defined]
+
+    # ------------------------------------------------------------------------------------ fusions and set-ups
+
+    def save_adapter_fusion(
+        self,
+        save_directory: PathLike,
+        adapter_names: Fuse | Sequence[str] | str,
+        meta_dict: Mapping[str, Any] | None = None,
+        custom_weights_loaders: Sequence[Any] | None = None,
+        use_safetensors: bool = True,
+        with_head: bool | str = False,
+    ) -> None:
+        """Save a fusion's layers; save the adapters that it fuses apart.
+
+        Args:
+            save_directory: Folder to save in; it is made.
+            adapter_names: The fusion: its name, its block or the names of its adapters.
+            meta_dict: More entries for adapter_fusion_config.json.
+            custom_weights_loaders: Objects whose `save(save_directory, name)` is called too.
+            use_safetensors: Write safetensors, or else a pickle file.
+            with_head: Save a head too: the one of this name, or with True the one called like the fusion.
+        Raises:
+            AdapterNameError: there is no such fusion.
+        """
+        name = fusion_name(adapter_names)
+        fusion_files.save_fusion(self, save_directory, name, meta_dict, use_safetensors)
+        if with_head:
+            head = with_head if isinstance(with_head, str) else name
+            if isinstance(with_head, str) or head_files.has_head(self, head):
+                head_files.save_head(self, save_directory, head, meta_dict, use_safetensors)
+        for loader in custom_weights_loaders or ():
+            loader.save(save_directory, name)
+
+    def load_adapter_fusion(
+        self,
+        adapter_fusion_name_or_path: PathLike,
+        load_as: str | None = None,
+        custom_weights_loaders: Sequence[Any] | None = None,
+        set_active: bool = False,
+        use_safetensors: bool = True,
+        with_head: bool = True,
+        strict: bool = True,
+        loading_info: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Load a fusion's layers. The adapters that it fuses must have been added before, under their names.
+
+        Args:
+            adapter_fusion_name_or_path: As for `load_adapter`.
+            load_as: Name in this model; by default the one it was saved with.
+            custom_weights_loaders, use_safetensors, strict, loading_info, kwargs: As for `load_adapter`.
+            set_active: Activate the fusion.
+            with_head: Load the head that lies beside it.
+        Returns:
+            The fusion's name in this model.
+        Raises:
+            CheckpointNotFound: there is nothing to load (an OSError).
+            CheckpointError: tensors are missing, unexpected or of another shape. The model is as it was.
+        """
+        folder = locate(adapter_fusion_name_or_path, FUSION, **kwargs)
+        known = set(self._engine.fusions)
+        name = fusion_files.load_fusion(self, folder, load_as, use_safetensors, strict, loading_info)
+        try:
+            if with_head and holds(folder, HEAD):
+                options = {"use_safetensors": use_safetensors, "set_active": set_active, "strict": strict}
+                head_files.load_head_beside(self, folder, name, **options)
+            for loader in custom_weights_loaders or ():
+                loader.load(str(folder), load_as=name, loading_info=loading_info)
+        except BaseException:
+            if name not in known:
+                self._engine.delete_fusion(name)
+            raise
+        if set_active:
+            names = self._engine.config.get_fusion(name)[1] or []
+            self.set_active_adapters(Fuse(*names, name=name))  # type: ignore[attr-defined]
+        return name
+
+    def save_all_adapter_fusions(
+        self,
+        save_directory: PathLike,
+        meta_dict: Mapping[str, Any] | None = None,
+        custom_weights_loaders: Sequence[Any] | None = None,
+        use_safetensors: bool = True,
+    ) -> None:
+        """Save every fusion in a sub-folder of its name.
+
+        Args:
+            save_directory: Folder of the sub-folders; it is made.
+            meta_dict, custom_weights_loaders, use_safetensors: As for `save_adapter_fusion`.
+        """
+        for name in self._engine.fusions:
+            folder = subfolder(save_directory, name)
+            self.save_adapter_fusion(folder, name, meta_dict, custom_weights_loaders, use_safetensors)
+
+    def save_adapter_setup(
+        self,
+        save_directory: PathLike,
+        adapter_setup: Any,
+        head_setup: Any = None,
+        meta_dict: Mapping[str, Any] | None = None,
+        custom_weights_loaders: Sequence[Any] | None = None,
+        use_safetensors: bool = True,
+    ) -> None:
+        """Save a composition with all adapters, fusions and heads in it, each in a sub-folder of its name.
+
+        Args:
+            save_directory: Folder of the sub-folders; it is made.
+            adapter_setup: A block, or an adapter's name.
+            head_setup: Heads to save: a name, a list or block of names, True for the head of a plain class.
+            meta_dict: More entries for adapter_setup.json.
+            custom_weights_loaders, use_safetensors: As for `save_adapter`.
+        """
+        options = {"custom_weights_loaders": custom_weights_loaders, "use_safetensors": use_safetensors}
+        setup_files.save_setup(self, save_directory, adapter_setup, head_setup, meta_dict, **options)
+
+    def load_adapter_setup(
+        self,
+        adapter_setup_name_or_path: PathLike,
+        version: str | None = None,
+        custom_weights_loaders: Sequence[Any] | None = None,
+        set_active: bool = False,
+        use_safetensors: bool = True,
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
+        """Load a composition with all adapters, fusions and heads in it.
+
+        Args:
+            adapter_setup_name_or_path: As for `load_adapter`.
+            version: Branch, tag or commit of the repository.
+            custom_weights_loaders, use_safetensors, strict, kwargs: As for `load_adapter`.
+            set_active: Activate the composition and its heads.
+        Returns:
+            The composition, and the heads that go with it: a name, a list, a block, True for a plain class's, or None.
+        Raises:
+            CheckpointNotFound: a part of it is not there (an OSError).
+            CheckpointError: a part of it does not fit. What was added is removed again.
+        """
+        folder = locate(adapter_setup_name_or_path, SETUP_FILE, version, **kwargs)
+        options = {"use_safetensors": use_safetensors, "strict": strict}
+        if custom_weights_loaders:
+            options["custom_weights_loaders"] = custom_weights_loaders  # type: ignore[assignment]
+        return setup_files.load_setup(self, folder, set_active, **options)
+
+    # ------------------------------------------------------------------------------------------------- heads
+
+    def save_head(
+        self, save_directory: PathLike, head_name: str | None = None, use_safetensors: bool = True
+    ) -> None:
+        """Save a prediction head.
+
+        Args:
+            save_directory: Folder to save in; it is made.
+            head_name: The head; by default the active one. A plain class has only one.
+            use_safetensors: Write safetensors, or else a pickle file.
+        Raises:
+            HeadError: there is no such head.
+        """
+        head_files.save_head(self, save_directory, head_name, None, use_safetensors)
+
+    def load_head(
+        self,
+        save_directory: PathLike,
+        load_as: str | None = None,
+        id2label: Mapping[int, str] | None = None,
+        set_active: bool = True,
+        use_safetensors: bool = True,
+        num_labels: int | None = None,
+        strict: bool = True,
+        loading_info: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> str | None:
+        """Load a prediction head.
+
+        Args:
+            save_directory: As for `load_adapter`.
+            load_as: Name in this model; by default the one it was saved with. Plain classes' heads have none.
+            id2label: Names of the labels, instead of the stored ones.
+            set_active: Activate the head.
+            num_labels: Labels, a count, of a plain class's head that becomes a flexible one; by default as stored.
+            use_safetensors, strict, loading_info, kwargs: As for `load_adapter`.
+        Returns:
+            The head's name; None for the head of a plain class.
+        Raises:
+            CheckpointNotFound: there is nothing to load (an OSError).
+            HeadError: this model cannot have the head.
+            CheckpointError: tensors are missing, unexpected or of another shape. The model is as it was.
+        """
+        folder = locate(save_directory, HEAD, **kwargs)
+        options = (id2label, num_labels, use_safetensors, set_active, strict, loading_info)
+        return head_files.load_head(self, folder, load_as, *options)
+
+    def save_all_heads(self, save_directory: PathLike, use_safetensors: bool = True) -> None:
+        """Save every flexible head in a sub-folder of its name.
+
+        Args:
+            save_directory: Folder of the sub-folders; it is made.
+            use_safetensors: Write safetensors, or else pickle files.
+        """
+        for name in getattr(self, "heads", ()):
+            self.save_head(subfolder(save_directory, name), name, use_safetensors)
+
+    # -------------------------------------------------------------------------------------------- embeddings
+
+    def add_embeddings(
+        self,
+        name: str,
+        tokenizer: Any,
+        reference_embedding: str | None = None,
+        reference_tokenizer: Any = None,
+        embedding_dim: int | None = None,
+    ) -> None:
+        """Add input embeddings for another vocabulary, and use them.
+
+        Args:
+            name: Name of the embeddings.
+            tokenizer: Tokenizer with the vocabulary.
+            reference_embedding: Embeddings from which tokens that both vocabularies have are copied.
+            reference_tokenizer: Tokenizer of `reference_embedding`.
+            embedding_dim: Their width, which can only be the model's.
+        Raises:
+            AdapterNameError: the name is taken, or there are no reference embeddings of this name.
+            IncompleteReference: only one of the two reference arguments is given (a KeyError).
+        """
+        embeddings.add_embeddings(self, name, tokenizer, reference_embedding, reference_tokenizer, embedding_dim)
+
+    def load_embeddings(self, path: PathLike, name: str) -> Any:
+        """Load input embeddings, and use them.
+
+        Args:
+            path: Folder in which they were saved.
+            name: Their name in this model.
+        Returns:
+            The tokenizer that was saved with them, or None.
+        Raises:
+            EmbeddingNotFound: there are none (a FileNotFoundError).
+            CheckpointError: they do not fit this model.
+        """
+        return embeddings.load_embeddings(self, path, name)
+
+    def save_embeddings(self, path: PathLike, name: str, tokenizer: Any = None) -> None:
+        """Save input embeddings.
+
+        Args:
+            path: Folder to save in; it is made.
+            name: Their name.
+            tokenizer: Tokenizer to save with them.
+        """
+        embeddings.save_embeddings(self, path, name, tokenizer)
+
+    def set_active_embeddings(self, name: str) -> None:
+        """Use other input embeddings. "default" are the model's own.
+
+        Args:
+            name: Their name.
+        """
+        embeddings.sets_of(self).use(name)
+
+    def delete_embeddings(self, name: str) -> None:
+        """Forget input embeddings; the model's own take over if they are in use.
+
+        Args:
+            name: Their name.
+        """
+        embeddings.sets_of(self).delete(name)
+
+    @property
+    def active_embeddings(self) -> str:
+        """Name of the input embeddings in use."""
+        return embeddings.sets_of(self).active
+
+    @property
+    def loaded_embeddings(self) -> dict[str, nn.Embedding]:
+        """All input embeddings by name."""
+        return embeddings.sets_of(self).loaded
+
+    # ------------------------------------------------------------------------------------------ whole models
+
+    def save_pretrained(
+        self,
+        save_directory: PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, Any] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
+        variant: str | None = None,
+        token: str | bool | None = None,
+        save_peft_format: bool = True,
+        save_original_format: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """As in Transformers; the folder also holds all adapters, fusions and heads.
+
+        Open it with `AutoAdapterModel.from_pretrained`, or with `adapters.load_model` as a plain class.
+        """
+        options = dict(kwargs, is_main_process=is_main_process, push_to_hub=push_to_hub, variant=variant, token=token)
+        options |= {"max_shard_size": max_shard_size, "save_peft_format": save_peft_format}
+        if self._engine.parts:
+            state_dict = full_model.complete_state(self, state_dict, save_original_format)
+            save_original_format = False
+        options |= {"state_dict": state_dict, "save_original_format": save_original_format}
+        with full_model.described(self):
+            super().save_pretrained(save_directory, **options)  # type: ignore[misc]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As in Transformers; adapters and fusions that the folder holds are added with their weights.
+
+        Args:
+            pretrained_model_name_or_path: Folder or hub repository.
+            model_args: As in Transformers.
+            kwargs: As in Transformers.
+        """
+        parent = super().from_pretrained  # type: ignore[misc]
+        return full_model.from_pretrained(cls, parent, pretrained_model_name_or_path, model_args, kwargs)
+
+
+def fusion_name(names: Fuse | Sequence[str] | str) -> str:
+    """The name of a fusion that is given by its name, its block or its adapters."""
+    if isinstance(names, Fuse):
+        return names.name
+    return names if isinstance(names, str) else ",".join(names)
