@@ -251,9 +251,9 @@ class Engine:
 
     def _set_level(self, key: str, block: AdapterCompositionBlock | None, lives: set[Live[Any]]) -> None:
         """Tell from which layer on the rows of parallel adapters differ."""
-        if block is not None and block.parallel_channels > 1:
-            layers = {live.site.layer for live in lives} - set(self.config.skip_layers or ())
-            self.replication.set_level(key, min(layers, default=None), block.parallel_channels)
+        layers = {live.site.layer for live in lives} - set(self.config.skip_layers or ())
+        copies = 1 if block is None else block.parallel_channels
+        self.replication.set_level(key, min(layers, default=None), copies)
 
     def current(self) -> Setup:
         """The set-up in force on this thread."""

@@ -66,8 +66,7 @@ class Entry:
             CALL.residual = CALL.override = CALL.hidden = CALL.copies = None
         if module is not engine.base and hasattr(module, "heads"):
             return args, kwargs
-        setup = engine.current()
-        copies = setup.parallel_channels if isinstance(setup, AdapterCompositionBlock) else 1
+        copies = engine.replication.copies.get(ACTIVE.key, 1)
         if copies > 1 and not CALL.replicated:
             CALL.replicated = True
             if (

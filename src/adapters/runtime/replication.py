@@ -36,12 +36,14 @@ class Replication:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.levels: dict[str, int] = {}
+        self.copies: dict[str, int] = {}
         self.handles: list[RemovableHandle] = []
         stacks = engine.spec.layers
         self.layers = list(engine.base.get_submodule(stacks[0].path)) if len(stacks) == 1 else []  # type: ignore[call-overload]
 
     def set_level(self, key: str, first_layer: int | None, copies: int) -> None:
-        """Note the first layer that the set-up under `key` adapts, and hook what is needed."""
+        """Note how often the set-up under `key` copies rows and the first layer it adapts, and hook what is needed."""
+        self.copies[key] = copies
         self.levels[key] = first_layer if first_layer is not None and copies > 1 else 0
         if self.layers and self.levels[key] > 0 and not self.handles:
             for number, layer in enumerate(self.layers):
@@ -54,6 +56,7 @@ class Replication:
             handle.remove()
         self.handles.clear()
         self.levels.clear()
+        self.copies.clear()
 
     def takes_over(self, kwargs: dict[str, Any]) -> bool:
         """Whether this call can be replicated in front of a layer instead of at its input."""
