@@ -5,7 +5,7 @@ What a method never sees: model names, other methods, files, which adapters are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from operator import attrgetter
 from typing import Any, ClassVar, Generic, TypeVar
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from adapters.call import CALL, record
 from adapters.errors import MergeError
+from adapters.methods.config import AdapterConfig
 from adapters.methods.stacking import RowGroups
 from adapters.methods.state import LinearState, State
 from adapters.sites.resolve import LinearSite, Site
@@ -27,6 +28,8 @@ class AdapterModule(nn.Module, Generic[S]):
 
     Class attributes:
         paper: Where the method was published.
+        config_class: Class of its configs.
+        presets: Names that people type, and the configs they mean.
         site_type: Kind of site it acts at.
         container: Name of the module dictionary, below the site, that holds it (and of its keys in files).
         stackable: Whether several adapters of a `Stack` act one after the other. Where not, only the first does.
@@ -34,6 +37,8 @@ class AdapterModule(nn.Module, Generic[S]):
     """
 
     paper: ClassVar[str]
+    config_class: ClassVar[type[AdapterConfig]]
+    presets: ClassVar[Mapping[str, AdapterConfig]] = {}
     site_type: ClassVar[type[Site]]
     container: ClassVar[str]
     stackable: ClassVar[bool] = True

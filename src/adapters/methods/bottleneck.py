@@ -283,6 +283,15 @@ class Bottleneck(AdapterModule[ResidualState]):
     """
 
     paper = "arXiv:1902.00751"
+    config_class = BnConfig
+    presets: ClassVar[Mapping[str, AdapterConfig]] = {
+        "seq_bn": SeqBnConfig(),
+        "double_seq_bn": DoubleSeqBnConfig(),
+        "par_bn": ParBnConfig(),
+        "scaled_par_bn": ParBnConfig(scaling="learned"),
+        "seq_bn_inv": SeqBnInvConfig(),
+        "double_seq_bn_inv": DoubleSeqBnInvConfig(),
+    }
     site_type = ResidualSite
     container = "adapters"
     site: ResidualSite

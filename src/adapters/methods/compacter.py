@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from adapters.errors import ConfigError
 from adapters.methods.base import Derived
 from adapters.methods.bottleneck import BnConfig, Bottleneck, DoubleSeqBnConfig, SeqBnConfig, reduction_factor
+from adapters.methods.config import AdapterConfig
 from adapters.sites.resolve import ResidualSite
 
 
@@ -159,6 +160,10 @@ class Compacter(Bottleneck):
     """
 
     paper = "arXiv:2106.04647"
+    presets: ClassVar[Mapping[str, AdapterConfig]] = {
+        "compacter++": CompacterPlusPlusConfig(),
+        "compacter": CompacterConfig(),
+    }
     shared_container = "shared_parameters"
 
     @classmethod

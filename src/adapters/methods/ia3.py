@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from adapters.errors import ConfigError
 from adapters.methods.base import Derived, LinearAdapter, gate, new_gate
+from adapters.methods.config import AdapterConfig
 from adapters.methods.lora import LoRAConfig, init_matrices, linear_method, output_columns, wants_site
 from adapters.methods.stacking import RowGroups
 from adapters.methods.state import LinearState
@@ -45,6 +46,8 @@ class IA3(LinearAdapter):
     """
 
     paper = "arXiv:2205.05638"
+    config_class = LoRAConfig
+    presets: ClassVar[Mapping[str, AdapterConfig]] = {"ia3": IA3Config()}
 
     def __init__(self, config: LoRAConfig, site: LinearSite, name: str) -> None:
         super().__init__(config, site, name)

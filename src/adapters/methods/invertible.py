@@ -29,6 +29,7 @@ class NICE(AdapterModule[HiddenState]):
     """
 
     paper = "arXiv:1410.8516"
+    config_class = BnConfig
     site_type = EmbeddingSite
     container = "invertible_adapters"
     stackable = False

@@ -143,6 +143,8 @@ class LoRA(LinearAdapter):
     """
 
     paper = "arXiv:2106.09685"
+    config_class = LoRAConfig
+    presets: ClassVar[Mapping[str, AdapterConfig]] = {"lora": LoRAConfig()}
 
     def __init__(self, config: LoRAConfig, site: LinearSite, name: str) -> None:
         super().__init__(config, site, name)
@@ -350,6 +352,7 @@ class DoRA(LoRA):
     """
 
     paper = "arXiv:2402.09353"
+    presets: ClassVar[Mapping[str, AdapterConfig]] = {"dora": DoRAConfig()}
 
     def __init__(self, config: LoRAConfig, site: LinearSite, name: str) -> None:
         super().__init__(config, site, name)

@@ -140,6 +140,11 @@ class PrefixTuning(AdapterModule[AttentionState]):
     """
 
     paper = "arXiv:2101.00190"
+    config_class = PrefixTuningConfig
+    presets: ClassVar[Mapping[str, AdapterConfig]] = {
+        "prefix_tuning": PrefixTuningConfig(),
+        "prefix_tuning_flat": PrefixTuningConfig(flat=True),
+    }
     site_type = AttentionSite
     container = "prefix_tuning.prefix_gates"
     shared_container = "prefix_tuning.prefix_tunings"

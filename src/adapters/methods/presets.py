@@ -10,46 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import ConfigError, choices
-from adapters.methods.bottleneck import (
-    BnConfig,
-    DoubleSeqBnConfig,
-    DoubleSeqBnInvConfig,
-    ParBnConfig,
-    SeqBnConfig,
-    SeqBnInvConfig,
-)
-from adapters.methods.compacter import CompacterConfig, CompacterPlusPlusConfig
+from adapters.methods import METHODS
 from adapters.methods.config import AdapterConfig, ConfigUnion, FrozenMapping
-from adapters.methods.ia3 import IA3Config
-from adapters.methods.lora import DoRAConfig, LoRAConfig
 from adapters.methods.mtl_lora import MTLLoRAConfig
-from adapters.methods.prefix_tuning import PrefixTuningConfig
-from adapters.methods.prompt_tuning import PromptTuningConfig
-from adapters.methods.reft import DiReftConfig, LoReftConfig, NoReftConfig, ReftConfig
 from adapters.methods.unions import MAMConfig, UniPELTConfig
-from adapters.methods.vera import DvoRAConfig, VeraConfig
 
 _CURRENT: dict[str, AdapterConfig] = {
-    "seq_bn": SeqBnConfig(),
-    "double_seq_bn": DoubleSeqBnConfig(),
-    "par_bn": ParBnConfig(),
-    "scaled_par_bn": ParBnConfig(scaling="learned"),
-    "seq_bn_inv": SeqBnInvConfig(),
-    "double_seq_bn_inv": DoubleSeqBnInvConfig(),
-    "compacter++": CompacterPlusPlusConfig(),
-    "compacter": CompacterConfig(),
-    "prefix_tuning": PrefixTuningConfig(),
-    "prefix_tuning_flat": PrefixTuningConfig(flat=True),
-    "prompt_tuning": PromptTuningConfig(),
-    "lora": LoRAConfig(),
-    "ia3": IA3Config(),
-    "vera": VeraConfig(),
-    "dora": DoRAConfig(),
-    "dvora": DvoRAConfig(),
+    **{name: config for method in METHODS for name, config in method.presets.items()},
     "mtl_lora": MTLLoRAConfig(),
-    "loreft": LoReftConfig(),
-    "noreft": NoReftConfig(),
-    "direft": DiReftConfig(),
     "mam": MAMConfig(),
     "unipelt": UniPELTConfig(),
 }
@@ -70,12 +38,8 @@ ADAPTER_CONFIG_MAP: dict[str, AdapterConfig] = {
 DEFAULT_ADAPTER_CONFIG = "seq_bn"
 
 ARCHITECTURES: dict[str | None, type[AdapterConfig]] = {
-    None: BnConfig,
-    "lora": LoRAConfig,
+    **{method.config_class.architecture: method.config_class for method in METHODS},
     "mtl_lora": MTLLoRAConfig,
-    "prefix_tuning": PrefixTuningConfig,
-    "prompt_tuning": PromptTuningConfig,
-    "reft": ReftConfig,
     "union": ConfigUnion,
 }
 """Value of `architecture` in a config dict -> class that reads the dict."""

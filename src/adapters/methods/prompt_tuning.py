@@ -71,6 +71,8 @@ class PromptTuning(AdapterModule[HiddenState]):
     """
 
     paper = "arXiv:2104.08691"
+    config_class = PromptTuningConfig
+    presets: ClassVar[Mapping[str, AdapterConfig]] = {"prompt_tuning": PromptTuningConfig()}
     site_type = PromptSite
     container = "prompt_tuning.prompt_tunings"
     stackable = False

@@ -200,6 +200,12 @@ class ReFT(AdapterModule[HiddenState]):
     """
 
     paper = "arXiv:2404.03592"
+    config_class = ReftConfig
+    presets: ClassVar[Mapping[str, AdapterConfig]] = {
+        "loreft": LoReftConfig(),
+        "noreft": NoReftConfig(),
+        "direft": DiReftConfig(),
+    }
     site_type = LayerSite
     container = "reft_layer.refts"
     stackable = False

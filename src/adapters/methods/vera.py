@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from adapters.methods.base import Derived
+from adapters.methods.config import AdapterConfig
 from adapters.methods.lora import DoRA, LoRA, LoRAConfig, linear_method
 from adapters.sites.resolve import LinearSite
 
@@ -70,6 +72,7 @@ class VeRA(LoRA):
     """
 
     paper = "arXiv:2310.11454"
+    presets: ClassVar[Mapping[str, AdapterConfig]] = {"vera": VeraConfig()}
     shared_container = "shared_parameters"
 
     def make_matrices(self) -> None:
@@ -105,6 +108,8 @@ class DVoRA(DoRA, VeRA):
 
     Paper: Liu et al. 2024, arXiv:2402.09353, section 5.
     """
+
+    presets: ClassVar[Mapping[str, AdapterConfig]] = {"dvora": DvoRAConfig()}
 
     @classmethod
     def handles(cls, config: Any) -> bool:
