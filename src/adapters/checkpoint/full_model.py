@@ -79,6 +79,17 @@ def complete_state(model: Any, state: Mapping[str, Tensor] | None, original_name
     return base
 
 
+def with_module_names(model: Any, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """`state` with the names of modules, if it has those that `complete_state` gives to the tensors in files."""
+    own = model.state_dict()
+    if own.keys() >= state.keys():
+        return state
+    memory = {id(tensor): name for name, tensor in own.items()}
+    files = complete_state(model, own, True)
+    renamed = {name: memory[id(tensor)] for name, tensor in files.items() if id(tensor) in memory}
+    return {renamed.get(name, name): tensor for name, tensor in state.items()}
+
+
 def _in_memory_names(model: Any) -> dict[str, tuple[str, Tensor]]:
     """Name in the model's state dict -> name on disk below the base model, and tensor, of all that is ours."""
     engine: Engine = model._engine

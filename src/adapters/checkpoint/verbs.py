@@ -496,6 +496,16 @@ class CheckpointVerbs:
         with full_model.described(self):
             super().save_pretrained(save_directory, **options)  # type: ignore[misc]
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As in torch. Tensors may also have their names in files, by which the HF Trainer gives them back.
+
+        Args:
+            state_dict: Tensors by name.
+            args, kwargs: As in torch.
+        """
+        named = full_model.with_module_names(self, state_dict)
+        return super().load_state_dict(named, *args, **kwargs)  # type: ignore[misc]
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """As in Transformers; adapters and fusions that the folder holds are added with their weights.
