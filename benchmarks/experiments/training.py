@@ -1,0 +1,102 @@
+"""What does a training step cost? Time and peak memory over those of full fine-tuning, all layers and upper half.
+
+Two times per step: forward and backward alone, which is what theory speaks of (4 N against 6 N operations per token
+for N weights), and with AdamW over what trains. The vocabulary is small (1000), which favours full fine-tuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.measuring import Timer, divided, interleave, peak_bytes
+from benchmarks.models import LLAMA, TINY, WIDE_4, Shape, fingerprint
+from benchmarks.results import Result, Run
+
+MEBIBYTE = 2**20
+CASES = ((WIDE_4, ("lora", "seq_bn"), True), (TINY, ("lora", "seq_bn"), False), (LLAMA, ("lora",), True))
+"""Shape, methods, and whether the upper half is measured too."""
+
+
+def ours(run: Run) -> Iterator[Result]:
+    import adapters
+    from benchmarks.ours import config, randomise
+
+    def make(shape: Shape, method: str, lower: list[int]) -> Any:
+        model = adapters.init(shape.model())
+        model.add_adapter("main", config=config(method, leave_out=lower))
+        randomise(model, "main")
+        model.train_adapter("main")
+        return model
+
+    yield from _measure(run, "ours", make, ("lora", "seq_bn"))
+
+
+def peft(run: Run) -> Iterator[Result]:
+    from benchmarks import peer
+
+    def make(shape: Shape, method: str, lower: list[int]) -> Any:
+        model = shape.model()
+        layers = [i for i in range(model.config.num_hidden_layers) if i not in lower]
+        return peer.adapted(model, method, shape, layers=layers if lower else None).train()
+
+    yield from _measure(run, "PEFT", make, ("lora",))
+
+
+def _measure(run: Run, library: str, make: Callable[..., Any], known: tuple[str, ...]) -> Iterator[Result]:
+    for shape, methods, halves in CASES:
+        inputs = shape.inputs()
+        full = Step(shape.model().train(), inputs)
+        half = full.model.config.num_hidden_layers // 2
+        for method in methods:
+            if method not in known:
+                continue
+            for where, lower in (("", []), (", upper half", list(range(half)))):
+                if lower and not halves:
+                    continue
+                case = f"{shape.name} training, {method}{where}"
+                step = Step(make(shape, method, lower), inputs)
+                output = fingerprint(step.output())
+                timers = {"full": full.timer(), "ours": step.timer()}
+                times = interleave(timers, run.rounds(45, 9) if shape is TINY else run.rounds(15, 4))
+                facts = {**shape.describe(), "trained": step.trained, "trained in full": full.trained}
+                yield Result(case, divided(times, "ours", "full", 0), library, facts=facts, output=output)
+                yield Result(f"{case}, with AdamW", divided(times, "ours", "full", 1), library, facts=facts)
+                yield from _memory(case, library, facts, step, full)
+
+
+def _memory(case: str, library: str, facts: dict[str, Any], step: Step, full: Step) -> Iterator[Result]:
+    """Peak memory beyond weights and optimiser state, which both have before the step begins."""
+    used, whole = peak_bytes(step.run), peak_bytes(full.run)
+    facts = {**facts, "bytes": used, "bytes in full": whole}
+    yield Result(f"{case}, peak memory", [used / whole], library, facts=facts)
+
+
+class Step:
+    """A model, a batch and an optimiser, ready for a step in two stages."""
+
+    def __init__(self, model: Any, inputs: Any) -> None:
+        self.model, self.inputs = model, inputs
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.trained = sum(p.numel() for p in parameters)
+        self.optimizer = torch.optim.AdamW(parameters, lr=1e-6)
+
+    def output(self) -> torch.Tensor:
+        output: torch.Tensor = self.model(**self.inputs)[0]
+        return output
+
+    def differentiate(self) -> None:
+        self.output().square().mean().backward()
+
+    def update(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def run(self) -> None:
+        self.differentiate()
+        self.update()
+
+    def timer(self) -> Timer:
+        return Timer((self.differentiate, self.update))
