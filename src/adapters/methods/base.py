@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from adapters.call import CALL, record
 from adapters.errors import MergeError
@@ -129,6 +130,7 @@ class Derived:
     """What `compute()` makes of the parameters and buffers of some modules, kept until one of them changes.
 
     Only kept while no gradient is asked for: in training it is computed anew, under `torch.compile` it is traced.
+    Fused optimizers change parameters without a trace, so every step of any optimizer ends what is kept.
     """
 
     def __init__(self, compute: Callable[[], Any], *modules: nn.Module) -> None:
@@ -142,9 +144,10 @@ class Derived:
             return self.compute()
         tensors = [t for source in self.sources for t in source.values() if t is not None]
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            self._key = None
             return self.compute()
         try:
-            key = [tensors[0].data_ptr(), tensors[-1].data_ptr(), *map(_VERSION, tensors)]
+            key = [_STEPS.count, tensors[0].data_ptr(), tensors[-1].data_ptr(), *map(_VERSION, tensors)]
         except RuntimeError:  # made in inference mode: changes of such tensors cannot be noticed
             return self.compute()
         if key != self._key:
@@ -158,6 +161,20 @@ class Derived:
 
 
 _VERSION = attrgetter("_version")
+
+
+class _Steps:
+    """Counts the steps of all optimizers."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        register_optimizer_step_post_hook(self._add)
+
+    def _add(self, *args: Any) -> None:
+        self.count += 1
+
+
+_STEPS = _Steps()
 
 
 @contextmanager

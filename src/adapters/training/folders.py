@@ -1,0 +1,133 @@
+"""What of a model does a trainer's checkpoint hold, and how does it get back? Its adapters, fusions and heads.
+
+Loading puts values into the modules that are there, so optimizers keep their parameters. It is all or nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adapters.checkpoint.adapters import stored_adapter_config
+from adapters.checkpoint.heads import has_flexible_heads, static_head
+from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, Layout, make_folder, read_json, replacing, subfolder
+from adapters.checkpoint.names import Match, added_tensors, below_base, is_repeated, match, tensors_of
+from adapters.checkpoint.tensors import read_safetensors, read_tensors
+from adapters.errors import CheckpointError, CheckpointNotFound
+from adapters.runtime.engine import Engine
+
+FULL_MODEL = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files by which a checkpoint of the stock Trainer is known."""
+
+OTHER_WEIGHTS = "other_weights.safetensors"
+"""Trained tensors that belong to no adapter, fusion or head: embeddings, or whatever else was unfrozen."""
+
+
+def save_folders(model: Any, folder: str | os.PathLike[str]) -> None:
+    """Write all adapters, fusions and heads of a model, each into its folder, and what else is trained.
+
+    The head of a plain class lies beside the active adapters, where `load_adapter` finds it; it is left out if no part
+    of it is trained.
+    """
+    path = make_folder(folder)
+    engine: Engine = model._engine
+    for name in engine.parts:
+        model.save_adapter(str(subfolder(path, name)), name, with_head=False)
+    for name in engine.fusions:
+        model.save_adapter_fusion(str(subfolder(path, name)), name)
+    if has_flexible_heads(model):
+        for name in model.heads:
+            model.save_head(str(subfolder(path, name)), name)
+    elif _trains(static_head(model)):
+        for name in _active(engine):
+            model.save_head(str(subfolder(path, name)))
+    if other := _other_weights(model):
+        with replacing(path / OTHER_WEIGHTS) as temporary:
+            save_file({name: t.detach().cpu().contiguous() for name, t in other.items()}, temporary)
+    else:
+        (path / OTHER_WEIGHTS).unlink(missing_ok=True)
+
+
+def load_folders(model: Any, folder: str | os.PathLike[str]) -> None:
+    """Give the adapters, fusions and heads of a model the values that `save_folders` wrote.
+
+    Raises:
+        CheckpointNotFound: the checkpoint lacks one of them.
+        CheckpointError: one of them has another config or other tensors; nothing has changed then.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise CheckpointNotFound(f"There is no checkpoint {path}. Give the folder that the trainer has written.")
+    found = list(_matches(model, path))
+    for what, result in found:
+        result.check(what)
+    for _, result in found:
+        result.copy()
+
+
+def _matches(model: Any, path: Path) -> Iterator[tuple[str, Match]]:
+    engine: Engine = model._engine
+    for name in engine.parts:
+        part = _existing(path, name, ADAPTER)
+        found = read_tensors(part, ADAPTER)
+        if stored_adapter_config(read_json(part / ADAPTER.config), found) != engine.config.get(name):
+            raise CheckpointError(
+                f"Adapter {name!r} in {path} has another config than the one of this model. Add it with the config in "
+                "its adapter_config.json."
+            )
+        expected = tensors_of(engine, engine.parts[name], name)
+        yield f"Adapter {name!r} in {path}", match(expected, below_base(engine, found, expected), is_repeated)
+    for name in engine.fusions:
+        found = read_tensors(_existing(path, name, FUSION), FUSION)
+        expected = tensors_of(engine, engine.fusions[name], name)
+        yield f"Fusion {name!r} in {path}", match(expected, below_base(engine, found, expected), _none)
+    if has_flexible_heads(model):
+        for name, head in model.heads.items():
+            expected = {f"heads.{name}.{key}": t for key, t in head.state_dict(keep_vars=True).items()}
+            found = read_tensors(_existing(path, name, HEAD), HEAD)
+            yield f"Head {name!r} in {path}", match(expected, found, _none)
+    elif _trains(expected := static_head(model)):
+        name = _active(engine)[0]
+        yield f"The head in {path / name}", match(expected, read_tensors(_existing(path, name, HEAD), HEAD), _none)
+    expected = _other_weights(model)
+    file = path / OTHER_WEIGHTS
+    if expected or file.exists():
+        yield str(file), match(expected, read_safetensors(file) if file.exists() else {}, _none)
+
+
+def _none(name: str) -> bool:
+    return False
+
+
+def _existing(path: Path, name: str, layout: Layout) -> Path:
+    part = subfolder(path, name)
+    if not part.is_dir():
+        there = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        raise CheckpointNotFound(
+            f"{path} has no folder for {layout.kind} {name!r} of this model. It has: {', '.join(there) or 'none'}. "
+            "Resume with the adapters, fusions and heads that were trained."
+        )
+    return part
+
+
+def _active(engine: Engine) -> list[str]:
+    """The adapters beside which the head of a plain class lies: the active ones, or all."""
+    setup = engine.config.active_setup
+    return sorted(setup.flatten()) if setup is not None else sorted(engine.parts)
+
+
+def _trains(tensors: dict[str, Tensor]) -> bool:
+    return any(tensor.requires_grad for tensor in tensors.values())
+
+
+def _other_weights(model: Any) -> dict[str, Tensor]:
+    """Name -> trained tensor, of those that lie in no folder."""
+    own = {id(t) for t in static_head(model).values()} if not has_flexible_heads(model) else set()
+    own |= {id(p) for p in model.heads.parameters()} if has_flexible_heads(model) else set()
+    own |= added_tensors(model._engine)
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in own}

@@ -1,0 +1,176 @@
+"""How does transformers' Trainer train adapters? It works as it is; these classes make checkpoints of adapters only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+
+from adapters.checkpoint.names import added_tensors
+from adapters.composition.fusion import AdapterFusion
+from adapters.errors import CompositionError, UnsupportedError
+from adapters.model import AdapterModelMixin
+from adapters.runtime.active import active_setup
+from adapters.training.folders import FULL_MODEL, load_folders, save_folders
+
+
+class AdapterTrainer(Trainer):
+    """A Trainer whose checkpoints hold adapters instead of the whole model.
+
+        checkpoint-500/
+            <adapter>/, <fusion>/, <head>/     what save_adapter, save_adapter_fusion and save_head write
+            other_weights.safetensors          what else is trained, such as embeddings; only if there is any
+            training_args.bin, trainer_state.json, optimizer.pt, ...
+
+    It resumes and loads the best model from these folders, adds the regularisation loss of AdapterFusion to the loss,
+    takes the names of labels from the active heads and does not decay the value matrices of fusions.
+
+    Args:
+        args: As in `transformers.Trainer`.
+        adapter_names: Set-up to activate, as for `set_active_adapters`; None for the one that is active.
+        tokenizer: Earlier name of `processing_class`.
+        kwargs: As in `transformers.Trainer`.
+    Raises:
+        UnsupportedError: the model has no adapters.
+        CompositionError: no set-up is active. At the start of training: the base model is not frozen.
+    """
+
+    def __init__(self, *args: Any, adapter_names: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
+        self.adapter_names = adapter_names
+        if tokenizer is not None:
+            kwargs.setdefault("processing_class", tokenizer)
+        if (model := args[0] if args else kwargs.get("model")) is not None:
+            self._activate(model)
+        super().__init__(*args, **kwargs)
+        if self.args.label_names is None:
+            self.label_names = label_names(self.adapted_model) or self.label_names
+        self.add_callback(_FrozenBase())
+
+    @property
+    def adapted_model(self) -> Any:
+        """The model with adapters, out of whatever wraps it for training."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """As in transformers, then activates `adapter_names`."""
+        model = super().call_model_init(trial)
+        self._activate(model)
+        return model
+
+    def _activate(self, model: Any) -> None:
+        model = getattr(model, "_orig_mod", model)
+        if not isinstance(model, AdapterModelMixin):
+            raise UnsupportedError(
+                f"AdapterTrainer trains adapters, but this {type(model).__name__} has none. Call adapters.init(model) "
+                "and model.add_adapter(...) first, or use transformers.Trainer to train the whole model."
+            )
+        if self.adapter_names is not None:
+            model.set_active_adapters(self.adapter_names)
+        if active_setup(model) is None:
+            raise CompositionError(
+                "AdapterTrainer needs an active set-up, but no adapter is active. Call model.train_adapter(name) or "
+                "pass adapter_names; use transformers.Trainer to train the whole model."
+            )
+
+    # ---------------------------------------------------------------------------------------------- training
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers; in training the regularisation loss of the fusions that train is added."""
+        result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **kwargs)
+        extra = self.adapted_model.get_fusion_regularization_loss() if model.training else 0.0
+        if not isinstance(extra, torch.Tensor):
+            return result
+        if self._sums_batches(num_items_in_batch):
+            extra = extra / self.current_gradient_accumulation_steps
+        return (result[0] + extra, result[1]) if return_outputs else result + extra
+
+    def _sums_batches(self, num_items_in_batch: Any) -> bool:
+        """Whether losses of the batches of one step are added up as they are, instead of averaged."""
+        told = getattr(self, "loss_is_scaled_for_ga", None)
+        if told is not None:
+            return bool(told)
+        return self.compute_loss_func is not None or (self.model_accepts_loss_kwargs and num_items_in_batch is not None)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As in transformers, without the value matrices of fusions: they belong near the identity, not near zero."""
+        modules = model.named_modules()
+        values = {f"{path}.value.weight" for path, module in modules if isinstance(module, AdapterFusion)}
+        return [name for name in super().get_decay_parameter_names(model) if name not in values]
+
+    # ----------------------------------------------------------------------------------------------- folders
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = str(output_dir or self.args.output_dir)
+        save_folders(self.adapted_model, folder)
+        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        torch.save(self.args, os.path.join(folder, "training_args.bin"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if _is_full_model(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_folders(self.adapted_model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is None or _is_full_model(best):
+            super()._load_best_model()
+        else:
+            load_folders(self.adapted_model, best)
+
+
+class Seq2SeqAdapterTrainer(AdapterTrainer, Seq2SeqTrainer):
+    """`AdapterTrainer` that can generate during evaluation, like `transformers.Seq2SeqTrainer`."""
+
+
+class _FrozenBase(TrainerCallback):
+    """Refuses to train a base model whose weights would not be saved."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        check_frozen(getattr(model, "_orig_mod", model))
+
+
+def check_frozen(model: Any) -> None:
+    """Raise CompositionError if the base model trains although nobody froze it."""
+    if model.model_frozen:
+        return
+    added = added_tensors(model._engine)
+    base = model.base_model.named_parameters()
+    training = [name for name, parameter in base if parameter.requires_grad and id(parameter) not in added]
+    if training:
+        raise CompositionError(
+            f"AdapterTrainer saves adapters only, but {len(training)} tensors of the base model would be trained too, "
+            f"such as {training[0]}. Call model.train_adapter({_first(model)!r}) first, or use transformers.Trainer to "
+            "train the whole model."
+        )
+
+
+def _first(model: Any) -> str | None:
+    setup = active_setup(model)
+    return setup if setup is None or isinstance(setup, str) else setup.first()
+
+
+def _is_full_model(folder: str) -> bool:
+    return any(os.path.exists(os.path.join(folder, name)) for name in FULL_MODEL)
+
+
+def label_names(model: Any) -> list[str]:
+    """Arguments that hold the labels of the active heads; empty for models whose head is part of their class."""
+    active = getattr(model, "active_head", None)
+    names = [active] if isinstance(active, str) else list(active or ())
+    return list(dict.fromkeys(label for name in names for label in model.heads[name].get_label_names()))
