@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_tensors(folder: Path, layout: Layout, tensors: Mapping[str, Tensor], use_safetensors: bool = True) -> None:
-    """Write a checkpoint's tensors; tensors that are one and the same are written once, under the first name.
+    """Write a checkpoint's tensors; one that has several names is written under each.
 
     Args:
         folder: An existing folder.
@@ -28,13 +28,8 @@ def write_tensors(folder: Path, layout: Layout, tensors: Mapping[str, Tensor], u
         tensors: Names as on disk -> tensors as in the model.
         use_safetensors: Write safetensors, or else a pickle file.
     """
-    seen: set[int] = set()
     memory: set[int] = set()
-    plain: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            plain[name] = _on_its_own(tensor, memory)
+    plain = {name: _on_its_own(tensor, memory) for name, tensor in tensors.items()}
     written, other = layout.weights if use_safetensors else reversed(layout.weights)
     with replacing(folder / written) as temporary:
         if use_safetensors:
