@@ -41,6 +41,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "DynamicAdapterFusionConfig",
         "StaticAdapterFusionConfig",
     ),
+    "adapters.sites.interface": ("AdapterModelInterface",),
     "adapters.runtime.active": ("AdapterSetup",),
     "adapters.runtime.adapters_config": ("ModelAdaptersConfig",),
     "adapters.methods.config": ("AdapterConfig", "ConfigUnion", "get_adapter_config_hash"),
@@ -81,6 +82,8 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "XLMRobertaAdapterModel",
     ),
     "adapters.checkpoint.locate": ("ADAPTER_CACHE",),
+    "adapters.training.arguments": ("AdapterArguments", "setup_adapter_training"),
+    "adapters.training.trainer": ("AdapterTrainer", "Seq2SeqAdapterTrainer"),
 }
 
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -21,7 +21,7 @@ from adapters.runtime import freezing, merging
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.engine import Engine, checkpoint_functions, reenters
 from adapters.runtime.report import adapter_modules, adapter_summary
-from adapters.sites.resolve import spec_for
+from adapters.sites.interface import AdapterModelInterface
 
 
 class AdapterModelMixin(CheckpointVerbs):
@@ -31,14 +31,17 @@ class AdapterModelMixin(CheckpointVerbs):
 
     # ------------------------------------------------------------------------------------------------ set-up
 
-    def _init_adapters(self, adapters_config: ModelAdaptersConfig | None = None) -> None:
+    def _init_adapters(
+        self, adapters_config: ModelAdaptersConfig | None = None, interface: AdapterModelInterface | None = None
+    ) -> None:
         """Give this model an engine, and the adapters that `adapters_config` (or the model config) lists."""
         model = cast(PreTrainedModel, self)
         stored = adapters_config
         if stored is None and (data := getattr(model.config, "adapters", None)):
             models, fusion = (getattr(model.config, n, None) for n in ("adapter_fusion_models", "adapter_fusion"))
             stored = ModelAdaptersConfig.from_dict(data, models, fusion)
-        self.__dict__["_engine"] = Engine(model, model.base_model, ModelAdaptersConfig())
+        base = model.get_submodule(interface.base_model) if interface and interface.base_model else model.base_model
+        self.__dict__["_engine"] = Engine(model, base, ModelAdaptersConfig(), interface)
         self.model_frozen = False
         if hasattr(model.config, "adapters"):
             del model.config.adapters
@@ -53,14 +56,15 @@ class AdapterModelMixin(CheckpointVerbs):
         self._engine.adopt_checkpointing()
 
     def _output_embedding_modules(self) -> Iterable[nn.Module]:
-        """Output embeddings, before which invertible adapters are undone."""
+        """Output embedding layers of this model."""
         with contextlib.suppress(AttributeError, NotImplementedError):
             module = cast(PreTrainedModel, self).get_output_embeddings()
             if module is not None:
                 yield module
 
     def _on_heads_changed(self) -> None:
-        self._engine.set_output_embeddings(self._output_embedding_modules())
+        inverted = hasattr(self, "heads") or self._engine.spec.static_inverse
+        self._engine.set_output_embeddings(self._output_embedding_modules() if inverted else ())
 
     @property
     def adapters_config(self) -> ModelAdaptersConfig:
@@ -329,8 +333,9 @@ def init(model: Any, adapters_config: ModelAdaptersConfig | None = None, interfa
     Its outputs, weights and `state_dict` stay what they were until an adapter is added.
 
     Args:
-        model: A model of any `ForX` class, or a base model, of a known type.
+        model: A model of any `ForX` class, or a base model, of a known type or described by `interface`.
         adapters_config: Adapters to add right away.
+        interface: Where the places of this model are; takes precedence over what is known about its type.
     Returns:
         The same model.
     Raises:
@@ -345,10 +350,16 @@ def init(model: Any, adapters_config: ModelAdaptersConfig | None = None, interfa
             f"This {type(model).__name__} has PEFT adapters loaded, and the two libraries use the same method names. "
             "Load the plain model and call init on it, or keep using PEFT for this model."
         )
-    spec_for(model.base_model)
-    model.__class__ = adapted_class(type(model))
-    model._init_adapters(adapters_config)
-    return model
+    plain: Any = type(model)
+    adapted: Any = model
+    adapted.__class__ = adapted_class(plain)
+    try:
+        adapted._init_adapters(adapters_config, interface)
+    except Exception:
+        adapted.__dict__.pop("_engine", None)
+        adapted.__class__ = plain
+        raise
+    return adapted
 
 
 def load_model(path: Any, model_class: type[Any], interface: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from adapters.checkpoint.layout import ADAPTER, description, make_folder, read_json, version_numbers, with_meta, write_json
+from adapters.checkpoint.layout import (
+    ADAPTER,
+    description,
+    make_folder,
+    read_json,
+    version_numbers,
+    with_meta,
+    write_json,
+)
 from adapters.checkpoint.names import Match, below_base, is_repeated, match, own_prefix, tensors_of
 from adapters.checkpoint.tensors import read_tensors, write_tensors
 from adapters.errors import CheckpointError
@@ -18,6 +27,7 @@ from adapters.methods.bottleneck import BnConfig
 from adapters.methods.config import AdapterConfig, ConfigUnion
 from adapters.methods.prefix_tuning import PrefixTuningConfig, flattened
 from adapters.methods.presets import load as load_config
+from adapters.methods.prompt_tuning import PromptTuningConfig
 from adapters.methods.reft import ReftConfig
 from adapters.runtime import merging
 from adapters.runtime.engine import Engine
@@ -105,7 +115,7 @@ def add_and_fill(
     hint: str = "",
     loading_info: dict[str, Any] | None = None,
 ) -> None:
-    """Add an adapter and give it stored values; the random state of torch stays as it is.
+    """Add an adapter and give it stored values, without drawing the random ones that new adapters start with.
 
     Args:
         engine: Of the model.
@@ -117,13 +127,58 @@ def add_and_fill(
     Raises:
         CheckpointError: the file does not fit. The adapter is removed again.
     """
-    with torch.random.fork_rng(devices=[]):
-        engine.add(name, config)
+    without_text = without_start(config)
+    with Zeros() if strict else torch.random.fork_rng(devices=[]):
+        engine.add(name, without_text)
+    if without_text is not config:
+        engine.config.delete(name)
+        engine.config.add(name, config)
     try:
         _finish(read(), what, strict, hint, loading_info)
     except BaseException:
         engine.delete(name)
         raise
+
+
+RANDOM = frozenset(
+    (
+        torch.Tensor.normal_,
+        torch.Tensor.uniform_,
+        nn.init.kaiming_uniform_,
+        nn.init.normal_,
+        nn.init.trunc_normal_,
+        nn.init.uniform_,
+        nn.init.xavier_normal_,
+    )
+)
+"""Functions that fill their first argument with random numbers."""
+
+
+class Zeros(TorchFunctionMode):
+    """In this context parameters that would start at random start at 0. It is faster, and no random state changes."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in RANDOM:
+            target = args[0] if args else kwargs["tensor"]
+            with torch.no_grad():
+                return target.zero_()
+        if function is torch.randn:
+            return torch.zeros(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def without_start(config: AdapterConfig) -> AdapterConfig:
+    """`config` for an adapter whose values come from a file, and so not from the model's tokenizer."""
+    if isinstance(config, ConfigUnion):
+        members = [without_start(member) for member in config.configs]
+        same = all(new is old for new, old in zip(members, config.configs))
+        return config if same else ConfigUnion(*members)
+    if isinstance(config, PromptTuningConfig) and config.prompt_init == "from_string":
+        return config.replace(prompt_init="random_uniform")
+    return config
 
 
 def _finish(found: Match, what: str, strict: bool, hint: str, loading_info: dict[str, Any] | None) -> None:
@@ -275,5 +330,3 @@ def _kept_slots(tensor: Tensor, inner: str, config: PrefixTuningConfig, count: i
     if inner.startswith("control_trans.2.") and tensor.shape[0] % count == 0:
         return tensor.view(count, -1, *tensor.shape[1:])[kept].flatten(0, 1)
     return tensor
-
-

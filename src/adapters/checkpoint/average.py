@@ -19,6 +19,7 @@ from adapters.checkpoint.names import tensors_of
 from adapters.errors import AdapterNameError, MergeError, choices
 from adapters.methods.config import AdapterConfig
 from adapters.methods.lora import LoRAConfig
+from adapters.runtime import merging
 from adapters.runtime.engine import Engine
 
 NO_MATTER = ("dropout", "init_weights", "init_weights_seed", "stochastic_depth")
@@ -36,8 +37,9 @@ def average_adapter(
     strategy: str = "linear",
     normalize: bool = True,
     svd_rank: int | None = None,
+    overwrite_ok: bool = False,
 ) -> None:
-    """Add the average of some adapters.
+    """Add the average of some adapters; `overwrite_ok` lets it take the place of an adapter of this name.
 
     Raises:
         AdapterNameError: an adapter does not exist, or `name` is taken.
@@ -46,7 +48,7 @@ def average_adapter(
     shares = _shares(adapters, weights, normalize)
     for adapter in shares:
         engine.require(adapter)
-    if name in engine.config:
+    if name in engine.config and not overwrite_ok:
         raise AdapterNameError(f"There is an adapter {name!r} already. Choose another name, or pass overwrite_ok=True.")
     if strategy not in STRATEGIES:
         raise MergeError(f"There is no combine_strategy {strategy!r}. {choices(strategy, STRATEGIES)}")
@@ -62,6 +64,9 @@ def average_adapter(
             result = _negate_b(states, factors)
         else:
             result, config = _svd(states, factors, config, svd_rank)
+    if name in engine.config:
+        merging.unmerge(engine)
+        engine.delete(name)
     _add(engine, name, config, result)
 
 
@@ -148,8 +153,8 @@ def _kind(key: str, strategy: str) -> str:
 
 
 def _svd(
-    states: list[State], factors: list[float], config: LoRAConfig, rank: int | None
-) -> tuple[State, LoRAConfig]:
+    states: list[State], factors: list[float], config: AdapterConfig, rank: int | None
+) -> tuple[State, AdapterConfig]:
     strategy = "lora_delta_w_svd"
     if rank is None or rank < 1:
         raise MergeError(f"combine_strategy={strategy!r} needs svd_rank, an integer of at least 1; it is {rank!r}.")
@@ -173,5 +178,3 @@ def _svd(
     if set(result) != set(states[0]):
         raise MergeError(f"combine_strategy={strategy!r} is for LoRA, which these adapters are not. Use 'linear'.")
     return result, config.replace(r=rank)
-
-

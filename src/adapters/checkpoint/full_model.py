@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
@@ -93,7 +93,7 @@ def with_module_names(model: Any, state: Mapping[str, Tensor]) -> Mapping[str, T
 def _in_memory_names(model: Any) -> dict[str, tuple[str, Tensor]]:
     """Name in the model's state dict -> name on disk below the base model, and tensor, of all that is ours."""
     engine: Engine = model._engine
-    start = "" if engine.root is engine.base else f"{_path_of(model, engine.base)}."
+    start = own_prefix(engine)
     names: dict[str, tuple[str, Tensor]] = {}
     for group in (engine.parts, engine.fusions):
         for name, parts in group.items():
@@ -102,10 +102,6 @@ def _in_memory_names(model: Any) -> dict[str, tuple[str, Tensor]]:
                     disk = f"{engine.spec.disk_name(part.path)}.{name}.{inner}"
                     names[f"{start}{part.path}.{name}.{inner}"] = disk, tensor
     return names
-
-
-def _path_of(model: nn.Module, module: nn.Module) -> str:
-    return next(name for name, child in model.named_modules() if child is module)
 
 
 # Loading

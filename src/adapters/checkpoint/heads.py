@@ -1,4 +1,4 @@
-"""How are prediction heads saved and loaded? Flexible heads by name, the one head of a plain class, and from one to the other."""
+"""How are prediction heads saved and loaded? Flexible ones by name, that of a plain class, and one as the other."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def static_head(model: Any) -> dict[str, Tensor]:
         return {}
     state = children_state(model, children)
     if children:
-        state |= {name: t for name, t in model.named_parameters(recurse=False)}
+        state |= dict(model.named_parameters(recurse=False))
         state |= {n: t for n, t in model.named_buffers(recurse=False) if n not in model._non_persistent_buffers_set}
     added = added_tensors(engine)
     return {name: tensor for name, tensor in state.items() if id(tensor) not in added}
@@ -255,4 +255,3 @@ def load_head_beside(model: Any, folder: Path, name: str, **kwargs: Any) -> str 
         logger.warning("Adapter %r is loaded without its prediction head. %s", name, error)
         return None
     return load_head(model, folder, load_as=name if has_flexible_heads(model) else None, **kwargs)
-

@@ -30,7 +30,10 @@ ADAPTER_CACHE = os.path.join(
 )
 """Where archives from URLs are kept."""
 
-FILES = [f for layout in (ADAPTER, HEAD, FUSION) for f in (layout.config, *layout.weights)] + [SETUP_FILE, EMBEDDING_FILE]
+FILES = [f for layout in (ADAPTER, HEAD, FUSION) for f in (layout.config, *layout.weights)] + [
+    SETUP_FILE,
+    EMBEDDING_FILE,
+]
 WANTED = [pattern for file in FILES for pattern in (file, f"*/{file}")]
 """What is downloaded of a repository."""
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "repo_type")
@@ -117,7 +120,9 @@ def _from_url(url: str, again: bool) -> Path:
     except (urllib.error.URLError, OSError) as error:
         if isinstance(error, CheckpointNotFound):
             raise
-        raise CheckpointNotFound(f"{url} could not be downloaded: {error}. Check the address and the network.") from None
+        raise CheckpointNotFound(
+            f"{url} could not be downloaded: {error}. Check the address and the network."
+        ) from None
 
 
 def _unpacked(archive: Path) -> Path:

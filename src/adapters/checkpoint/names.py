@@ -1,10 +1,10 @@
 """Which tensor of a file belongs to which tensor of a model? Names on disk, prefixes of classes, renamed containers.
 
-    bert.encoder.layer.0.attention.self.query.loras.<adapter>.lora_A
-    ^1   ^2                                         ^3
-    1 path of the base model in the class that saved the file; nothing if that is a base model itself
-    2 path of the dictionary below the base model, with the module names of transformers 4
-    3 name of the adapter, fusion or head when it was saved
+bert.encoder.layer.0.attention.self.query.loras.<adapter>.lora_A
+^1   ^2                                         ^3
+1 path of the base model in the class that saved the file; nothing if that is a base model itself
+2 path of the dictionary below the base model, with the module names of transformers 4
+3 name of the adapter, fusion or head when it was saved
 """
 
 from __future__ import annotations
@@ -138,7 +138,16 @@ def tensors_of(engine: Engine, parts: Iterable[Part], name: str) -> dict[str, Te
 
 def own_prefix(engine: Engine) -> str:
     """What comes before the names of `tensors_of` in files that are saved from this model."""
-    return "" if engine.root is engine.base else f"{engine.root.base_model_prefix}."
+    path = path_of(engine.root, engine.base)
+    return f"{path}." if path else ""
+
+
+def path_of(model: nn.Module, module: nn.Module) -> str:
+    """Name of a module inside of a model; empty for the model itself."""
+    prefix = str(getattr(model, "base_model_prefix", ""))
+    if prefix and getattr(model, prefix, None) is module:
+        return prefix
+    return next((name for name, child in model.named_modules() if child is module), "")
 
 
 def below_base(engine: Engine, found: Mapping[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from adapters.checkpoint.layout import (
 )
 from adapters.composition.blocks import AdapterCompositionBlock, Fuse
 from adapters.errors import CheckpointError, CompositionError, HeadError
-from adapters.heads.mixin import head_names
+from adapters.heads.output_embeddings import head_names
 from adapters.runtime.engine import Engine
 
 

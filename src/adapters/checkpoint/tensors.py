@@ -1,4 +1,4 @@
-"""How do tensors get into a file and out again? Whole files only, no code in them, one error for all that is unreadable."""
+"""How do tensors get into a file and out again? Whole files, no code in them, one error for all that is unreadable."""
 
 from __future__ import annotations
 

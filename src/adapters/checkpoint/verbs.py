@@ -34,7 +34,7 @@ class CheckpointVerbs:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        inherited = getattr(super(CheckpointVerbs, cls), "_keys_to_ignore_on_load_unexpected", None)
+        inherited = getattr(super(), "_keys_to_ignore_on_load_unexpected", None)
         if "_keys_to_ignore_on_load_unexpected" not in vars(cls):
             cls._keys_to_ignore_on_load_unexpected = [*(inherited or ()), *full_model.OURS]
 
@@ -185,11 +185,8 @@ class CheckpointVerbs:
             AdapterNameError: an adapter does not exist, or `adapter_name` is taken.
             MergeError: the adapters differ in their configs, or the strategy does not suit them.
         """
-        engine = self._engine
-        if overwrite_ok and adapter_name in engine.config and adapter_name not in adapter_list:
-            self.delete_adapter(adapter_name)  # type: ignore[attr-defined]
-        options = (weights, combine_strategy, normalize_weights, svd_rank)
-        average_adapter(engine, adapter_name, adapter_list, *options)
+        options = (weights, combine_strategy, normalize_weights, svd_rank, overwrite_ok)
+        average_adapter(self._engine, adapter_name, adapter_list, *options)
         if set_active:
             self.set_active_adapters(adapter_name)  # type: ignore[attr-defined]
 
@@ -338,9 +335,7 @@ class CheckpointVerbs:
 
     # ------------------------------------------------------------------------------------------------- heads
 
-    def save_head(
-        self, save_directory: PathLike, head_name: str | None = None, use_safetensors: bool = True
-    ) -> None:
+    def save_head(self, save_directory: PathLike, head_name: str | None = None, use_safetensors: bool = True) -> None:
         """Save a prediction head.
 
         Args:

@@ -69,18 +69,24 @@ class Sequential:
 
 @dataclass(frozen=True)
 class Branches:
-    """Base of blocks whose children start from one state; `None` is a child that does nothing."""
+    """Base of blocks whose children start from one state; `None` is a child that does nothing.
+
+    `shared` tells which children start from what `first` has prepared. The others prepare in another way, or not at
+    all, and start from the state as it came.
+    """
 
     block: AdapterCompositionBlock
     children: tuple[Program | None, ...]
+    shared: tuple[bool, ...]
     first: AdapterModule[Any]
 
     def run(self, state: Any) -> Any:
-        return self.combine(self.first.prepare(state))
-
-    def combine(self, state: Any) -> Any:
-        """Run the children from a prepared state."""
         raise NotImplementedError
+
+    def starts(self, state: Any) -> list[Any]:
+        """The state from which each child starts."""
+        prepared = self.first.prepare(state)
+        return [prepared if shared else state for shared in self.shared]
 
     def apply(self, states: Sequence[Any]) -> list[Any]:
         """Run each child from its state."""
@@ -90,42 +96,48 @@ class Branches:
 class Averaged(Branches):
     """Weighted mean of what the children compute."""
 
-    def combine(self, state: State) -> State:
+    def run(self, state: State) -> State:
         assert isinstance(self.block, Average)
-        return type(state).mean(self.apply([state] * len(self.children)), self.block.weights)
+        return type(state).mean(self.apply(self.starts(state)), self.block.weights)
 
 
 class PositionSplit(Branches):
     """Each child gets some consecutive positions."""
 
-    def combine(self, state: State) -> State:
+    def run(self, state: State) -> State:
         assert isinstance(self.block, Split)
-        length, sizes = state.carrier.shape[1], self.block.splits
+        length, sizes = state.span, self.block.splits
         if sum(sizes) != length:
             raise CompositionError(
                 f"Split: splits={sizes} cover {sum(sizes)} positions, but the sequence has {length}. "
                 "Give sizes that sum to the sequence length."
             )
-        return state.join(self.apply([state.positions(part) for part in slices(sizes)]), dim=1)
+        parts = self.apply([s.positions(part) for s, part in zip(self.starts(state), slices(sizes))])
+        if any(part.span != size for part, size in zip(parts, sizes)):
+            raise CompositionError(
+                "Split cannot be used with prompt tuning: a prompt stands before the whole sequence. Use BatchSplit, "
+                "Parallel or Average."
+            )
+        return state.join(parts, dim=1)
 
 
 class RowSplit(Branches):
     """Each child gets some consecutive rows: BatchSplit by size, Parallel by equal share."""
 
-    def combine(self, state: State) -> State:
+    def run(self, state: State) -> State:
         sizes = row_sizes(self.block, state.carrier.shape[0])
-        return state.join(self.apply([state.rows(part) for part in slices(sizes)]), dim=0)
+        return state.join(self.apply([s.rows(part) for s, part in zip(self.starts(state), slices(sizes))]), dim=0)
 
 
 class TaskSplit(Branches):
     """Each child gets the rows of its task."""
 
-    def combine(self, state: State) -> State:
+    def run(self, state: State) -> State:
         ids = task_ids(self.block, state.carrier.shape[0], state.carrier.device)
         rows = [(ids == i).nonzero().flatten() for i in range(len(self.children))]
         used = [i for i, index in enumerate(rows) if len(index)]
-        order = torch.cat([rows[i] for i in used])
-        states = [state.rows(rows[i]) for i in used]
+        order, starts = torch.cat([rows[i] for i in used]), self.starts(state)
+        states = [starts[i].rows(rows[i]) for i in used]
         done = [s if (child := self.children[i]) is None else child.run(s) for i, s in zip(used, states)]
         return state.rows(order).join(done, dim=0).rows(order.argsort())
 
@@ -176,6 +188,11 @@ def task_ids(block: AdapterCompositionBlock, rows: int, device: torch.device) ->
         raise CompositionError(
             f"task_ids has shape {tuple(ids.shape)}, but the batch has {rows} rows. Give one per row."
         )
+    if not torch.compiler.is_compiling() and bool(((ids < 0) | (ids >= len(block))).any()):
+        raise CompositionError(
+            f"{block!r}: task_ids has the indices {ids.unique().tolist()}. Allowed: 0 to {len(block) - 1}, the positions "
+            "of the children."
+        )
     return ids.to(device).repeat_interleave(rows // len(ids))
 
 
@@ -194,7 +211,7 @@ def build(block: Child, modules: Modules, fusions: Mapping[str, AdapterFusion], 
         return None
     if isinstance(block, str):
         return Adapter(modules[block], inner) if block in modules else None
-    present = [modules[name] for name in _names(block) if name in modules]
+    present = _present(block, modules)
     if not present:
         return None
     if isinstance(block, (Stack, Fuse)) and not present[0].stackable:
@@ -204,10 +221,14 @@ def build(block: Child, modules: Modules, fusions: Mapping[str, AdapterFusion], 
         return steps[0] if len(steps) == 1 else Sequential(steps)
     if isinstance(block, Fuse):
         return _fuse(block, present, modules, fusions)
-    children = tuple(build(child, modules, fusions, inner=True) for child in block)
+    # MultiTask is a block to train with: its children prepare once more, as those that were trained in it did
+    inner_children = not isinstance(block, MultiTask)
+    firsts = [_present(child, modules)[:1] for child in block]
+    shared = tuple(bool(first) and first[0].preparation == present[0].preparation for first in firsts)
+    children = tuple(build(c, modules, fusions, inner=inner_children and alike) for c, alike in zip(block, shared))
     if isinstance(block, (BatchSplit, Parallel)) and (module := _stacked(block, children)) is not None:
         return Adapter(module)
-    return BRANCHES[type(block)](block, children, present[0])
+    return BRANCHES[type(block)](block, children, shared, present[0])
 
 
 def _stacked(block: AdapterCompositionBlock, children: tuple[Program | None, ...]) -> AdapterModule[Any] | None:
@@ -235,9 +256,8 @@ def _fuse(
     return FusionStep(fusions[block.name], kept, present[-1])
 
 
-def _names(block: AdapterCompositionBlock) -> list[str]:
-    """Adapter names from left to right."""
-    names: list[str] = []
-    for child in block:
-        names += [child] if isinstance(child, str) else _names(child) if child is not None else []
-    return names
+def _present(child: Child, modules: Modules) -> list[AdapterModule[Any]]:
+    """The modules of a child from left to right."""
+    if isinstance(child, AdapterCompositionBlock):
+        return [module for part in child for module in _present(part, modules)]
+    return [modules[child]] if child in modules else []

@@ -55,11 +55,9 @@ class AdapterFusion(nn.Module):
         """Combine `updates` [B, S, n, D], asked by `query` [B, S, D]; returns [B, S, D] with the residual added."""
         config = self.config
         keys = updates if self.key is None else self.key(updates)
-        values = updates
+        values = updates + residual[:, :, None] if config.residual_before else updates
         if self.value is not None and config.value_before_softmax:
             values = self.value(values)
-        if config.residual_before:
-            values = values + residual[:, :, None]
         asked = query if self.query is None else self.query(query)
         scores = torch.einsum("bsd,bsnd->bsn", asked, keys) / self._next_temperature()
         attention = torch.softmax(self.dropout(scores), dim=-1)
@@ -102,7 +100,7 @@ class FusionStep:
         """Fuse from a prepared state."""
         query = state.query if self.layer.config.query_before_ln or self.last.config.is_parallel else state.h
         updates = [child.run(state).up for _, child in self.children]
-        residual = state.h if state.res is None else state.res
-        assert query is not None
+        residual = state.res
+        assert query is not None and residual is not None
         h = self.layer(query, torch.stack(updates, dim=2), residual)
         return replace(state, h=h, up=h - residual, last=self.last)

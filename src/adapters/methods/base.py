@@ -71,6 +71,11 @@ class AdapterModule(nn.Module, Generic[S]):
         """What is done once before this adapter, or before a block whose first adapter this is."""
         return state
 
+    @property
+    def preparation(self) -> Any:
+        """Equal for adapters whose `prepare` does the same."""
+        return None
+
     def run(self, state: S) -> S:
         """Apply the adapter: the one step that composition blocks combine."""
         raise NotImplementedError

@@ -350,7 +350,7 @@ class Bottleneck(AdapterModule[ResidualState]):
     def prepare(self, state: ResidualState) -> ResidualState:
         config: BnConfig = self.config
         if config.is_parallel:
-            return replace(state, query=state.x)
+            return replace(state, query=state.x, res=state.h + state.x)
         h = res = state.h
         if config.original_ln_before:
             h = h + state.x
@@ -360,7 +360,12 @@ class Bottleneck(AdapterModule[ResidualState]):
                 h = state.norm(h)
         if config.residual_before_ln is False:
             res = h
-        return replace(state, h=h, res=res, query=state.h)
+        return replace(state, h=h, res=res, query=state.h, aside=None)
+
+    @property
+    def preparation(self) -> tuple[Any, ...]:
+        config: BnConfig = self.config
+        return config.is_parallel, not config.is_parallel and (config.original_ln_before, config.residual_before_ln)
 
     def run(self, state: ResidualState) -> ResidualState:
         config: BnConfig = self.config
@@ -373,8 +378,8 @@ class Bottleneck(AdapterModule[ResidualState]):
             self.record_gate(scores)
             update = update * scores[:, :, None]
         if config.is_parallel:
-            h = self._normed(update) + state.h
-        elif config.adapter_residual_before_ln:
+            return replace(state, h=self._normed(update), up=up, aside=state.h, last=self)
+        if config.adapter_residual_before_ln:
             h = self._normed(update + state.res)
         else:
             h = self._normed(update) + state.res

@@ -35,7 +35,7 @@ class State:
     """Base: the operations that composition blocks need, written once over the row-wise fields."""
 
     @classmethod
-    def _computed(cls) -> list[dataclasses.Field[Any]]:
+    def _row_wise(cls) -> list[dataclasses.Field[Any]]:
         return [f for f in dataclasses.fields(cls) if f.metadata.get("row_wise")]
 
     @property
@@ -43,8 +43,13 @@ class State:
         """The tensor that tells batch size, number of positions, dtype and device."""
         raise NotImplementedError
 
+    @property
+    def span(self) -> int:
+        """Number of positions."""
+        return self.carrier.shape[1]
+
     def _map(self: S, function: Callable[[Tensor], Tensor]) -> S:
-        changes = {f.name: function(v) for f in self._computed() if (v := getattr(self, f.name)) is not None}
+        changes = {f.name: function(v) for f in self._row_wise() if (v := getattr(self, f.name)) is not None}
         return dataclasses.replace(self, **changes)
 
     def rows(self: S, rows: Rows) -> S:
@@ -57,13 +62,14 @@ class State:
         """The state of some positions of the sequence."""
         return self._map(lambda t: t if t.shape[1] == 1 else t[:, positions])
 
-    @classmethod
-    def join(cls: type[S], parts: Sequence[S], dim: int) -> S:
-        """Put parts together along rows (dim 0) or positions (dim 1)."""
+    def join(self: S, parts: Sequence[S], dim: int) -> S:
+        """Put parts of this state together again, along rows (dim 0) or positions (dim 1)."""
         changes = {}
-        for f in cls._computed():
+        for f in self._row_wise():
             values = [getattr(part, f.name) for part in parts]
-            if any(v is not None for v in values):
+            if f.metadata["given"]:
+                changes[f.name] = getattr(self, f.name)
+            elif any(v is not None for v in values):
                 changes[f.name] = torch.cat([part._expanded(v, f, values) for part, v in zip(parts, values)], dim)
         return dataclasses.replace(parts[-1], **changes)
 
@@ -78,7 +84,7 @@ class State:
     def mean(cls: type[S], parts: Sequence[S], weights: Sequence[float]) -> S:
         """Weighted sum of what the parts computed, from one common input."""
         changes = {}
-        for f in cls._computed():
+        for f in cls._row_wise():
             values = [getattr(part, f.name) for part in parts]
             if f.metadata["neutral"] is None or all(v is None for v in values):
                 continue
@@ -135,8 +141,9 @@ class ResidualState(State):
     """At a residual branch. `h` is the running output, `x` the residual input, `norm` what follows the sum.
 
     `res` is what the adapter adds back to its own output; `up` the last adapter's contribution before it was added
-    (what AdapterFusion attends to); `query` what AdapterFusion asks with. `last` is the module that ran last: its
-    config decides what happens after the adapters.
+    (what AdapterFusion attends to); `query` what AdapterFusion asks with. `aside` is what a parallel adapter ran
+    beside: it is added at the end, unless a sequential adapter follows. `last` is the module that ran last: its config
+    decides what happens after the adapters.
     """
 
     h: Tensor = computed(0.0)
@@ -145,11 +152,36 @@ class ResidualState(State):
     res: Tensor | None = computed(default=None)
     up: Tensor | None = computed(0.0, default=None)
     query: Tensor | None = computed(default=None)
+    aside: Tensor | None = computed(0.0, default=None)
     last: Any = None
 
     @property
     def carrier(self) -> Tensor:
         return self.h
+
+    @property
+    def final(self) -> bool:
+        """Whether h is what leaves the branch: nothing is added to it and no norm follows."""
+        return self.last is not None and not self.last.config.original_ln_after
+
+    @classmethod
+    def _alike(cls, parts: Sequence[ResidualState]) -> list[ResidualState]:
+        """`parts`, all of them final if one of them is."""
+        last = next((part.last for part in parts if part.final), None)
+        if last is not None:
+            parts = [part if part.final else part._finished(last) for part in parts]
+        return [dataclasses.replace(part, res=None, query=None) for part in parts]
+
+    def _finished(self, last: Any) -> ResidualState:
+        total = self.x + (self.h if self.aside is None else self.h + self.aside)
+        return dataclasses.replace(self, h=total if self.norm is None else self.norm(total), aside=None, last=last)
+
+    def join(self, parts: Sequence[ResidualState], dim: int) -> ResidualState:
+        return super().join(self._alike(parts), dim)
+
+    @classmethod
+    def mean(cls, parts: Sequence[ResidualState], weights: Sequence[float]) -> ResidualState:
+        return super().mean(cls._alike(parts), weights)
 
 
 @dataclass
@@ -175,13 +207,23 @@ class HiddenState(State):
         return dataclasses.replace(part, offset=self.offset + (positions.start or 0))
 
     def join(self, parts: Sequence[HiddenState], dim: int) -> HiddenState:
-        lengths = [part.h.shape[1] for part in parts]
-        if dim == 0 and len(set(lengths)) > 1:
+        if dim == 0:
+            self._equally_long(parts)
+        return dataclasses.replace(self, h=torch.cat([part.h for part in parts], dim))
+
+    @classmethod
+    def mean(cls, parts: Sequence[HiddenState], weights: Sequence[float]) -> HiddenState:
+        cls._equally_long(parts)
+        return super().mean(parts, weights)
+
+    @staticmethod
+    def _equally_long(parts: Sequence[HiddenState]) -> None:
+        lengths = [part.span for part in parts]
+        if len(set(lengths)) > 1:
             raise CompositionError(
                 f"The adapters of one batch give sequences of different lengths {lengths}. Prompts that are used in "
                 "one batch must be equally long."
             )
-        return dataclasses.replace(self, h=torch.cat([part.h for part in parts], dim))
 
 
 @dataclass
@@ -208,7 +250,8 @@ class AttentionState(State):
     def carrier(self) -> Tensor:
         return self.query
 
-    def positions(self, positions: slice) -> AttentionState:
+    @property
+    def span(self) -> int:
         raise CompositionError(
             "Split cannot be used with prefix tuning: a prefix is seen by all positions of the sequence. Use "
             "BatchSplit, Parallel, Stack or Average."

@@ -90,7 +90,7 @@ class Attention:
             key, value, mask, bias = self._crop(query, key, value, mask, bias, causal)
             mask = self._mask(query, key, mask, length, attended, causal)
             if bias is not None:
-                options = {**options, "position_bias": _extend_bias(self.site, bias, length)}
+                options = {**options, "position_bias": self._bias(bias, length)}
             if mask is not None and "is_causal" in options:
                 options = {**options, "is_causal": False}
         batch = (key.shape[0], -1, -1, -1)
@@ -123,6 +123,18 @@ class Attention:
         if isinstance(mask, Tensor):
             return _extend_mask(mask, length, attended)
         return _extend_block_mask(mask, length, queries, keys)
+
+    def _bias(self, bias: Tensor, length: int) -> Tensor:
+        """Relative position bias [1 or B, H, Q, K] of T5 for P + K keys, as if the prefix were the first P keys.
+
+        Trained prefixes depend on this: the bias of a real key is that of a key P positions further, and where the
+        layer that owns the bias has no prefix, the layers that have one were trained without any bias.
+        """
+        owner, (queries, keys) = self.site.position_bias, bias.shape[-2:]
+        if owner is None or owner.__dict__.get(_MARK) is None:
+            return bias.new_zeros(*bias.shape[:-1], length + keys)
+        more = owner.compute_bias(queries, keys + length, device=bias.device)  # type: ignore[operator]
+        return torch.cat([bias, more[..., keys:].expand(bias.shape[0], -1, -1, -1)], -1)
 
     @property
     def _implementation(self) -> str:
@@ -197,16 +209,3 @@ def _extend_block_mask(mask: Any, length: int, queries: int, keys: int) -> Any:
     batch, heads = mask.shape[0], mask.shape[1]
     device = mask.kv_num_blocks.device
     return create_block_mask(extended, batch, heads if heads > 1 else None, queries, keys + length, device=device)
-
-
-def _extend_bias(site: AttentionSite, bias: Tensor, length: int) -> Tensor:
-    """Relative position bias [1 or B, H, Q, K] of T5 for P + K keys, as if the prefix were the first P keys.
-
-    Trained prefixes depend on this: the bias of a real key is that of a key P positions further.
-    """
-    owner = site.position_bias
-    if owner is None:
-        return F.pad(bias, (length, 0))
-    queries, keys = bias.shape[-2:]
-    more = owner.compute_bias(queries, keys + length, device=bias.device)  # type: ignore[operator]
-    return torch.cat([bias, more[..., keys:].expand(bias.shape[0], -1, -1, -1)], -1)

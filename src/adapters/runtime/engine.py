@@ -27,6 +27,7 @@ from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.entry import Entry
 from adapters.runtime.hooks import AdapterDict, Live, LiveEmbedding, LiveLayer, LivePrompt, LiveResidual, enliven
 from adapters.runtime.replication import Replication
+from adapters.sites.interface import AdapterModelInterface
 from adapters.sites.resolve import Site, resolve, spec_for
 
 
@@ -51,14 +52,21 @@ class Engine:
         root: The model that the user calls.
         masked: Sites whose adapters need the attention mask.
         base: The transformer inside it; the same object for headless models.
+        interface: The user's own description of the model, if there is one.
         config: Names, configs and the active set-up: `model.adapters_config`.
         parts: Adapter name -> its modules.
         fusions: Fusion name -> its layers.
     """
 
-    def __init__(self, root: nn.Module, base: nn.Module, config: ModelAdaptersConfig) -> None:
-        self.root, self.base, self.config = root, base, config
-        self.spec = spec_for(base)
+    def __init__(
+        self,
+        root: nn.Module,
+        base: nn.Module,
+        config: ModelAdaptersConfig,
+        interface: AdapterModelInterface | None = None,
+    ) -> None:
+        self.root, self.base, self.config, self.interface = root, base, config, interface
+        self.spec = spec_for(base) if interface is None else interface.spec(base)
         self.live = list(enliven(resolve(base, self.spec)))
         self.masked = [live for live in self.live if isinstance(live, (LiveLayer, LivePrompt))]
         self.parts: dict[str, list[Part]] = {}

@@ -18,7 +18,7 @@ from adapters.call import CALL
 from adapters.composition.blocks import Child
 from adapters.composition.evaluate import Adapter, Program, build
 from adapters.composition.fusion import AdapterFusion
-from adapters.errors import CompositionError
+from adapters.errors import CompositionError, UnsupportedError
 from adapters.methods.base import AdapterModule
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.invertible import NICE
@@ -178,6 +178,11 @@ class LiveResidual(Live[ResidualSite]):
     def register(self, name: str) -> RemovableHandle:
         site = self.site
         if name == "x":
+            if site.x_module is None:
+                raise UnsupportedError(
+                    f"The adapters at {site.path} need the residual input of their block, which this model's "
+                    "interface does not name. Set layer_pre_self_attn and layer_pre_ffn, or use double_seq_bn."
+                )
             return site.x_module.register_forward_pre_hook(self.on_x, prepend=True)
         if name == "h":
             return site.module.register_forward_hook(self.on_h, prepend=True)
@@ -191,9 +196,9 @@ class LiveResidual(Live[ResidualSite]):
         if isinstance(module, Bottleneck) and module.plain and not module.config.is_parallel:
             if not module.config.original_ln_before:
                 return Plan(("h",), program, module.at_output)
-            if self.site.norm is not None:
+            if self.site.norm is not None and self.site.norm_after:
                 return Plan(("sum",), program, module.at_sum)
-        hooks = ("x", "h") if self.site.norm is None else ("x", "h", "normed")
+        hooks = ("x", "h", "normed") if self.site.norm is not None and self.site.norm_after else ("x", "h")
         return Plan(hooks, program, partial(self._run, program))
 
     def on_x(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -220,11 +225,12 @@ class LiveResidual(Live[ResidualSite]):
         assert x is not None
         norm = self.site.norm
         state: ResidualState = program.run(ResidualState(h, x, None if norm is None else norm.forward))
+        out = state.h if state.aside is None else state.h + state.aside
         if state.last is None or state.last.config.original_ln_after:
-            return state.h
-        if norm is None:
-            return state.h - x
-        CALL.override = state.h
+            return out
+        if norm is None or not self.site.norm_after:
+            return out - x
+        CALL.override = out
         return h
 
 

@@ -47,11 +47,15 @@ class LinearSite(Site):
 
 @dataclass(eq=False)
 class ResidualSite(Site):
-    """A residual branch: `module` returns h; x is argument `x_index` of `x_module`; `norm` follows the sum, or is None."""
+    """A residual branch: `module` returns h; x is argument `x_index` of `x_module`; `norm` follows the sum, or is None.
 
-    x_module: nn.Module = field(kw_only=True)
+    Where `norm_after` is False, `norm` is only for adapters that normalise their input.
+    """
+
+    x_module: nn.Module | None = field(kw_only=True)
     x_index: int = 0
     norm: nn.Module | None = None
+    norm_after: bool = True
     width: int = 0
 
 
@@ -164,6 +168,8 @@ def _attention_sites(
     for role, name in projections.items():
         linear = module.get_submodule(name)
         sites.append(LinearSite("selfattn_lora", number, f"{path}.{name}", linear, role, parts))
+    if not spec.prefix:
+        return sites
     config = base.config
     index = prefixes.get(spec.prefix, 0)
     prefixes[spec.prefix] = index + 1
@@ -182,9 +188,10 @@ def _residual_site(
         number,
         f"{path}.{spec.owner}",
         module,
-        x_module=layer.get_submodule(spec.x.path),
-        x_index=spec.x.index,
+        x_module=None if spec.x is None else layer.get_submodule(spec.x.path),
+        x_index=0 if spec.x is None else spec.x.index,
         norm=norm,
+        norm_after=spec.norm_after,
         width=hidden,
     )
 

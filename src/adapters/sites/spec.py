@@ -53,13 +53,15 @@ class ResidualSpec:
         x: Address of x inside the layer.
         owner: Module path below which the `adapters` container is stored.
         norm: Norm that is applied to h + x, or empty for pre-LN layers.
+        norm_after: False where `norm` is only what adapters with `original_ln_before` apply to their input.
     """
 
     place: Literal["mh_adapter", "cross_adapter", "output_adapter"]
     h: str
-    x: Input
+    x: Input | None
     owner: str
     norm: str = ""
+    norm_after: bool = True
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class ModelSpec:
         invertible: Where token embeddings enter the first layer: a module (its output) or an `Input`; None where
             there are none (images).
         prompt: Module whose output prompts are prepended to, or None where prompt tuning is not defined.
+        static_inverse: Whether invertible adapters are undone before the output embedding of `ForX` classes too, as those
+            of this family were trained. Flexible LM heads always undo them.
         causal: Whether the layers form a decoder that caches keys and values.
         disk: (in memory, on disk) pairs of path fragments, where file names kept the names of older models.
     """
@@ -103,6 +107,7 @@ class ModelSpec:
     prompt: str | None = None
     disk: tuple[tuple[str, str], ...] = ()
     causal: bool = False
+    static_inverse: bool = False
 
     def disk_name(self, path: str) -> str:
         """The name that the module at `path` has in adapter files."""

@@ -1,15 +1,17 @@
 """Llama and the decoders that share its module names.
 
-`intermediate` and `output` are swapped on purpose: adapters trained with `intermediate_lora` hold weights for
-`down_proj`, those with `output_lora` for `up_proj`.
+In Llama and Mistral `intermediate` and `output` are swapped on purpose: adapters trained with `intermediate_lora` hold
+weights for `down_proj`, those with `output_lora` for `up_proj`. In Qwen they are what their names say.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from adapters.sites.spec import AttentionSpec, Input, LayerSpec, ModelSpec, ResidualSpec
 
 LLAMA = ModelSpec(
-    model_types=("llama", "mistral", "qwen2", "qwen3"),
+    model_types=("llama", "mistral"),
     layers=(
         LayerSpec(
             path="layers",
@@ -24,4 +26,11 @@ LLAMA = ModelSpec(
     ),
     invertible="embed_tokens",
     causal=True,
+)
+
+QWEN = replace(
+    LLAMA,
+    model_types=("qwen2", "qwen3"),
+    layers=(replace(LLAMA.layers[0], intermediate="mlp.up_proj", output="mlp.down_proj"),),
+    static_inverse=True,
 )
