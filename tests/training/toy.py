@@ -111,5 +111,3 @@ def changed(before: dict[str, Tensor], model: Any) -> set[str]:
     after = model.state_dict()
     assert before.keys() == after.keys()
     return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
-
-

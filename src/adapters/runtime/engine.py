@@ -231,6 +231,7 @@ class Engine:
         touched = self._lives_of(block)
         self._set_static(touched | self._touched)
         self._touched = touched
+        self._ensure_context()
         self._set_level(STATIC, block, touched)
 
     def _set_static(self, lives: Iterable[Live[Any]]) -> None:
@@ -283,6 +284,10 @@ class Engine:
                 self._set_static([live])
             else:
                 live.unhook()
+        self._ensure_context()
+
+    def _ensure_context(self) -> None:
+        """Hook what the context needs that this thread is in."""
         if (context := AdapterSetup.get_context()) is not None:
             self.ensure(context.key, context.adapter_setup)
 
