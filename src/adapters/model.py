@@ -17,7 +17,7 @@ from adapters.methods import METHODS
 from adapters.methods.config import AdapterConfig, ConfigUnion
 from adapters.methods.presets import DEFAULT_ADAPTER_CONFIG
 from adapters.methods.presets import load as load_config
-from adapters.runtime import freezing, merging
+from adapters.runtime import freezing, merging, sharing
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.engine import Engine, checkpoint_functions, reenters
 from adapters.runtime.report import adapter_modules, adapter_summary
@@ -243,6 +243,22 @@ class AdapterModelMixin(CheckpointVerbs):
         """Take merged adapters out of the base weights again, exactly."""
         merging.unmerge(self._engine)
 
+    def share_parameters(
+        self, adapter_names: Sequence[str], name: str | None = None, reference_adapter_name: str | None = None
+    ) -> None:
+        """Let multi-task adapters (`mtl_lora`) use one set of A and B.
+
+        Args:
+            adapter_names: The adapters.
+            name: Name of what they share; by default their names joined by commas.
+            reference_adapter_name: Whose values they start from; by default the first one's.
+        """
+        sharing.share(self._engine, adapter_names, name or ",".join(adapter_names), reference_adapter_name)
+
+    def unshare_parameters(self, name: str) -> None:
+        """Give every adapter a copy of its own of what it shares under `name`."""
+        sharing.unshare(self._engine, name)
+
     def eject_prefix_tuning(self, name: str) -> None:
         """Replace the reparametrisation of a prefix by the keys and values it makes."""
         self._engine.eject(name)
@@ -368,12 +384,13 @@ def load_model(path: Any, model_class: type[Any], interface: Any = None, *args: 
     Args:
         path: Folder or hub repository.
         model_class: A class of Transformers, such as `BertForSequenceClassification`; or one with flexible heads.
+        interface: Where the places of the model are; by default the one that was saved with it, if there is one.
         args, kwargs: Arguments of its `from_pretrained`.
     Returns:
         The model with its adapters. None of them is active.
     """
     opened = model_class if issubclass(model_class, AdapterModelMixin) else adapted_class(model_class)
-    return opened.from_pretrained(path, *args, **kwargs)
+    return opened.from_pretrained(path, *args, interface=interface, **kwargs)
 
 
 def _fusion_names(names: Fuse | Sequence[str] | str, own: str | None) -> tuple[list[str], str]:

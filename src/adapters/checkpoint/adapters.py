@@ -18,6 +18,7 @@ from adapters.checkpoint.layout import (
     read_json,
     version_numbers,
     with_meta,
+    write_interface,
     write_json,
 )
 from adapters.checkpoint.names import Match, below_base, is_repeated, match, own_prefix, tensors_of
@@ -56,6 +57,7 @@ def save_adapter(
     tensors = {prefix + key: tensor for key, tensor in tensors_of(engine, engine.parts[name], name).items()}
     write_tensors(path, ADAPTER, tensors, use_safetensors)
     write_json(path / ADAPTER.config, with_meta(description(model, name, config.to_dict()), meta))
+    write_interface(model, path)
     return path
 
 

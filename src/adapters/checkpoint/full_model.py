@@ -21,6 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from transformers.utils.hub import cached_file
 
 from adapters.checkpoint.adapters import add_and_fill, match_adapter
+from adapters.checkpoint.layout import INTERFACE_FILE, read_json
 from adapters.checkpoint.names import CONTAINERS, below_base, match, own_prefix, owned, tensors_of
 from adapters.checkpoint.tensors import load_pickle
 from adapters.errors import CheckpointError
@@ -28,6 +29,7 @@ from adapters.heads.model import HUB, load_config
 from adapters.methods.config import AdapterConfig
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.engine import Engine
+from adapters.sites.interface import AdapterModelInterface
 
 logger = logging.getLogger(__name__)
 
@@ -117,12 +119,14 @@ def from_pretrained(
         parent: `from_pretrained` of Transformers.
         path: Folder or repository.
         args: Arguments of the class.
-        kwargs: Arguments of `parent`.
+        kwargs: Arguments of `parent`; `interface` describes the model's sites.
     Raises:
         CheckpointError: tensors of an adapter are missing or of another shape.
     """
     state = kwargs.get("state_dict")
+    interface = kwargs.pop("interface", None)
     if path is not None:
+        interface = interface or _stored_interface(path, kwargs)
         config, kwargs = load_config(model_class.config_class, path, kwargs)
         kwargs["config"] = config
     else:
@@ -131,7 +135,7 @@ def from_pretrained(
     result = parent(path, *args, **kwargs)
     model = result[0] if isinstance(result, tuple) else result
     if "_engine" not in vars(model):
-        model._init_adapters(ModelAdaptersConfig())
+        model._init_adapters(ModelAdaptersConfig(), interface)
     if stored is not None:
         wanted = [*stored, *stored.fusions]
         found = _chosen(state, wanted) if state is not None else _read(path, wanted, kwargs)
@@ -172,6 +176,19 @@ def restore(model: Any, stored: ModelAdaptersConfig, found: Mapping[str, Tensor]
 
 def _reader(engine: Engine, name: str, own: Mapping[str, Tensor], config: AdapterConfig) -> Callable[[], Any]:
     return lambda: match_adapter(engine, name, own, name, config)
+
+
+def _stored_interface(path: Any, kwargs: Mapping[str, Any]) -> AdapterModelInterface | None:
+    """The interface that lies in the folder of a model."""
+    hub = {key: kwargs[key] for key in HUB if key in kwargs}
+    file = _cached(path, INTERFACE_FILE, hub)
+    if file is None:
+        return None
+    fields = read_json(file).get("interface")
+    try:
+        return AdapterModelInterface(**fields)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise CheckpointError(f"{file} does not hold an interface: {error}") from None
 
 
 def _chosen(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

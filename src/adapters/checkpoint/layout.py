@@ -12,6 +12,7 @@
     my_embedding/
         embedding.pt, tokenizer/
 
+Beside an adapter or a whole model lies adapter_interface.json if its sites are described by an interface.
 Instead of safetensors a `.bin` file (a pickled dict of tensors) may lie there. Names of tensors: `names.py`.
 """
 
@@ -55,6 +56,7 @@ FUSION = Layout(
     "pytorch_model_adapter_fusion.bin",
 )
 SETUP_FILE = "adapter_setup.json"
+INTERFACE_FILE = "adapter_interface.json"
 EMBEDDING_FILE = "embedding.pt"
 TOKENIZER_FOLDER = "tokenizer"
 
@@ -85,6 +87,13 @@ def description(model: Any, name: str | None, config: Any) -> dict[str, Any]:
         "name": name,
         "version": format_version(),
     }
+
+
+def write_interface(model: Any, folder: Path) -> None:
+    """Write the interface that describes a model's sites, if there is one."""
+    if (interface := model._engine.interface) is not None:
+        data = {"interface": interface.to_dict(), "model_type": model.config.model_type, "version": format_version()}
+        write_json(folder / INTERFACE_FILE, data)
 
 
 def with_meta(data: dict[str, Any], meta: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from adapters.checkpoint import fusion as fusion_files
 from adapters.checkpoint import heads as head_files
 from adapters.checkpoint import setup as setup_files
 from adapters.checkpoint.average import average_adapter
-from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, SETUP_FILE, subfolder
+from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, SETUP_FILE, make_folder, subfolder, write_interface
 from adapters.checkpoint.locate import holds, locate
 from adapters.composition.blocks import Fuse
 from adapters.methods.config import get_adapter_config_hash
@@ -490,6 +490,8 @@ class CheckpointVerbs:
         options |= {"state_dict": state_dict, "save_original_format": save_original_format}
         with full_model.described(self):
             super().save_pretrained(save_directory, **options)  # type: ignore[misc]
+        if is_main_process:
+            write_interface(self, make_folder(save_directory))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As in torch. Tensors may also have their names in files, by which the HF Trainer gives them back.
