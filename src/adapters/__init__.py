@@ -58,6 +58,8 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "adapters.methods.compacter": ("CompacterConfig", "CompacterPlusPlusConfig"),
     "adapters.methods.lora": ("DoRAConfig", "LoRAConfig"),
     "adapters.methods.ia3": ("IA3Config",),
+    "adapters.methods.mtl_lora": ("MTLLoRAConfig",),
+    "adapters.methods.vera": ("DvoRAConfig", "VeraConfig"),
     "adapters.methods.prefix_tuning": ("PrefixTuningConfig",),
     "adapters.methods.prompt_tuning": ("PromptTuningConfig",),
     "adapters.methods.reft": ("DiReftConfig", "LoReftConfig", "NoReftConfig", "ReftConfig"),

@@ -10,6 +10,7 @@ from adapters.methods.compacter import Compacter
 from adapters.methods.ia3 import IA3
 from adapters.methods.invertible import NICE
 from adapters.methods.lora import DoRA, LoRA
+from adapters.methods.mtl_lora import MTLLoRA
 from adapters.methods.prefix_tuning import PrefixTuning
 from adapters.methods.prompt_tuning import PromptTuning
 from adapters.methods.reft import ReFT
@@ -23,6 +24,7 @@ METHODS: tuple[type[AdapterModule[Any]], ...] = (
     IA3,
     VeRA,
     DVoRA,
+    MTLLoRA,
     PrefixTuning,
     PromptTuning,
     NICE,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from adapters.methods.config import MultiTaskConfig, Rule, integer, number, one_of
-from adapters.methods.lora import LoRAConfig
+import torch
+from torch import Tensor, nn
 
-__all__ = ["MTLLoRAConfig", "MultiTaskConfig"]
+from adapters.methods.base import Derived
+from adapters.methods.config import AdapterConfig, MultiTaskConfig, Rule, integer, number, one_of
+from adapters.methods.lora import LoRA, LoRAConfig, init_matrices
 
 
 @dataclass(eq=False)
@@ -38,3 +40,53 @@ class MTLLoRAConfig(LoRAConfig, MultiTaskConfig):
         "task_specific_matrix_type": one_of("singular_values", "linear"),
         "weights_sharpness": number(0, above=True),
     }
+
+
+class TaskMatrix(nn.Module):
+    """The matrix T of one task: its diagonal [r], or all of it [r, r]. Starts as the identity."""
+
+    def __init__(self, config: MTLLoRAConfig) -> None:
+        super().__init__()
+        diagonal = config.task_specific_matrix_type == "singular_values"
+        self.values = nn.Parameter(torch.ones(config.r) if diagonal else torch.eye(config.r))
+
+    def apply_to(self, a: Tensor) -> Tensor:
+        """T A for A [m, r, I]."""
+        return self.values[:, None] * a if self.values.dim() == 1 else self.values.t() @ a
+
+
+class MTLLoRA(LoRA):
+    """LoRA for several tasks: a matrix of its own per task between A and B, and a mixture of several B.
+
+        y = W x + b + (alpha / r) * sum_k w_k B_k T A x,    w = softmax(weights / weights_sharpness)
+
+    A is [r, I], T [r, r], B [K, O, r]. `share_parameters` lets the adapters of several tasks use one A and one B.
+
+    Paper: Yang et al. 2024, arXiv:2410.09437.
+    """
+
+    paper = "arXiv:2410.09437"
+    config_class = MTLLoRAConfig
+    presets: ClassVar[Mapping[str, AdapterConfig]] = {"mtl_lora": MTLLoRAConfig()}
+    shareable: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
+
+    def make_matrices(self) -> None:
+        config: MTLLoRAConfig = self.config
+        self.lora_A = nn.Parameter(torch.empty(config.r * len(self.columns), self.in_features))
+        self.lora_B = nn.Parameter(torch.empty(config.n_up_projection, self.width, config.r))
+        self.weights = nn.Parameter(torch.ones(config.n_up_projection))
+        self.task_specific = TaskMatrix(config)
+        init_matrices(self.lora_A, self.lora_B, config.init_weights)
+        self._products = Derived(self._multiply, self)
+
+    @classmethod
+    def handles(cls, config: Any) -> bool:
+        return isinstance(config, MTLLoRAConfig)
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        return self._products()  # type: ignore[no-any-return]
+
+    def _multiply(self) -> tuple[Tensor, Tensor]:
+        a = self.task_specific.apply_to(self.lora_A.view(len(self.columns), -1, self.in_features))
+        mixture = torch.softmax(self.weights / self.config.weights_sharpness, 0)
+        return a.reshape(-1, self.in_features), torch.einsum("k,kor->or", mixture, self.lora_B)

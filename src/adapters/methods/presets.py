@@ -12,12 +12,10 @@ from typing import Any
 from adapters.errors import ConfigError, choices
 from adapters.methods import METHODS
 from adapters.methods.config import AdapterConfig, ConfigUnion, FrozenMapping
-from adapters.methods.mtl_lora import MTLLoRAConfig
 from adapters.methods.unions import MAMConfig, UniPELTConfig
 
 _CURRENT: dict[str, AdapterConfig] = {
     **{name: config for method in METHODS for name, config in method.presets.items()},
-    "mtl_lora": MTLLoRAConfig(),
     "mam": MAMConfig(),
     "unipelt": UniPELTConfig(),
 }
@@ -39,7 +37,6 @@ DEFAULT_ADAPTER_CONFIG = "seq_bn"
 
 ARCHITECTURES: dict[str | None, type[AdapterConfig]] = {
     **{method.config_class.architecture: method.config_class for method in METHODS},
-    "mtl_lora": MTLLoRAConfig,
     "union": ConfigUnion,
 }
 """Value of `architecture` in a config dict -> class that reads the dict."""

@@ -55,6 +55,7 @@ class Engine:
         interface: The user's own description of the model, if there is one.
         config: Names, configs and the active set-up: `model.adapters_config`.
         parts: Adapter name -> its modules.
+        shared: Name of shared parameters -> the adapters that share them.
         fusions: Fusion name -> its layers.
     """
 
@@ -71,6 +72,7 @@ class Engine:
         self.masked = [live for live in self.live if isinstance(live, (LiveLayer, LivePrompt))]
         self.parts: dict[str, list[Part]] = {}
         self.fusions: dict[str, list[Part]] = {}
+        self.shared: dict[str, list[str]] = {}
         self.merged: dict[str, list[tuple[Live[Any], Tensor, Tensor | None]]] = {}
         self.entry = Entry(self)
         self.replication = Replication(self)
