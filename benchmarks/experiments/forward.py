@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import check_equal, ratios, timer
-from benchmarks.models import LLAMA, TINY, WIDE, Shape, fingerprint, sharing
+from benchmarks.models import LLAMA, TINY, WIDE, Shape, fingerprint
 from benchmarks.results import Result, Run
 
 METHODS = ("lora", "seq_bn", "double_seq_bn", "ia3", "dora", "compacter", "loreft", "prefix")
@@ -28,12 +28,12 @@ def ours(run: Run) -> Iterator[Result]:
                 if shape is LLAMA and method not in LLAMA_METHODS:
                     continue
                 bare, inputs = shape.model(), shape.inputs()
-                model = adapted(sharing(bare), method)
+                model = adapted(shape.sharing(bare), method)
                 model.set_active_adapters("main")
                 case = f"{shape.name} forward, {method}"
                 timers = {"bare": _call(bare, inputs), "ours": _call(model, inputs)}
                 if shape is not LLAMA or method in BY_HAND_EVERYWHERE:
-                    hand = by_hand(sharing(bare), model, "main", method)
+                    hand = by_hand(shape.sharing(bare), model, "main", method)
                     check_equal(case, _output(model, inputs), _output(hand, inputs))
                     timers["by hand"] = _call(hand, inputs)
                 output = fingerprint(_output(model, inputs))
@@ -49,9 +49,9 @@ def _idle(run: Run) -> Iterator[Result]:
     for shape in (TINY, WIDE, LLAMA):
         bare, inputs = shape.model(), shape.inputs()
         sides = {
-            "the bare model twice": sharing(bare),
-            "initialised, no adapter": adapters.init(sharing(bare)),
-            "adapters added, none active": adapted(sharing(bare), "lora", ("first", "second", "third")),
+            "the bare model twice": shape.sharing(bare),
+            "initialised, no adapter": adapters.init(shape.sharing(bare)),
+            "adapters added, none active": adapted(shape.sharing(bare), "lora", ("first", "second", "third")),
         }
         for name, model in sides.items():
             case = f"{shape.name} forward, {name}"
@@ -67,7 +67,7 @@ def peft(run: Run) -> Iterator[Result]:
         for method in peer.METHODS:
             for shape in (TINY, WIDE, LLAMA):
                 bare, inputs = shape.model(), shape.inputs()
-                model = peer.adapted(sharing(bare), method, shape)
+                model = peer.adapted(shape.sharing(bare), method, shape)
                 if method == "lora":
                     yield _disabled(run, shape, model)
                 timers = {"bare": _call(bare, inputs), "peft": _call(model, inputs)}

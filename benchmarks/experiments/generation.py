@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import ratios, timer
-from benchmarks.models import LLAMA_PROMPT, sharing
+from benchmarks.models import LLAMA_PROMPT
 from benchmarks.results import Result, Run
 
 TOKENS = 64
@@ -21,16 +21,18 @@ def ours(run: Run) -> Iterator[Result]:
     from benchmarks.ours import adapted
 
     bare = LLAMA_PROMPT.model()
-    model = adapted(sharing(bare), "lora")
+    model = adapted(LLAMA_PROMPT.sharing(bare), "lora")
     model.set_active_adapters("main")
-    yield from _measure(run, bare, {"ours": model, "by hand": by_hand(sharing(bare), model, "main", "lora")})
+    yield from _measure(
+        run, bare, {"ours": model, "by hand": by_hand(LLAMA_PROMPT.sharing(bare), model, "main", "lora")}
+    )
 
 
 def peft(run: Run) -> Iterator[Result]:
     from benchmarks import peer
 
     bare = LLAMA_PROMPT.model()
-    yield from _measure(run, bare, {"PEFT": peer.adapted(sharing(bare), "lora", LLAMA_PROMPT)})
+    yield from _measure(run, bare, {"PEFT": peer.adapted(LLAMA_PROMPT.sharing(bare), "lora", LLAMA_PROMPT)})
 
 
 def _measure(run: Run, bare: Any, models: dict[str, Any]) -> Iterator[Result]:

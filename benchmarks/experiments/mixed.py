@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import Timer, check_equal, divided, interleave, timer
-from benchmarks.models import TINY, fingerprint, sharing
+from benchmarks.models import TINY, fingerprint
 from benchmarks.results import Result, Run
 
 ROWS = 32
@@ -27,7 +27,7 @@ def ours(run: Run) -> Iterator[Result]:
     inputs = TINY.inputs(ROWS)
     for method in ("lora", "seq_bn"):
         bare = TINY.model()
-        model = adapted(sharing(bare), method, NAMES)
+        model = adapted(TINY.sharing(bare), method, NAMES)
         timers = {"bare": timer(partial(bare, **inputs))}
         timers["one"] = timer(partial(model, **inputs), partial(model.set_active_adapters, NAMES[0]))
         for n in _sizes(run):
@@ -46,7 +46,7 @@ def peft(run: Run) -> Iterator[Result]:
 
     inputs = TINY.inputs(ROWS)
     bare = TINY.model()
-    model = peer.adapted(sharing(bare), "lora", TINY, NAMES)
+    model = peer.adapted(TINY.sharing(bare), "lora", TINY, NAMES)
     timers = {"bare": timer(partial(bare, **inputs))}
     timers["one"] = timer(partial(model, **inputs), partial(model.set_adapter, NAMES[0]))
     for n in _sizes(run):

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from benchmarks.measuring import check_equal, divided, interleave, timer
-from benchmarks.models import WIDE_4, sharing
+from benchmarks.models import WIDE_4
 from benchmarks.results import Result, Run
 
 COUNT = 8
@@ -31,7 +31,7 @@ def ours(run: Run) -> Iterator[Result]:
             for where, lower in (("all layers", []), ("upper half", [0, 1])):
                 case = f"Parallel({COUNT}) / {COUNT} calls, {tokens} tokens, {method}, {where}"
                 bare, inputs = shape.model(), shape.inputs()
-                model = adapted(sharing(bare), method, NAMES, leave_out=lower)
+                model = adapted(shape.sharing(bare), method, NAMES, leave_out=lower)
                 outputs = []
                 for name in NAMES:
                     model.set_active_adapters(name)
