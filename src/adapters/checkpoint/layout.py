@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import adapters
 from adapters.errors import AdapterNameError, CheckpointError, CheckpointNotFound
 
 
@@ -66,7 +65,8 @@ _WRITTEN = "1.3.0"
 
 def format_version() -> str:
     """Value of "version". Readers take LoRA's alpha for r in files of versions below 1.1.0, so ours are never below."""
-    own = adapters.__version__
+    from adapters import __version__ as own
+
     return f"adapters.{own if version_numbers(own) >= _FORMAT else _WRITTEN}"
 
 
