@@ -20,7 +20,9 @@ class Call(threading.local):
         task_ids: Row -> child of a `MultiTask` block: a LongTensor of indices or a list of names.
         replicated: Whether the inputs have one copy per child of `Parallel` already.
         generating: Whether `generate` runs: rows may then be multiples of the user's batch (beams).
-        prompt_length: While generating, number of positions that were given; None otherwise.
+        prompts: While generating, length of what each stack of layers saw first; None otherwise.
+        prompt_mask: While generating, the attention mask [B, S] that was given, if there was one.
+        gates: While generating, the gates that were computed so far; None otherwise.
         replaying: Whether a layer runs again only for its backward pass (gradient checkpointing).
         copies: (rows, copies) while the batch is to be replicated in front of a layer.
         given: Whether the caller (or `generate`) replicated the inputs.
@@ -40,7 +42,9 @@ class Call(threading.local):
         self.given = False
         self.replaying = False
         self.generating = False
-        self.prompt_length: int | None = None
+        self.prompts: dict[int, int] | None = None
+        self.prompt_mask: Tensor | None = None
+        self.gates: dict[int, Tensor] | None = None
         self.residual: Tensor | None = None
         self.hidden: Tensor | None = None
         self.override: Tensor | None = None

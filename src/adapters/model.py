@@ -150,7 +150,7 @@ class AdapterModelMixin(CheckpointVerbs):
             activate_heads(self.active_adapters)
 
     @property
-    def active_adapters(self) -> AdapterCompositionBlock | None:  # type: ignore[override]
+    def active_adapters(self) -> AdapterCompositionBlock | None:
         """The set-up that is active outside of every `AdapterSetup`."""
         return self.adapters_config.active_setup
 
@@ -230,8 +230,8 @@ class AdapterModelMixin(CheckpointVerbs):
 
     def get_fusion_regularization_loss(self) -> Tensor | float:
         """0.01 * sum of ||I - W_v||^2 over the fusion layers that train."""
-        layers = (part.module for parts in self._engine.fusions.values() for part in parts)
-        return sum((layer.regularization_loss() for layer in layers), 0.0)  # type: ignore[operator, misc]
+        layers: list[Any] = [part.module for parts in self._engine.fusions.values() for part in parts]
+        return sum((layer.regularization_loss() for layer in layers), 0.0)
 
     # ------------------------------------------------------------------------------------------------ weights
 
@@ -329,7 +329,8 @@ class AdapterModelMixin(CheckpointVerbs):
 
 
 def _rebuild(base: type[PreTrainedModel]) -> Any:
-    return adapted_class(base).__new__(adapted_class(base))
+    adapted: Any = adapted_class(base)
+    return adapted.__new__(adapted)
 
 
 _ADAPTED: dict[type, type] = {}

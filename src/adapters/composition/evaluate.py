@@ -190,8 +190,8 @@ def task_ids(block: AdapterCompositionBlock, rows: int, device: torch.device) ->
         )
     if not torch.compiler.is_compiling() and bool(((ids < 0) | (ids >= len(block))).any()):
         raise CompositionError(
-            f"{block!r}: task_ids has the indices {ids.unique().tolist()}. Allowed: 0 to {len(block) - 1}, the positions "
-            "of the children."
+            f"{block!r}: task_ids has the indices {ids.unique().tolist()}. Allowed: 0 to {len(block) - 1}, the "
+            "positions of the children."
         )
     return ids.to(device).repeat_interleave(rows // len(ids))
 
@@ -260,4 +260,4 @@ def _present(child: Child, modules: Modules) -> list[AdapterModule[Any]]:
     """The modules of a child from left to right."""
     if isinstance(child, AdapterCompositionBlock):
         return [module for part in child for module in _present(part, modules)]
-    return [modules[child]] if child in modules else []
+    return [modules[child]] if child is not None and child in modules else []

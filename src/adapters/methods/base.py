@@ -119,9 +119,25 @@ class LinearAdapter(AdapterModule[LinearState]):
 
 
 def gate(linear: nn.Linear | tuple[Tensor, Tensor], x: Tensor) -> Tensor:
-    """Gate of UniPELT (Mao et al. 2022, arXiv:2110.07577): mean over positions of sigmoid(W x + b), [B, n]."""
+    """Gate of UniPELT (Mao et al. 2022, arXiv:2110.07577): mean over positions of sigmoid(W x + b), [B, n].
+
+    While generating it is computed from the prompt and then kept: with a cache later calls see single positions.
+    """
     weight, bias = (linear.weight, linear.bias) if isinstance(linear, nn.Linear) else linear
-    return torch.sigmoid(nn.functional.linear(x, weight, bias)).mean(dim=1)
+    kept = None if CALL.gates is None else CALL.gates.get(id(weight))
+    if kept is not None and len(kept) == len(x):
+        return kept
+    scores = torch.sigmoid(nn.functional.linear(matched(x, weight), weight, bias)).mean(dim=1).to(x.dtype)
+    if CALL.gates is not None:
+        CALL.gates[id(weight)] = scores
+    return scores
+
+
+def matched(x: Tensor, weight: Tensor) -> Tensor:
+    """x in the dtype of a weight that it meets. Autocast, where it is on, chooses one for both."""
+    if x.dtype is weight.dtype or torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(weight.dtype)
 
 
 def new_gate(in_features: int, gates: int = 1) -> nn.Linear:
@@ -135,6 +151,7 @@ class Derived:
     """What `compute()` makes of the parameters and buffers of some modules, kept until one of them changes.
 
     Only kept while no gradient is asked for: in training it is computed anew, under `torch.compile` it is traced.
+    What is kept has the dtype of its sources also when it was first asked for under autocast.
     Fused optimizers change parameters without a trace, so every step of any optimizer ends what is kept.
     """
 
@@ -156,7 +173,7 @@ class Derived:
         except RuntimeError:  # made in inference mode: changes of such tensors cannot be noticed
             return self.compute()
         if key != self._key:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
                 self._value = self.compute()
             self._key = key
         return self._value

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from adapters.errors import ConfigError
-from adapters.methods.base import AdapterModule, Derived, gate, new_gate
+from adapters.methods.base import AdapterModule, Derived, gate, matched, new_gate
 from adapters.methods.config import (
     AdapterConfig,
     ConfigT,
@@ -379,6 +379,7 @@ class Bottleneck(AdapterModule[ResidualState]):
             update = update * scores[:, :, None]
         if config.is_parallel:
             return replace(state, h=self._normed(update), up=up, aside=state.h, last=self)
+        assert state.res is not None
         if config.adapter_residual_before_ln:
             h = self._normed(update + state.res)
         else:
@@ -388,6 +389,7 @@ class Bottleneck(AdapterModule[ResidualState]):
     def forward(self, z: Tensor) -> Tensor:
         """s * W_up f(W_down z), before dropout, gate and residual; with stochastic depth in training."""
         up = self._project(z)
+        up = up if up.dtype is z.dtype else up.to(z.dtype)
         if self.training and self.config.stochastic_depth and not self.config.is_parallel:
             keep = 1.0 - self.config.stochastic_depth
             rows = torch.rand(up.shape[0], *[1] * (up.dim() - 1), device=up.device, dtype=up.dtype) < keep
@@ -397,14 +399,16 @@ class Bottleneck(AdapterModule[ResidualState]):
     def _project(self, z: Tensor) -> Tensor:
         """W_up f(W_down z), without the calls of three modules."""
         if self.lean is None:
-            up: Tensor = self.adapter_up(self.adapter_down(z))
+            up: Tensor = self.adapter_up(self.adapter_down(matched(z, next(self.parameters()))))
             return up
         down, activate, lift = self.lean
-        hidden = activate(F.linear(z, down["weight"], down["bias"]))
+        hidden = activate(F.linear(matched(z, down["weight"]), down["weight"], down["bias"]))
         return F.linear(hidden, lift["weight"], lift["bias"])
 
     def _normed(self, update: Tensor) -> Tensor:
-        return update if self.adapter_norm_after is None else self.adapter_norm_after(update)
+        if (norm := self.adapter_norm_after) is None:
+            return update
+        return norm(matched(update, norm.weight)).to(update.dtype)  # type: ignore[no-any-return]
 
     @property
     def plain(self) -> bool:
@@ -449,6 +453,8 @@ class Bottleneck(AdapterModule[ResidualState]):
 class StackedBottleneck(Bottleneck):
     """Bottlenecks with other weights for every row: W_down [N, d, D], W_up [N, D, d] of N equally shaped adapters."""
 
+    members: tuple[Bottleneck, ...]
+
     def __init__(self, members: Sequence[Bottleneck], groups: RowGroups) -> None:
         first = members[0]
         AdapterModule.__init__(self, first.config, first.site, "+".join(m.name for m in members))
@@ -460,21 +466,22 @@ class StackedBottleneck(Bottleneck):
     def _stack(self) -> tuple[Tensor, ...]:
         """W_down, b_down, W_up, b_up and, where learned, the scaling of all members."""
         linears = [(m.adapter_down[0], m.adapter_up) for m in self.members]
-        named = [(down.weight, down.bias, up.weight, up.bias) for down, up in linears]
+        named: list[tuple[Any, ...]] = [(down.weight, down.bias, up.weight, up.bias) for down, up in linears]
         if isinstance(self.scaling, Tensor):
             named = [(*tensors, m.scaling) for tensors, m in zip(named, self.members)]
-        return tuple(map(torch.stack, zip(*named)))  # type: ignore[arg-type]
+        return tuple(map(torch.stack, zip(*named)))
 
     def forward(self, z: Tensor) -> Tensor:
-        flat, index = self.groups.arrange(z)
-        w_down, b_down, w_up, b_up, *scaling = (select(tensor, index) for tensor in self.weights())
+        weights = self.weights()
+        flat, index = self.groups.arrange(matched(z, weights[0]))
+        w_down, b_down, w_up, b_up, *scaling = (select(tensor, index) for tensor in weights)
         hidden = self.activation(torch.baddbmm(b_down[:, None], flat, w_down.transpose(1, 2)))
         up = torch.baddbmm(b_up[:, None], hidden, w_up.transpose(1, 2))
         if scaling:
             up = up * scaling[0][:, None]
         elif self.scaling is not None:
             up = up * self.scaling
-        return up.view(z.shape)
+        return up.view(z.shape).to(z.dtype)
 
 
 def reduction_factor(config: BnConfig, layer: int) -> float:

@@ -71,8 +71,8 @@ class PHMRule(nn.Module):
 def rule_of(module: nn.Module) -> Tensor:
     """A_1 ... A_n, [n, n, n], from the module that holds them."""
     if hasattr(module, "phm_rule"):
-        return module.phm_rule  # type: ignore[no-any-return]
-    return module.phm_rule_left @ module.phm_rule_right  # type: ignore[operator, no-any-return]
+        return module.get_parameter("phm_rule")
+    return module.get_parameter("phm_rule_left") @ module.get_parameter("phm_rule_right")
 
 
 class SharedPHM(PHMRule):

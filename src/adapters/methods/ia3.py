@@ -101,7 +101,9 @@ class IA3(LinearAdapter):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         scale = self.scale(x)
-        return y * scale if torch.is_grad_enabled() or y.dtype != scale.dtype else y.mul_(scale)
+        if y.dtype != scale.dtype:
+            return (y * scale).to(y.dtype)
+        return y * scale if torch.is_grad_enabled() else y.mul_(scale)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.gate is not None:
@@ -120,6 +122,8 @@ class IA3(LinearAdapter):
 
 class StackedIA3(IA3):
     """(IA)^3 with another vector for every row."""
+
+    members: tuple[IA3, ...]
 
     def __init__(self, members: Sequence[IA3], groups: RowGroups) -> None:
         LinearAdapter.__init__(self, members[0].config, members[0].site, "+".join(m.name for m in members))

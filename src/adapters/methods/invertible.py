@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import ConfigError
-from adapters.methods.base import AdapterModule
+from adapters.methods.base import AdapterModule, matched
 from adapters.methods.bottleneck import BnConfig, activation_module
 from adapters.methods.state import HiddenState
 from adapters.sites.resolve import EmbeddingSite
@@ -42,9 +42,9 @@ class NICE(AdapterModule[HiddenState]):
                 f"inv_adapter={config.inv_adapter!r} is not available: its published form does not invert sequences. "
                 "Use inv_adapter='nice'."
             )
-        self.half = site.width // 2
-        self.F = self._bottleneck(site.width - self.half, self.half)
-        self.G = self._bottleneck(self.half, site.width - self.half)
+        self.middle = site.width // 2
+        self.F = self._bottleneck(site.width - self.middle, self.middle)
+        self.G = self._bottleneck(self.middle, site.width - self.middle)
 
     def _bottleneck(self, in_features: int, out_features: int) -> nn.Sequential:
         factor = self.config.inv_adapter_reduction_factor or 2
@@ -65,12 +65,15 @@ class NICE(AdapterModule[HiddenState]):
 
     def forward(self, x: Tensor, rev: bool = False) -> Tensor:
         """The bijection, or with `rev` its inverse; [..., E] to [..., E]."""
-        first, second = x[..., : self.half], x[..., self.half :]
+        given = matched(x, self.F[0].weight)  # type: ignore[arg-type]
+        first, second = given[..., : self.middle], given[..., self.middle :]
         if rev:
             second = second - self.G(first)
-            return torch.cat([first - self.F(second), second], -1)
-        first = first + self.F(second)
-        return torch.cat([first, second + self.G(first)], -1)
+            first = first - self.F(second)
+        else:
+            first = first + self.F(second)
+            second = second + self.G(first)
+        return torch.cat([first, second], -1).to(x.dtype)
 
     def run(self, state: HiddenState) -> HiddenState:
         return replace(state, h=self(state.h))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.errors import CompositionError
-from adapters.methods.base import Derived, LinearAdapter, gate, new_gate
+from adapters.methods.base import Derived, LinearAdapter, gate, matched, new_gate
 from adapters.methods.config import (
     AdapterConfig,
     Rule,
@@ -194,7 +194,7 @@ class LoRA(LinearAdapter):
     def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
         """(alpha / r) * B A x, or gated: g * B A x; [B, S, O]."""
         dropped = x if self.dropout is None else self.dropout(x)
-        updates = [(columns, F.linear(F.linear(dropped, a), b)) for columns, a, b in self.pairs()]
+        updates = [(columns, F.linear(F.linear(matched(dropped, a), a), b)) for columns, a, b in self.pairs()]
         if self.gate is None:
             updates = [(columns, update * self.scaling) for columns, update in updates]
         else:
@@ -255,6 +255,8 @@ class LoRA(LinearAdapter):
 class StackedLoRA(LoRA):
     """LoRA with other matrices for every row: A [N, r, I] and B [N, O, r] of N equally shaped adapters."""
 
+    members: tuple[LoRA, ...]
+
     def __init__(self, members: Sequence[LoRA], groups: RowGroups) -> None:
         first = members[0]
         LinearAdapter.__init__(self, first.config, first.site, "+".join(m.name for m in members))
@@ -279,8 +281,9 @@ class StackedLoRA(LoRA):
             yield columns, torch.bmm(flat, a_part.transpose(1, 2)), b_part.transpose(1, 2)
 
     def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
+        a, b = self.matrices()
         out = x.new_zeros(*x.shape[:-1], self.site.out_features)
-        for columns, down, up in self.grouped(x, *self.matrices()):
+        for columns, down, up in self.grouped(matched(x, a), a, b):
             out[..., columns] = torch.bmm(down, up).view(*x.shape[:-1], -1) * self.scaling
         return out
 
@@ -374,14 +377,14 @@ class DoRA(LoRA):
         return self._magnitude()  # type: ignore[no-any-return]
 
     def _compute(self) -> Tensor:
-        norm = (weight_of(self.site.module) + self.delta_weight()).norm(dim=1)
+        norm: Tensor = (weight_of(self.site.module) + self.delta_weight()).norm(dim=1)
         return self.m.weight.squeeze(1) / norm
 
     def run(self, state: LinearState) -> LinearState:
         return replace(super().run(state), magnitude=self.magnitude().view(1, 1, -1))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if self.gate is not None:
+        if not (self.direct and x.dtype == y.dtype == self.m.weight.dtype and y.is_contiguous()):
             return self.run(LinearState(x, y)).result()
         adapted = super().forward(x, y)
         return adapted * self.magnitude() if torch.is_grad_enabled() else adapted.mul_(self.magnitude())

@@ -110,7 +110,8 @@ class PrefixEmbedding(nn.Module):
         if isinstance(self.control_trans, nn.Parameter):
             both = self.control_trans.view(-1, len(self.layers), 2, heads, head_dim)[:, slot]
         else:
-            down, act, up = self.control_trans  # type: ignore[misc]
+            layers: Any = self.control_trans
+            down, act, up = layers
             rows = slice(slot * 2 * heads * head_dim, (slot + 1) * 2 * heads * head_dim)
             both = F.linear(act(down(self.wte.weight)), up.weight[rows], up.bias[rows]).view(-1, 2, heads, head_dim)
         if self.training and self.config.dropout:
@@ -176,7 +177,8 @@ class PrefixTuning(AdapterModule[AttentionState]):
 
     def bind(self, shared: nn.Module | None) -> None:
         assert isinstance(shared, nn.ModuleDict)
-        embedding = self.__dict__["embedding"] = shared[self.site.location]
+        embedding: Any = shared[self.site.location]
+        self.__dict__["embedding"] = embedding
         self._key_values = Derived(partial(embedding.key_values, self.site.layer), embedding)
 
     def key_values(self) -> tuple[Tensor, Tensor]:

@@ -88,13 +88,13 @@ class PromptTuning(AdapterModule[HiddenState]):
 
     @torch.no_grad()
     def _init_from_text(self, config: PromptTuningConfig) -> None:
-        base = self.site.stack
-        tokenizer = AutoTokenizer.from_pretrained(base.config.name_or_path)  # type: ignore[union-attr]
+        base: Any = self.site.stack
+        tokenizer = AutoTokenizer.from_pretrained(base.config.name_or_path)
         ids: list[int] = tokenizer(config.prompt_init_text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise ConfigError(f"prompt_init_text {config.prompt_init_text!r} has no tokens. Give a non-empty text.")
         repeated = torch.tensor((ids * math.ceil(config.prompt_length / len(ids)))[: config.prompt_length])
-        embeddings: Tensor = base.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+        embeddings: Tensor = base.get_input_embeddings().weight
         self.prompt_embedding.weight.copy_(embeddings[repeated.to(embeddings.device)])
 
     @classmethod

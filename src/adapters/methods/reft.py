@@ -146,7 +146,7 @@ class OrthogonalRows(nn.Module):
         super().__init__()
         linear = nn.utils.parametrizations.orthogonal(nn.Linear(width, rank, bias=False))
         self.parametrizations = linear.parametrizations
-        self._matrix = Derived(self.parametrizations["weight"], self)  # type: ignore[operator, index, arg-type]
+        self._matrix = Derived(self.parametrizations["weight"], self)  # type: ignore[index, arg-type]
 
     @property
     def weight(self) -> Tensor:
@@ -176,6 +176,7 @@ class ReFTUnit(nn.Module):
 
     def delta(self, s: Tensor) -> Tensor:
         """(f(W s + b) - R s) R."""
+        rows: Tensor
         rows, weight = self.maps()
         target = F.linear(s, weight, self.learned_source.bias)
         if self.activation is not None:

@@ -133,7 +133,8 @@ class LinearState(State):
         """The adapted output, [B, S, O]."""
         y = self.y if self.scale is None else self.y * self.scale
         y = y if self.delta is None else y + self.delta
-        return y if self.magnitude is None else y * self.magnitude
+        y = y if self.magnitude is None else y * self.magnitude
+        return y.to(self.y.dtype)
 
 
 @dataclass
@@ -273,8 +274,8 @@ class AttentionState(State):
 
     @classmethod
     def mean(cls, parts: Sequence[AttentionState], weights: Sequence[float]) -> AttentionState:
-        out = sum(weight * part._finished() for part, weight in zip(parts, weights))
-        return dataclasses.replace(parts[0], out=out)
+        outs = [weight * part._finished() for part, weight in zip(parts, weights)]
+        return dataclasses.replace(parts[0], out=torch.stack(outs).sum(0))
 
     def _finished(self) -> Tensor:
         return self.attend(self)[0] if self.out is None else self.out

@@ -64,16 +64,17 @@ class VeRA(LoRA):
 
         y = W x + b + (alpha / r) * V_B B V_D A x
 
-    A [r, I] and B [O, r] are shared and frozen; V_D [r, r] starts as vera_d * identity, V_B [O, O] as vera_b * identity.
-    Narrower sites use the first rows and columns.
+    A [r, I] and B [O, r] are shared and frozen; V_D [r, r] starts as vera_d * identity, V_B [O, O] as vera_b *
+    identity. Narrower sites use the first rows and columns.
 
-    Paper: Kopiczko et al. 2023, arXiv:2310.11454. We differ: V_D and V_B are full matrices, as in the adapters that were
-    trained so far, not diagonal ones.
+    Paper: Kopiczko et al. 2023, arXiv:2310.11454. We differ: V_D and V_B are full matrices, as in the adapters that
+    were trained so far, not diagonal ones.
     """
 
     paper = "arXiv:2310.11454"
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"vera": VeraConfig()}
     shared_container = "shared_parameters"
+    fixed: SharedMatrices
 
     def make_matrices(self) -> None:
         config: LoRAConfig = self.config

@@ -38,7 +38,7 @@ def _dispatch(function: Callable[..., Output], module: nn.Module, *args: Any, **
 
 def install() -> None:
     """Let attention functions of all models be called through `_dispatch`. Idempotent; other models only pass by."""
-    AttentionInterface.get_interface = _get_dispatch  # type: ignore[method-assign]
+    AttentionInterface.get_interface = _get_dispatch  # type: ignore[method-assign, assignment]
 
 
 @dataclass
@@ -204,7 +204,8 @@ def _extend_block_mask(mask: Any, length: int, queries: int, keys: int) -> Any:
     old = mask.mask_mod
 
     def extended(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k < length) | (old(b, h, q, torch.clamp(k - length, min=0)) & (k >= length))
+        allowed: Tensor = (k < length) | (old(b, h, q, torch.clamp(k - length, min=0)) & (k >= length))
+        return allowed
 
     batch, heads = mask.shape[0], mask.shape[1]
     device = mask.kv_num_blocks.device

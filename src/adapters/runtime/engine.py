@@ -183,7 +183,7 @@ class Engine:
                 "combines bottleneck adapters at places that all of them adapt."
             )
         config, _ = self.config.add_fusion(names, config, fusion_name)
-        dropout = float(getattr(self.base.config, "attention_probs_dropout_prob", 0.0) or 0.0)  # type: ignore[union-attr]
+        dropout = float(getattr(self.base.config, "attention_probs_dropout_prob", 0.0) or 0.0)
         self.fusions[key] = []
         for live in lives:
             path = f"{live.site.path}.adapter_fusion_layer"
@@ -218,9 +218,8 @@ class Engine:
 
     def parse(self, setup: Any) -> AdapterCompositionBlock | None:
         """Check a set-up: blocks that nest, adapters and fusions that exist."""
-        block = parse_composition(setup)
-        if isinstance(block, str):
-            block = Stack(block)
+        parsed = parse_composition(setup)
+        block: AdapterCompositionBlock | None = Stack(parsed) if isinstance(parsed, str) else parsed
         for name in sorted(block.flatten()) if block is not None else ():
             self.require(name)
         return block
@@ -311,9 +310,9 @@ class Engine:
         names = sorted(_fusion_names(block)) if block is not None else []
         missing = [name for name in names if name not in self.fusions]
         if not names or missing:
+            problem = f"there is no fusion {missing[0]!r}" if missing else "the set-up holds no Fuse block"
             raise CompositionError(
-                f"{block!r}: {'there is no fusion ' + repr(missing[0]) if missing else 'the set-up holds no Fuse block'}. "
-                f"Add fusion layers with add_adapter_fusion first. {choices(missing, self.fusions)}"
+                f"{block!r}: {problem}. Add fusion layers with add_adapter_fusion first. {choices(missing, self.fusions)}"
             )
         return names
 

@@ -145,19 +145,17 @@ class Entry:
         """Facts of a `generate` call: inputs are replicated here, once; the prompt's length is known to methods."""
         setup = self.engine.current()
         copies = setup.parallel_channels if isinstance(setup, AdapterCompositionBlock) else 1
-        before = CALL.given, CALL.generating, CALL.prompt_length
+        before = CALL.given, CALL.generating, CALL.prompts, CALL.prompt_mask, CALL.gates
         if copies > 1 and not CALL.given:
             (inputs,), kwargs = replicate((inputs,), kwargs, copies)
         CALL.given, CALL.generating = copies > 1 or CALL.given, True
-        if not getattr(self.engine.base.config, "is_encoder_decoder", False):
-            given = next(
-                (t for t in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if t is not None), None
-            )
-            CALL.prompt_length = None if given is None else given.shape[1]
+        encodes = getattr(self.engine.base.config, "is_encoder_decoder", False)
+        CALL.prompts, CALL.gates = {}, {}
+        CALL.prompt_mask = None if encodes else kwargs.get("attention_mask")
         try:
             yield inputs, kwargs
         finally:
-            CALL.given, CALL.generating, CALL.prompt_length = before
+            CALL.given, CALL.generating, CALL.prompts, CALL.prompt_mask, CALL.gates = before
 
 
 _POSITIONS: dict[tuple[type[nn.Module], str], int | None] = {}

@@ -43,7 +43,7 @@ class AdapterDict(nn.ModuleDict):
     """A ModuleDict in which every adapter name is free: names of methods (`train`, `type`) too."""
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        self._modules[name] = module
+        self._modules[name] = module  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:
         return super().__getattr__(name)
@@ -247,7 +247,8 @@ class LiveAttention(Live[AttentionSite]):
     def plan(self, program: Program) -> Plan:
         gated = any(getattr(module.config, "use_gating", False) for module in self.modules.values())
         if isinstance(program, Adapter) and not gated:
-            return Plan(("attention",), program, partial(attention.attend_prefix, program.module.key_values))
+            prefix: Any = program.module
+            return Plan(("attention",), program, partial(attention.attend_prefix, prefix.key_values))
         return Plan(
             ("attention", "hidden") if gated else ("attention",), program, partial(attention.attend, program.run)
         )
@@ -293,14 +294,22 @@ class LiveLayer(Live[LayerSite]):
 
 
 def attended_positions(h: Tensor, stack: nn.Module) -> tuple[Tensor | None, Tensor | None, int, int]:
-    """(first, end, offset, length) of a `HiddenState` h [B, S, D] of a stack, from its attention mask and cache."""
+    """(first, end, offset, length) of a `HiddenState` h [B, S, D] of a stack, from its attention mask and cache.
+
+    While generating, the sequence ends where it ended when the stack ran first.
+    """
     mask, offset = CALL.stacks.get(id(stack), (None, 0))
     end = offset + h.shape[1]
-    if CALL.prompt_length is not None:
-        end = min(end, CALL.prompt_length) if offset == 0 else CALL.prompt_length
+    if CALL.prompts is not None:
+        end = min(end, CALL.prompts.setdefault(id(stack), end))
+        if mask is not None and mask.dim() != 2:  # made for a static cache
+            mask = CALL.prompt_mask
     if mask is None or mask.dim() != 2:
         return None, None, offset, end
     attended = mask[:, :end].bool()
+    if (rows := h.shape[0]) != len(attended):
+        copies = rows // len(attended)
+        attended = attended.repeat(copies, 1) if CALL.copies else attended.repeat_interleave(copies, 0)
     first = attended.int().argmax(1, keepdim=True)
     count = attended.sum(1, keepdim=True)
     return first, first + count, offset, end
@@ -327,7 +336,7 @@ class LiveEmbedding(Live[EmbeddingSite]):
 
     def on_output(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         plan = self.current()
-        return None if plan is None else plan.run(HiddenState(output)).h  # type: ignore[no-any-return]
+        return None if plan is None else plan.run(HiddenState(output)).h
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         plan, i = self.current(), self.site.index

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from adapters.errors import MergeError
@@ -33,13 +35,13 @@ def merge(engine: Engine, name: str) -> None:
         )
     changes = []
     for part, module in parts:
-        weight, bias = weight_of(module.site.module), module.site.module.bias
-        changes.append((part, module, module.merged(weight, bias)))  # type: ignore[arg-type]
+        linear: Any = module.site.module
+        changes.append((part, module, module.merged(weight_of(linear), linear.bias)))
     backup = engine.merged[name] = []
     for part, module, (weight, bias) in changes:
         linear = module.site.module
         assert part.live is not None
-        old_bias = None if linear.bias is None else linear.bias.detach().clone()  # type: ignore[operator]
+        old_bias = None if linear.bias is None else linear.bias.detach().clone()
         backup.append((part.live, weight_of(linear).detach().clone(), old_bias))
         assign(linear, weight, bias)
         part.live.suspended = True

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from adapters.call import CALL
 from adapters.runtime.active import ACTIVE
@@ -44,8 +44,8 @@ class Replication:
     def set_level(self, key: str, first_layer: int | None, copies: int) -> None:
         """Note how often the set-up under `key` copies rows and the first layer it adapts, and hook what is needed."""
         self.copies[key] = copies
-        self.levels[key] = first_layer if first_layer is not None and copies > 1 else 0
-        if self.layers and self.levels[key] > 0 and not self.handles:
+        self.levels[key] = first_layer if self.layers and first_layer is not None and copies > 1 else 0
+        if self.levels[key] > 0 and not self.handles:
             for number, layer in enumerate(self.layers):
                 hook = partial(self.on_layer, number)
                 self.handles.append(layer.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))

@@ -101,7 +101,13 @@ class AdapterModelInterface:
 
     def _residuals(self) -> list[ResidualSpec]:
         places = [
-            ("mh_adapter", self._output(self.layer_self_attn), self.layer_pre_self_attn, "attention_adapters", self.layer_ln_1),
+            (
+                "mh_adapter",
+                self._output(self.layer_self_attn),
+                self.layer_pre_self_attn,
+                "attention_adapters",
+                self.layer_ln_1,
+            ),
             ("output_adapter", self.layer_output_proj, self.layer_pre_ffn, "output_adapters", self.layer_ln_2),
         ]
         if self.layer_cross_attn:
@@ -133,5 +139,6 @@ class AdapterModelInterface:
         except AttributeError:
             children = ", ".join(child for child, _ in owner.named_children())
             raise ConfigError(
-                f"AdapterModelInterface: {name}={path!r} is no module of {type(owner).__name__}. Its children: {children}."
+                f"AdapterModelInterface: {name}={path!r} is no module of {type(owner).__name__}. "
+                f"Its children: {children}."
             ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -222,9 +223,10 @@ def _first(layer: nn.Module, candidates: str) -> tuple[str, nn.Module]:
 
 
 def _width(base: nn.Module) -> int:
-    return int(base.config.hidden_size)  # type: ignore[union-attr]
+    config: Any = base.config
+    return int(config.hidden_size)
 
 
 def _embedding_width(base: nn.Module) -> int:
-    config = base.config
-    return int(getattr(config, "embedding_size", None) or config.hidden_size)  # type: ignore[union-attr]
+    config: Any = base.config
+    return int(getattr(config, "embedding_size", None) or config.hidden_size)

@@ -95,8 +95,8 @@ class ModelSpec:
         invertible: Where token embeddings enter the first layer: a module (its output) or an `Input`; None where
             there are none (images).
         prompt: Module whose output prompts are prepended to, or None where prompt tuning is not defined.
-        static_inverse: Whether invertible adapters are undone before the output embedding of `ForX` classes too, as those
-            of this family were trained. Flexible LM heads always undo them.
+        static_inverse: Whether invertible adapters are undone before the output embedding of `ForX` classes too, as
+            those of this family were trained. Flexible LM heads always undo them.
         causal: Whether the layers form a decoder that caches keys and values.
         disk: (in memory, on disk) pairs of path fragments, where file names kept the names of older models.
     """
