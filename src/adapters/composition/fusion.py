@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adapters.call import CALL, record
 from adapters.composition.fusion_config import AdapterFusionConfig
-from adapters.methods.base import AdapterModule
+from adapters.methods.base import AdapterModule, matched
 from adapters.methods.state import ResidualState
 from adapters.sites.resolve import ResidualSite
 
@@ -53,7 +53,8 @@ class AdapterFusion(nn.Module):
 
     def forward(self, query: Tensor, updates: Tensor, residual: Tensor) -> Tensor:
         """Combine `updates` [B, S, n, D], asked by `query` [B, S, D]; returns [B, S, D] with the residual added."""
-        config = self.config
+        config, dtype, like = self.config, residual.dtype, next(self.parameters())
+        query, updates, residual = (matched(t, like) for t in (query, updates, residual))
         keys = updates if self.key is None else self.key(updates)
         values = updates + residual[:, :, None] if config.residual_before else updates
         if self.value is not None and config.value_before_softmax:
@@ -66,7 +67,7 @@ class AdapterFusion(nn.Module):
         context = torch.einsum("bsn,bsnd->bsd", attention, values)
         if self.value is not None and not config.value_before_softmax:
             context = self.value(context)
-        return context if config.residual_before else context + residual
+        return (context if config.residual_before else context + residual).to(dtype)
 
     def _next_temperature(self) -> float:
         """The temperature of this call; a call that only repeats the last one for its backward has the same."""

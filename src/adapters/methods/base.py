@@ -51,8 +51,8 @@ class AdapterModule(nn.Module, Generic[S]):
 
     @classmethod
     def handles(cls, config: Any) -> bool:
-        """Whether `config` asks for this method."""
-        raise NotImplementedError
+        """Whether `config` asks for this method: by default, whether it is of its config class."""
+        return isinstance(config, cls.config_class)
 
     @classmethod
     def acts_at(cls, config: Any, site: Any) -> bool:

@@ -145,6 +145,7 @@ class LoRA(LinearAdapter):
     paper = "arXiv:2106.09685"
     config_class = LoRAConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"lora": LoRAConfig()}
+    variant: ClassVar[str] = "lora"
 
     def __init__(self, config: LoRAConfig, site: LinearSite, name: str) -> None:
         super().__init__(config, site, name)
@@ -166,7 +167,7 @@ class LoRA(LinearAdapter):
 
     @classmethod
     def handles(cls, config: Any) -> bool:
-        return isinstance(config, LoRAConfig) and linear_method(config) == "lora"
+        return isinstance(config, LoRAConfig) and linear_method(config) == cls.variant
 
     @classmethod
     def acts_at(cls, config: LoRAConfig, site: LinearSite) -> bool:
@@ -356,6 +357,7 @@ class DoRA(LoRA):
 
     paper = "arXiv:2402.09353"
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"dora": DoRAConfig()}
+    variant = "dora"
 
     def __init__(self, config: LoRAConfig, site: LinearSite, name: str) -> None:
         super().__init__(config, site, name)
@@ -367,10 +369,6 @@ class DoRA(LoRA):
         super().bind(shared)
         sources = (self, self.site.module) if shared is None else (self, self.site.module, shared)
         self._magnitude = Derived(self._compute, *sources)
-
-    @classmethod
-    def handles(cls, config: Any) -> bool:
-        return isinstance(config, LoRAConfig) and linear_method(config) == "dora"
 
     def magnitude(self) -> Tensor:
         """m / ||W + B A||, [O]."""

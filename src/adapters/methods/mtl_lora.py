@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,7 @@ class MTLLoRA(LoRA):
     paper = "arXiv:2410.09437"
     config_class = MTLLoRAConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"mtl_lora": MTLLoRAConfig()}
+    variant = "mtl_lora"
     shareable: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
 
     def make_matrices(self) -> None:
@@ -78,10 +79,6 @@ class MTLLoRA(LoRA):
         self.task_specific = TaskMatrix(config)
         init_matrices(self.lora_A, self.lora_B, config.init_weights)
         self._products = Derived(self._multiply, self)
-
-    @classmethod
-    def handles(cls, config: Any) -> bool:
-        return isinstance(config, MTLLoRAConfig)
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         return self._products()  # type: ignore[no-any-return]

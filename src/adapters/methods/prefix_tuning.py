@@ -159,10 +159,6 @@ class PrefixTuning(AdapterModule[AttentionState]):
             self.weight, self.bias = linear.weight, linear.bias
 
     @classmethod
-    def handles(cls, config: Any) -> bool:
-        return isinstance(config, PrefixTuningConfig)
-
-    @classmethod
     def acts_at(cls, config: PrefixTuningConfig, site: AttentionSite) -> bool:
         if site.location.startswith("encoder"):
             return config.encoder_prefix

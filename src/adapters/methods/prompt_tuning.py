@@ -98,10 +98,6 @@ class PromptTuning(AdapterModule[HiddenState]):
         self.prompt_embedding.weight.copy_(embeddings[repeated.to(embeddings.device)])
 
     @classmethod
-    def handles(cls, config: Any) -> bool:
-        return isinstance(config, PromptTuningConfig)
-
-    @classmethod
     def acts_at(cls, config: PromptTuningConfig, site: PromptSite) -> bool:
         return True
 

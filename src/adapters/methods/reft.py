@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.methods.base import AdapterModule, Derived
+from adapters.methods.base import AdapterModule, Derived, matched
 from adapters.methods.bottleneck import activation_module
 from adapters.methods.config import (
     AdapterConfig,
@@ -146,12 +146,22 @@ class OrthogonalRows(nn.Module):
         super().__init__()
         linear = nn.utils.parametrizations.orthogonal(nn.Linear(width, rank, bias=False))
         self.parametrizations = linear.parametrizations
-        self._matrix = Derived(self.parametrizations["weight"], self)  # type: ignore[index, arg-type]
+        self._matrix = Derived(self._compute, self)
 
     @property
     def weight(self) -> Tensor:
         """R, [r, D]."""
         return self._matrix()  # type: ignore[no-any-return]
+
+    def _compute(self) -> Tensor:
+        """R, in single precision at least: the decomposition it needs has no other kernels."""
+        module: Any = self.parametrizations["weight"]  # type: ignore[index]
+        dtype = module.original.dtype
+        if dtype in (torch.float32, torch.float64):
+            return module()  # type: ignore[no-any-return]
+        tensors = {name: t.float() for name, t in (*module.named_parameters(), *module.named_buffers())}
+        rows: Tensor = torch.func.functional_call(module, tensors, ())
+        return rows.to(dtype)
 
 
 class ReFTUnit(nn.Module):
@@ -178,11 +188,12 @@ class ReFTUnit(nn.Module):
         """(f(W s + b) - R s) R."""
         rows: Tensor
         rows, weight = self.maps()
-        target = F.linear(s, weight, self.learned_source.bias)
+        given = matched(s, weight)
+        target = F.linear(given, weight, self.learned_source.bias)
         if self.activation is not None:
             target = self.activation(target)
-            target = target - F.linear(s, rows) if self.subtract else target
-        return target @ rows
+            target = target - F.linear(given, rows) if self.subtract else target
+        return (target @ rows).to(s.dtype)
 
     def forward(self, s: Tensor) -> Tensor:
         edited = s + self.delta(s)
@@ -216,10 +227,6 @@ class ReFT(AdapterModule[HiddenState]):
         super().__init__(config, site, name)
         units = 1 if config.tied_weights else 2
         self.units = nn.ModuleList(ReFTUnit(config, site.width) for _ in range(units))
-
-    @classmethod
-    def handles(cls, config: Any) -> bool:
-        return isinstance(config, ReftConfig)
 
     @classmethod
     def acts_at(cls, config: ReftConfig, site: LayerSite) -> bool:

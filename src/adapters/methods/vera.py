@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from adapters.methods.base import Derived
 from adapters.methods.config import AdapterConfig
-from adapters.methods.lora import DoRA, LoRA, LoRAConfig, linear_method
+from adapters.methods.lora import DoRA, LoRA, LoRAConfig
 from adapters.sites.resolve import LinearSite
 
 
@@ -73,6 +73,7 @@ class VeRA(LoRA):
 
     paper = "arXiv:2310.11454"
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"vera": VeraConfig()}
+    variant = "vera"
     shared_container = "shared_parameters"
     fixed: SharedMatrices
 
@@ -80,10 +81,6 @@ class VeRA(LoRA):
         config: LoRAConfig = self.config
         self.vera_D = nn.Parameter(torch.eye(config.r) * (config.vera_d or 0.0))
         self.vera_B = nn.Parameter(torch.eye(self.width) * (config.vera_b or 0.0))
-
-    @classmethod
-    def handles(cls, config: Any) -> bool:
-        return isinstance(config, LoRAConfig) and linear_method(config) == "vera"
 
     @classmethod
     def shared(cls, config: LoRAConfig, sites: list[LinearSite]) -> nn.Module:
@@ -111,7 +108,4 @@ class DVoRA(DoRA, VeRA):
     """
 
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"dvora": DvoRAConfig()}
-
-    @classmethod
-    def handles(cls, config: Any) -> bool:
-        return isinstance(config, LoRAConfig) and linear_method(config) == "dvora"
+    variant = "dvora"

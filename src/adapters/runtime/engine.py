@@ -312,7 +312,8 @@ class Engine:
         if not names or missing:
             problem = f"there is no fusion {missing[0]!r}" if missing else "the set-up holds no Fuse block"
             raise CompositionError(
-                f"{block!r}: {problem}. Add fusion layers with add_adapter_fusion first. {choices(missing, self.fusions)}"
+                f"{block!r}: {problem}. Add fusion layers with add_adapter_fusion first. "
+                f"{choices(missing, self.fusions)}"
             )
         return names
 
