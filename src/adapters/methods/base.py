@@ -160,6 +160,7 @@ class Derived:
         self.sources = [d for module in modules for m in module.modules() for d in (m._parameters, m._buffers) if d]
         self._key: Any = None
         self._value: Any = None
+        self._held: list[Tensor] = []
 
     def __call__(self) -> Any:
         if torch.compiler.is_compiling():
@@ -169,17 +170,18 @@ class Derived:
             self._key = None
             return self.compute()
         try:
-            key = [_STEPS.count, tensors[0].data_ptr(), tensors[-1].data_ptr(), *map(_VERSION, tensors)]
+            key = [_STEPS.count, *map(Tensor.data_ptr, tensors), *map(_VERSION, tensors)]
         except RuntimeError:  # made in inference mode: changes of such tensors cannot be noticed
             return self.compute()
         if key != self._key:
             with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
                 self._value = self.compute()
+                self._held = [t.detach() for t in tensors]  # so that no other tensor gets these addresses
             self._key = key
         return self._value
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_key": None, "_value": None}
+        return {**vars(self), "_key": None, "_value": None, "_held": []}
 
 
 _VERSION = attrgetter("_version")

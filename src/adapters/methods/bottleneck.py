@@ -389,12 +389,12 @@ class Bottleneck(AdapterModule[ResidualState]):
     def forward(self, z: Tensor) -> Tensor:
         """s * W_up f(W_down z), before dropout, gate and residual; with stochastic depth in training."""
         up = self._project(z)
-        up = up if up.dtype is z.dtype else up.to(z.dtype)
         if self.training and self.config.stochastic_depth and not self.config.is_parallel:
             keep = 1.0 - self.config.stochastic_depth
             rows = torch.rand(up.shape[0], *[1] * (up.dim() - 1), device=up.device, dtype=up.dtype) < keep
             up = up * rows / keep
-        return up if self.scaling is None else up * self.scaling
+        up = up if self.scaling is None else up * self.scaling
+        return up if up.dtype is z.dtype else up.to(z.dtype)
 
     def _project(self, z: Tensor) -> Tensor:
         """W_up f(W_down z), without the calls of three modules."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import ConfigError
-from adapters.methods.base import Derived
+from adapters.methods.base import Derived, matched
 from adapters.methods.bottleneck import BnConfig, Bottleneck, DoubleSeqBnConfig, SeqBnConfig, reduction_factor
 from adapters.methods.config import AdapterConfig
 from adapters.sites.resolve import ResidualSite
@@ -146,7 +146,8 @@ class PHMLinear(nn.Module):
         return torch.einsum("iab,ipq->bqap", rule, w).reshape(self.out_features, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.transposed(), self._parameters["b"])
+        weight = self.transposed()
+        return nn.functional.linear(matched(x, weight), weight, self._parameters["b"])
 
 
 class Compacter(Bottleneck):

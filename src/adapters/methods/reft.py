@@ -239,9 +239,9 @@ class ReFT(AdapterModule[HiddenState]):
         """Edit h [B, S, D], whose first position is number `offset`; see `HiddenState`."""
         prefix, suffix = self.config.prefix_positions, self.config.suffix_positions
         if first is not None and end is not None:
-            return self._edit_masked(h, first, end, offset)
+            return self._edit_masked(h, first, end, offset, length)
         start = length - min(suffix, length)
-        ranges = ((self.units[0], 0, min(prefix, length)), (self.units[-1], start, length))
+        ranges = ((self.units[0], 0, prefix), (self.units[-1], start, length))
         edits = []
         for unit, low, high in ranges:
             low, high = max(low - offset, 0), min(high - offset, h.shape[1])
@@ -251,12 +251,13 @@ class ReFT(AdapterModule[HiddenState]):
             h = torch.cat([part for part in (h[:, :low], edited, h[:, high:]) if part.shape[1]], 1)
         return h
 
-    def _edit_masked(self, h: Tensor, first: Tensor, end: Tensor, offset: int) -> Tensor:
+    def _edit_masked(self, h: Tensor, first: Tensor, end: Tensor, offset: int, length: int) -> Tensor:
         position = torch.arange(offset, offset + h.shape[1], device=h.device)[None]
         prefix, suffix = self.config.prefix_positions, self.config.suffix_positions
         new = h
         if prefix:
-            chosen = (position >= first) & (position < torch.minimum(first + prefix, end))
+            attended = (position < end) | (position >= length)  # generated positions follow all given ones
+            chosen = (position >= first) & (position < first + prefix) & attended
             new = torch.where(chosen[..., None], self.units[0](h), new)
         if suffix:
             chosen = (position >= torch.maximum(end - suffix, first)) & (position < end)

@@ -302,7 +302,7 @@ def attended_positions(h: Tensor, stack: nn.Module) -> tuple[Tensor | None, Tens
     end = offset + h.shape[1]
     if CALL.prompts is not None:
         end = min(end, CALL.prompts.setdefault(id(stack), end))
-        if mask is not None and mask.dim() != 2:  # made for a static cache
+        if mask is None or mask.dim() != 2:  # a static cache comes with masks of other forms
             mask = CALL.prompt_mask
     if mask is None or mask.dim() != 2:
         return None, None, offset, end
