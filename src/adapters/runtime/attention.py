@@ -90,7 +90,7 @@ class Attention:
             key, value, mask, bias = self._crop(query, key, value, mask, bias, causal)
             mask = self._mask(query, key, mask, length, attended, causal)
             if bias is not None:
-                options = {**options, "position_bias": self._bias(bias, length)}
+                options = {**options, "position_bias": self._biases(bias, length, attended)}
             if mask is not None and "is_causal" in options:
                 options = {**options, "is_causal": False}
         batch = (key.shape[0], -1, -1, -1)
@@ -123,6 +123,15 @@ class Attention:
         if isinstance(mask, Tensor):
             return _extend_mask(mask, length, attended)
         return _extend_block_mask(mask, length, queries, keys)
+
+    def _biases(self, bias: Tensor, length: int, attended: Tensor | None) -> Tensor:
+        """Position bias over [prefix | keys], for every row that of its own prefix, which may be shorter."""
+        if attended is None:
+            return self._bias(bias, length)
+        lengths = attended.sum(1).tolist()
+        own = {n: F.pad(self._bias(bias, n) if n else bias, (length - n, 0)) for n in set(lengths)}
+        alike = len(bias) == 1
+        return torch.cat([own[n] if alike else own[n][row : row + 1] for row, n in enumerate(lengths)])
 
     def _bias(self, bias: Tensor, length: int) -> Tensor:
         """Relative position bias [1 or B, H, Q, K] of T5 for P + K keys, as if the prefix were the first P keys.
