@@ -85,7 +85,8 @@ def save_head(
         if not tensors:
             raise HeadError(f"{type(model).__name__} has no prediction head to save.")
         data = description(model, None, None)
-        data |= {"label2id": model.config.label2id, "num_labels": model.config.num_labels}
+        labels = {label: int(index) for index, label in (model.config.id2label or {}).items()}
+        data |= {"label2id": labels, "num_labels": model.config.num_labels}
     path = make_folder(folder)
     write_tensors(path, HEAD, tensors, use_safetensors)
     write_json(path / HEAD.config, with_meta(data, meta))
@@ -172,7 +173,7 @@ class _Undo:
         self.model, self.name = model, name
         self.before = model._modules["heads"]._modules.get(name)
         self.active = model._active_head
-        self.labels = dict(model.config.id2label), dict(model.config.label2id)
+        self.labels = model.config.id2label, model.config.label2id
 
     def __enter__(self) -> None:
         pass
