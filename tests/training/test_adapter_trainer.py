@@ -12,7 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback
 
-from adapters import AdapterTrainer, BertAdapterModel, Fuse, Parallel, Seq2SeqAdapterTrainer, Stack
+from adapters import (
+    AdapterTrainer,
+    BertAdapterModel,
+    Fuse,
+    MTLLoRAConfig,
+    MultiTask,
+    Parallel,
+    Seq2SeqAdapterTrainer,
+    Stack,
+)
 from adapters.errors import CheckpointError, CheckpointNotFound, CompositionError, UnsupportedError
 from tests.contract.cases import CONFIGS
 from tests.tiny import LABELS, build, config, infer, inputs
@@ -200,6 +209,22 @@ def test_several_heads_train_together(tmp_path: Path) -> None:
     assert trainer.evaluate()["eval_loss"] < 0.8 * start
 
 
+@pytest.mark.parametrize("kind", ["plain", "flexible"])
+def test_tasks_of_rows_reach_the_model(kind: str, tmp_path: Path) -> None:
+    model = build("bert", "classification") if kind == "plain" else BertAdapterModel(config("bert"))
+    torch.manual_seed(0)
+    for name in "ab":
+        model.add_adapter(name, config=MTLLoRAConfig(r=4))
+    model.train_adapter(MultiTask("a", "b"))
+    if kind == "flexible":
+        model.add_classification_head("both", num_labels=LABELS)
+    data = [{**row, "task_ids": torch.tensor(i % 2)} for i, row in enumerate(marked_sentences())]
+    trainer = AdapterTrainer(model, arguments(tmp_path, max_steps=60), train_dataset=data, eval_dataset=data)
+    start = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.8 * start
+
+
 class Gradients(TrainerCallback):
     """Remembers the gradients of the first step."""
 
@@ -360,6 +385,16 @@ def test_generation_during_evaluation(tmp_path: Path) -> None:
 def test_models_without_adapters_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"adapters\.init\(model\)"):
         AdapterTrainer(build("bert", "classification", adapted=False), arguments(tmp_path))
+
+
+def test_sharded_models_are_refused(tmp_path: Path) -> None:
+    class Sharded(AdapterTrainer):
+        def create_accelerator_and_postprocess(self) -> None:
+            super().create_accelerator_and_postprocess()
+            self.is_fsdp_enabled = True
+
+    with pytest.raises(UnsupportedError, match=r"sharded \(FSDP"):
+        Sharded(trained(), arguments(tmp_path))
 
 
 def test_an_active_set_up_is_needed(tmp_path: Path) -> None:

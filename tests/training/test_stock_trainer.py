@@ -112,6 +112,16 @@ def test_a_saved_flexible_model_opens_again(tmp_path: Path) -> None:
     assert torch.equal(infer(opened, inputs("bert")), infer(model.eval(), inputs("bert")))
 
 
+@pytest.mark.parametrize("make", [flexible, flexible_t5])
+def test_a_flexible_model_resumes(make: Any, tmp_path: Path) -> None:
+    data = marked_sentences() if make is flexible else repeated_words()
+    whole, part = make(), make()
+    Trainer(whole, arguments(tmp_path, save_strategy="steps", save_steps=4), train_dataset=data).train()
+    checkpoint = str(tmp_path / "checkpoint-4")
+    Trainer(part, arguments(tmp_path, save_steps=4), train_dataset=data).train(resume_from_checkpoint=checkpoint)
+    assert not changed(snapshot(whole), part)
+
+
 def test_fusion_resumes(tmp_path: Path) -> None:
     def fused() -> Any:
         model = trained(method="seq_bn")

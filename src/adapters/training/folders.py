@@ -46,7 +46,7 @@ def save_folders(model: Any, folder: str | os.PathLike[str]) -> None:
     elif _trains(static_head(model)):
         for name in _active(engine):
             model.save_head(str(subfolder(path, name)))
-    if other := _other_weights(model):
+    if other := other_weights(model):
         with replacing(path / OTHER_WEIGHTS) as temporary:
             save_file({name: t.detach().cpu().contiguous() for name, t in other.items()}, temporary)
     else:
@@ -94,7 +94,7 @@ def _matches(model: Any, path: Path) -> Iterator[tuple[str, Match]]:
     elif _trains(expected := static_head(model)):
         name = _active(engine)[0]
         yield f"The head in {path / name}", match(expected, read_tensors(_existing(path, name, HEAD), HEAD), _none)
-    expected = _other_weights(model)
+    expected = other_weights(model)
     file = path / OTHER_WEIGHTS
     if expected or file.exists():
         yield str(file), match(expected, read_safetensors(file) if file.exists() else {}, _none)
@@ -125,9 +125,8 @@ def _trains(tensors: dict[str, Tensor]) -> bool:
     return any(tensor.requires_grad for tensor in tensors.values())
 
 
-def _other_weights(model: Any) -> dict[str, Tensor]:
+def other_weights(model: Any) -> dict[str, Tensor]:
     """Name -> trained tensor, of those that lie in no folder."""
-    own = {id(t) for t in static_head(model).values()} if not has_flexible_heads(model) else set()
-    own |= {id(p) for p in model.heads.parameters()} if has_flexible_heads(model) else set()
-    own |= added_tensors(model._engine)
+    heads = model.heads.parameters() if has_flexible_heads(model) else static_head(model).values()
+    own = {id(tensor) for tensor in heads} | added_tensors(model._engine)
     return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in own}

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from adapters.checkpoint.names import added_tensors
 from adapters.composition.fusion import AdapterFusion
 from adapters.errors import CompositionError, UnsupportedError
 from adapters.model import AdapterModelMixin
 from adapters.runtime.active import active_setup
-from adapters.training.folders import FULL_MODEL, load_folders, save_folders
+from adapters.training.folders import FULL_MODEL, load_folders, other_weights, save_folders
 
 
 class AdapterTrainer(Trainer):
@@ -35,7 +35,7 @@ class AdapterTrainer(Trainer):
         tokenizer: Earlier name of `processing_class`.
         kwargs: As in `transformers.Trainer`.
     Raises:
-        UnsupportedError: the model has no adapters.
+        UnsupportedError: the model has no adapters, or is sharded over devices.
         CompositionError: no set-up is active. At the start of training: the base model is not frozen.
     """
 
@@ -46,6 +46,11 @@ class AdapterTrainer(Trainer):
         if (model := args[0] if args else kwargs.get("model")) is not None:
             self._activate(model)
         super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            raise UnsupportedError(
+                "AdapterTrainer cannot save adapters of a model that is sharded (FSDP, DeepSpeed ZeRO-3). Use "
+                "transformers.Trainer, whose checkpoints hold the whole model."
+            )
         if self.args.label_names is None:
             self.label_names = label_names(self.adapted_model) or self.label_names
         self.add_callback(_FrozenBase())
@@ -75,6 +80,11 @@ class AdapterTrainer(Trainer):
                 "AdapterTrainer needs an active set-up, but no adapter is active. Call model.train_adapter(name) or "
                 "pass adapter_names; use transformers.Trainer to train the whole model."
             )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self._signature_columns is not None and "task_ids" not in self._signature_columns:
+            self._signature_columns.append("task_ids")
 
     # ---------------------------------------------------------------------------------------------- training
 
@@ -149,10 +159,7 @@ def check_frozen(model: Any) -> None:
     """Raise CompositionError if the base model trains although nobody froze it."""
     if model.model_frozen:
         return
-    added = added_tensors(model._engine)
-    base = model.base_model.named_parameters()
-    training = [name for name, parameter in base if parameter.requires_grad and id(parameter) not in added]
-    if training:
+    if training := list(other_weights(model)):
         raise CompositionError(
             f"AdapterTrainer saves adapters only, but {len(training)} tensors of the base model would be trained too, "
             f"such as {training[0]}. Call model.train_adapter({_first(model)!r}) first, or use transformers.Trainer to "
