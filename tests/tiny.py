@@ -9,6 +9,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -281,7 +282,7 @@ def adapter_parameters(model: Any, *names: str) -> dict[str, torch.nn.Parameter]
 def owner(key: str) -> str | None:
     """The adapter or fusion that a tensor belongs to, None for the base model's own."""
     parts = key.split(".")
-    return next((name for container, name in zip(parts, parts[1:]) if container in CONTAINERS), None)
+    return next((name for container, name in pairwise(parts) if container in CONTAINERS), None)
 
 
 @torch.no_grad()

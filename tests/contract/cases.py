@@ -12,6 +12,8 @@ import adapters
 from adapters import ConfigUnion
 from adapters.errors import UnsupportedError
 from adapters.methods import METHODS
+from adapters.methods.base import LinearAdapter
+from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.presets import ADAPTER_CONFIG_MAP, DEPRECATED_IDENTIFIERS
 from tests.tiny import TINY_MODELS, build
 
@@ -50,26 +52,27 @@ CONFIGS: dict[str, Any] = {
 }
 """Readable name -> config of every kind of adapter that the library can build."""
 
-LINEAR = ("lora", "lora_everywhere", "ia3", "ia3_everywhere", "dora")
-BOTTLENECKS = (
-    "seq_bn",
-    "double_seq_bn",
-    "double_seq_bn_cross",
-    "par_bn",
-    "scaled_par_bn",
-    "adapter_plus",
-    "compacter",
-    "compacter++",
-)
-LENGTHENING = ("prompt_tuning",)
-
-REPRESENTATIVE = ("bert", "electra", "gpt2", "llama", "t5", "bart", "mbart", "vit")
-"""One architecture per layout, for what costs more."""
-
 
 def members(config: Any) -> list[Any]:
     """The configs of a union, or the config itself."""
     return list(config.configs) if isinstance(config, ConfigUnion) else [config]
+
+
+def methods_of(name: str) -> list[type[Any]]:
+    """The methods that a config of `CONFIGS` is made of."""
+    return [method for member in members(CONFIGS[name]) for method in METHODS if method.handles(member)]
+
+
+def made_of(kind: type[Any]) -> tuple[str, ...]:
+    """The configs all of whose methods are of this kind."""
+    return tuple(name for name in CONFIGS if all(issubclass(method, kind) for method in methods_of(name)))
+
+
+LINEAR, BOTTLENECKS = made_of(LinearAdapter), made_of(Bottleneck)
+LENGTHENING = ("prompt_tuning",)
+
+REPRESENTATIVE = ("bert", "electra", "gpt2", "llama", "t5", "bart", "mbart", "vit")
+"""One architecture per layout, for what costs more."""
 
 
 def refusal(method: str, name: str) -> str | None:
