@@ -78,6 +78,12 @@ class Engine:
         self.replication = Replication(self)
         self._touched: set[Live[Any]] = set()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy hears of contexts too."""
+        self.__dict__.update(state)
+        if self.parts:
+            ENGINES.add(self)
+
     # ----------------------------------------------------------------------------------------------- adapters
 
     def add(self, name: str, config: AdapterConfig) -> None:
@@ -128,6 +134,8 @@ class Engine:
                 f"Its places for {method.__name__}: {', '.join(sorted({live.site.location for live in kind}))}; "
                 f"layers {sorted({live.site.layer for live in kind})}. Check flags, layers and leave_out."
             )
+        for live in chosen:
+            live.check()
         with init_seed(config):
             shared = method.shared(config, [live.site for live in chosen])
         parts: list[Part] = []
@@ -231,7 +239,7 @@ class Engine:
         self.config.active_setup, self.config.skip_layers = block, skipped or None
         touched = self._lives_of(block)
         self._set_static(touched | self._touched)
-        self._touched = touched
+        self._touched = {live for live in touched | self._touched if live.handles}
         self._ensure_context()
         self._set_level(STATIC, block, touched)
 
@@ -257,6 +265,7 @@ class Engine:
         for live in self._lives_of(block):
             live.activate(key, block)
             live.hook_all(key)
+            self._touched.add(live)
         self._set_level(key, block, self._lives_of(block))
 
     def _set_level(self, key: str, block: AdapterCompositionBlock | None, lives: set[Live[Any]]) -> None:
