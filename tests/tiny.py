@@ -301,3 +301,14 @@ def hooks(model: Any) -> list[str]:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     found = [f"{name}.{kind}" for name, module in model.named_modules() for kind in kinds if getattr(module, kind)]
     return found + [f"{name}.forward" for name, module in model.named_modules() if "forward" in vars(module)]
+
+
+def checkpoint(model: Any, enable: bool = True, reentrant: bool = False) -> None:
+    """Switch gradient checkpointing on or off, under the name that this version of transformers has for it."""
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if enable:
+        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": reentrant})
+    else:
+        getattr(model, f"{name}_checkpointing_disable")()
+    flags = {module.gradient_checkpointing for module in model.modules() if hasattr(module, "gradient_checkpointing")}
+    assert enable in flags

@@ -139,6 +139,20 @@ def test_a_copy_is_equal_and_independent(method: str, name: str, how: str) -> No
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_a_copy_hears_of_contexts(how: str) -> None:
+    model, given = carrying("bert", "seq_bn", "lora"), inputs("bert")
+    perturb(model, "a", "b")
+    twin = duplicate(model, how)
+    del model
+    for setup in ("a", Parallel("a", "b")):
+        with AdapterSetup(setup):
+            inside = infer(twin, given)
+        twin.set_active_adapters(setup)
+        assert torch.equal(infer(twin, given), inside)
+        twin.set_active_adapters(None)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
 @pytest.mark.parametrize("task", ["classification", "masked lm"])
 def test_a_copy_of_a_model_with_a_head_trains_on_its_own(task: str, how: str) -> None:
     model = carrying("bert", "unipelt", "compacter", task=task)
