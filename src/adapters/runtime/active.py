@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from types import TracebackType
 from typing import Any
 from weakref import WeakSet
@@ -27,6 +28,12 @@ ACTIVE = _Active()
 
 ENGINES: WeakSet[Any] = WeakSet()
 """Engines of all models that have adapters: told of a set-up before the first forward call that needs it."""
+
+
+IN_USE: Counter[str] = Counter()
+"""Keys of the contexts that any thread is in: hooks that these need stay where they are."""
+
+_LOCK = threading.Lock()
 
 
 def setup_key(setup: Setup) -> str:
@@ -61,6 +68,8 @@ class AdapterSetup:
         self.key = setup_key(self.adapter_setup)
 
     def __enter__(self) -> AdapterSetup:
+        with _LOCK:
+            IN_USE[self.key] += 1
         ACTIVE.contexts.append(self)
         self._apply()
         return self
@@ -69,6 +78,10 @@ class AdapterSetup:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         ACTIVE.contexts.pop()
+        with _LOCK:
+            IN_USE[self.key] -= 1
+            if not IN_USE[self.key]:
+                del IN_USE[self.key]
         if ACTIVE.contexts:
             ACTIVE.contexts[-1]._apply()
         else:

@@ -5,6 +5,7 @@ There, keys are position-encoded and cached already, so a prefix neither gets a 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 from adapters.call import CALL
+from adapters.errors import UnsupportedError
 from adapters.methods.state import AttentionState
 from adapters.sites.resolve import AttentionSite
 
@@ -50,6 +52,17 @@ class Interception:
     def remove(self) -> None:
         """Let `module` call its attention function directly again."""
         self.module.__dict__.pop(_MARK, None)
+
+
+def check(module: nn.Module) -> None:
+    """Raise UnsupportedError unless `module` calls its attention function through the interface."""
+    code = inspect.unwrap(type(module).forward).__code__
+    if "get_interface" not in code.co_names:
+        raise UnsupportedError(
+            f"Prefix tuning acts where a model asks transformers' AttentionInterface for its attention function, and "
+            f"{type(module).__name__} does not ask it in this version of transformers. Use a newer transformers, or "
+            "another method for this model."
+        )
 
 
 def intercept(module: nn.Module, live: Any) -> Interception:

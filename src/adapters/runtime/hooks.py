@@ -25,7 +25,7 @@ from adapters.methods.invertible import NICE
 from adapters.methods.prompt_tuning import PromptTuning
 from adapters.methods.state import HiddenState, LinearState, ResidualState
 from adapters.runtime import attention
-from adapters.runtime.active import ACTIVE, STATIC
+from adapters.runtime.active import ACTIVE, IN_USE, STATIC
 from adapters.sites.resolve import (
     AttentionSite,
     EmbeddingSite,
@@ -87,6 +87,9 @@ class Live(Generic[SiteT]):
         self.handles: dict[str, Any] = {}
         self.suspended = False
 
+    def check(self) -> None:
+        """Raise UnsupportedError if this site cannot carry adapters in this version of the model."""
+
     def add(self, name: str, module: AdapterModule[Any]) -> None:
         """Let the adapter `name` act here."""
         self.modules[name] = module
@@ -103,10 +106,11 @@ class Live(Generic[SiteT]):
             self.plans[key] = self._plan(setup)
 
     def set_static(self, key: str, setup: Child) -> None:
-        """Make `setup` the one that acts outside of every context, and unhook what it does not need."""
+        """Make `setup` the one that acts outside of every context, and unhook what no thread needs any more."""
         self.activate(key, setup)
-        plan = self.plans[STATIC] = self.plans[key]
-        needed = plan.hooks if plan else ()
+        self.plans[STATIC] = self.plans[key]
+        plans = [self.plans.get(k) for k in (STATIC, *IN_USE)]
+        needed = [name for plan in plans if plan for name in plan.hooks]
         for name in [name for name in self.handles if name not in needed]:
             self.handles.pop(name).remove()
         for name in needed:
@@ -238,6 +242,9 @@ class LiveAttention(Live[AttentionSite]):
     """Prepends keys and values in the attention function that the model calls."""
 
     site_type = AttentionSite
+
+    def check(self) -> None:
+        attention.check(self.site.module)
 
     def register(self, name: str) -> Any:
         if name == "hidden":
