@@ -199,7 +199,9 @@ def static_model(class_name: str) -> Any:
     kind = next(kind for start, kind in kinds.items() if class_name.startswith(start))
     torch.manual_seed(0)
     options = {"is_decoder": True} if class_name == "BertLMHeadModel" else {}
-    labels = {} if class_name.endswith(("QuestionAnswering", "MultipleChoice")) else {"id2label": {0: "x", 1: "y", 2: "z"}}
+    labels = (
+        {} if class_name.endswith(("QuestionAnswering", "MultipleChoice")) else {"id2label": {0: "x", 1: "y", 2: "z"}}
+    )
     model = getattr(transformers, class_name)(tiny_config(kind, **options, **labels))
     return adapters.init(randomised(model))
 

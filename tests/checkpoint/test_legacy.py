@@ -77,7 +77,14 @@ def test_activations_before_files_had_a_version(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("version", "alpha"),
-    [("adapters.0.1.2", 4), ("adapters.1.0.1", 4), ("adapters.1.1.0", 6), ("adapters.1.10.0", 6), ("3.2.1", 6), (None, 6)],
+    [
+        ("adapters.0.1.2", 4),
+        ("adapters.1.0.1", 4),
+        ("adapters.1.1.0", 6),
+        ("adapters.1.10.0", 6),
+        ("3.2.1", 6),
+        (None, 6),
+    ],
 )
 def test_versions_that_ignored_alpha(version: str | None, alpha: int, tmp_path: Path) -> None:
     model = trained(method="lora_everywhere")
@@ -140,7 +147,9 @@ def test_a_norm_with_two_names(dropped: str | None, tmp_path: Path) -> None:
     perturb(model, "a")
     model.save_adapter(tmp_path, "a")
     tensors = load_file(tmp_path / ADAPTER.safetensors)
-    assert sum("adapter_norm_before." in key for key in tensors) == sum("adapter_down.0." in key for key in tensors) == 4
+    assert (
+        sum("adapter_norm_before." in key for key in tensors) == sum("adapter_down.0." in key for key in tensors) == 4
+    )
     save_file({k: t for k, t in tensors.items() if not dropped or dropped not in k}, tmp_path / ADAPTER.safetensors)
     assert torch.equal(infer(loads(tmp_path), inputs("bert")), infer(model, inputs("bert")))
 
@@ -149,7 +158,9 @@ def test_zero_biases_of_fused_projections(tmp_path: Path) -> None:
     model = trained()
     model.save_adapter(tmp_path, "a")
     tensors = load_file(tmp_path / ADAPTER.safetensors)
-    save_file({**tensors, "encoder.layer.0.attention.self.in_proj.bias": torch.zeros(3)}, tmp_path / ADAPTER.safetensors)
+    save_file(
+        {**tensors, "encoder.layer.0.attention.self.in_proj.bias": torch.zeros(3)}, tmp_path / ADAPTER.safetensors
+    )
     loads(tmp_path)
 
 

@@ -56,7 +56,9 @@ def test_a_fusion_under_another_name(tmp_path: Path) -> None:
     model.save_adapter_fusion(tmp_path, ["a", "b"])
     fresh = carrying("a", "b")
     assert fresh.load_adapter_fusion(tmp_path, load_as="mine") == "mine"
-    for (_, one), (_, other) in zip(adapter_parameters(fresh, "mine").items(), adapter_parameters(model, "a,b").items()):
+    for (_, one), (_, other) in zip(
+        adapter_parameters(fresh, "mine").items(), adapter_parameters(model, "a,b").items()
+    ):
         assert torch.equal(one, other)
 
 
@@ -77,7 +79,10 @@ def test_fusions_whose_names_begin_the_same(tmp_path: Path) -> None:
     model.save_adapter_fusion(tmp_path, "a,b")
     tensors = load_file(tmp_path / FUSION.safetensors)
     assert all(".a,b." in key for key in tensors)
-    save_file({**tensors, **{k.replace(".a,b.", ".a,b,c."): t.clone() for k, t in tensors.items()}}, tmp_path / FUSION.safetensors)
+    save_file(
+        {**tensors, **{k.replace(".a,b.", ".a,b,c."): t.clone() for k, t in tensors.items()}},
+        tmp_path / FUSION.safetensors,
+    )
     assert carrying("a", "b").load_adapter_fusion(tmp_path) == "a,b"
     model.save_all_adapter_fusions(tmp_path / "all")
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["a,b", "a,b,c"]
@@ -204,7 +209,11 @@ def test_nothing_is_left_of_a_setup_that_does_not_fit(tmp_path: Path) -> None:
 
 def test_setups_that_cannot_be_saved(tmp_path: Path) -> None:
     model = carrying("a", "b")
-    for setup, error in ((Stack("a", "x"), AdapterNameError), (Fuse("a", "b"), CompositionError), (None, CompositionError)):
+    for setup, error in (
+        (Stack("a", "x"), AdapterNameError),
+        (Fuse("a", "b"), CompositionError),
+        (None, CompositionError),
+    ):
         with pytest.raises(error):
             model.save_adapter_setup(tmp_path / "x", setup)
     with pytest.raises(HeadError, match="'h'"):

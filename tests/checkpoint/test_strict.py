@@ -21,7 +21,7 @@ from adapters.checkpoint import layout
 from adapters.checkpoint.layout import ADAPTER
 from adapters.errors import CheckpointError, CheckpointNotFound
 from tests.contract.cases import carrying, every_pair
-from tests.tiny import build, hooks, inputs, perturb
+from tests.tiny import build, hooks, perturb
 
 KEY = "encoder.layer.0.attention.self.query.loras.a.lora_A"
 
