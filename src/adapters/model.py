@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -23,6 +24,8 @@ from adapters.runtime.engine import Engine, checkpoint_functions, reenters
 from adapters.runtime.report import adapter_modules, adapter_summary
 from adapters.sites.interface import AdapterModelInterface
 
+logger = logging.getLogger(__name__)
+
 
 class AdapterModelMixin(CheckpointVerbs):
     """Adapters for a Transformers model. Made by `adapters.init(model)` or one of the `XAdapterModel` classes."""
@@ -40,6 +43,11 @@ class AdapterModelMixin(CheckpointVerbs):
         if stored is None and (data := getattr(model.config, "adapters", None)):
             models, fusion = (getattr(model.config, n, None) for n in ("adapter_fusion_models", "adapter_fusion"))
             stored = ModelAdaptersConfig.from_dict(data, models, fusion)
+            logger.warning(
+                "The config lists the adapters %s. They are added without trained weights: open a folder that holds "
+                "them with adapters.load_model or an AdapterModel class.",
+                list(stored),
+            )
         base = model.get_submodule(interface.base_model) if interface and interface.base_model else model.base_model
         self.__dict__["_engine"] = Engine(model, base, ModelAdaptersConfig(), interface)
         self.model_frozen = False

@@ -5,6 +5,7 @@ Transformers reads and writes its own tensors only: it renames keys between its 
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -130,7 +131,7 @@ def from_pretrained(
         config, kwargs = load_config(model_class.config_class, path, kwargs)
         kwargs["config"] = config
     else:
-        config = kwargs.get("config")
+        config = kwargs["config"] = copy.deepcopy(kwargs.get("config"))
     stored = _taken_adapters(config)
     result = parent(path, *args, **kwargs)
     model = result[0] if isinstance(result, tuple) else result

@@ -20,7 +20,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from adapters.checkpoint.layout import ADAPTER, EMBEDDING_FILE, FUSION, HEAD, SETUP_FILE, Layout
-from adapters.errors import CheckpointError, CheckpointNotFound
+from adapters.errors import CheckpointError, CheckpointNotFound, choices
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ FILES = [f for layout in (ADAPTER, HEAD, FUSION) for f in (layout.config, *layou
 ]
 WANTED = [pattern for file in FILES for pattern in (file, f"*/{file}")]
 """What is downloaded of a repository."""
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "repo_type")
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
 def locate(path: str | os.PathLike[str], needs: Layout | str, version: str | None = None, **kwargs: Any) -> Path:
@@ -49,8 +49,11 @@ def locate(path: str | os.PathLike[str], needs: Layout | str, version: str | Non
         kwargs: Arguments of huggingface_hub's snapshot_download; `subfolder` is a folder in the repository.
     Raises:
         CheckpointNotFound: nothing is there, or it lacks files.
+        TypeError: an argument is not known.
     """
     name = os.fspath(path)
+    if unknown := sorted(set(kwargs) - {*HUB_ARGUMENTS, "subfolder"}):
+        raise TypeError(f"Unexpected argument {unknown[0]!r}. {choices(unknown[0], [*HUB_ARGUMENTS, 'subfolder'])}")
     inner = str(kwargs.pop("subfolder", None) or "")
     if re.match(r"https?://", name):
         folder = _from_url(name, bool(kwargs.get("force_download")))
@@ -89,9 +92,7 @@ def _from_hub(name: str, version: str | None, needs: Layout | str, kwargs: dict[
     advice = f"There is no folder {name!r}, and no {kind} was found under this name on the Hugging Face Hub"
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is None or name.startswith((".", "-")):
         raise CheckpointNotFound(f"There is no folder {name!r}, and a repository of the Hub cannot be called so.")
-    options = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
-    if version is not None:
-        options["revision"] = version
+    options = dict(kwargs) if version is None else {**kwargs, "revision": version}
     try:
         return Path(snapshot_download(name, allow_patterns=WANTED, **options))
     except LocalEntryNotFoundError:
@@ -113,10 +114,11 @@ def _from_url(url: str, again: bool) -> Path:
     if folder.is_dir() and not again:
         return folder
     try:
-        with tempfile.NamedTemporaryFile(suffix=".download") as file, urllib.request.urlopen(url, timeout=60) as answer:
-            shutil.copyfileobj(answer, file)
-            file.flush()
-            return _unpack(Path(file.name), folder)
+        with tempfile.TemporaryDirectory() as temporary, urllib.request.urlopen(url, timeout=60) as answer:
+            archive = Path(temporary, "archive")
+            with archive.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+            return _unpack(archive, folder, url)
     except (urllib.error.URLError, OSError) as error:
         if isinstance(error, CheckpointNotFound):
             raise
@@ -129,25 +131,27 @@ def _unpacked(archive: Path) -> Path:
     stat = archive.stat()
     key = f"{archive.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     folder = Path(ADAPTER_CACHE, hashlib.sha256(key.encode()).hexdigest()[:32])
-    return folder if folder.is_dir() else _unpack(archive, folder)
+    return folder if folder.is_dir() else _unpack(archive, folder, str(archive))
 
 
-def _unpack(archive: Path, folder: Path) -> Path:
+def _unpack(archive: Path, folder: Path, name: str) -> Path:
     """Put the files that we know into `folder`, whatever folders they are in; nothing else leaves the archive."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        for name, source in _members(archive):
-            target = PurePosixPath(name.replace("\\", "/")).name
+    temporary = tempfile.mkdtemp(dir=folder.parent)
+    try:
+        for member, source in _members(archive, name):
+            target = PurePosixPath(member.replace("\\", "/")).name
             if target in FILES:
                 with source, open(Path(temporary, target), "wb") as file:
                     shutil.copyfileobj(source, file)
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        shutil.copytree(temporary, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
-def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _members(archive: Path, name: str) -> Iterator[tuple[str, IO[bytes]]]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
             for name in opened.namelist():
@@ -159,4 +163,4 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 if member.isfile() and (content := packed.extractfile(member)) is not None:
                     yield member.name, content
     else:
-        raise CheckpointError(f"{archive} is neither a folder nor a zip or tar archive of one.")
+        raise CheckpointError(f"{name} is neither a folder nor a zip or tar archive of one.")

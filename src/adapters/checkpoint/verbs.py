@@ -488,10 +488,10 @@ class CheckpointVerbs:
             state_dict = full_model.complete_state(self, state_dict, save_original_format)
             save_original_format = False
         options |= {"state_dict": state_dict, "save_original_format": save_original_format}
-        with full_model.described(self):
-            super().save_pretrained(save_directory, **options)  # type: ignore[misc]
         if is_main_process:
             write_interface(self, make_folder(save_directory))
+        with full_model.described(self):
+            super().save_pretrained(save_directory, **options)  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As in torch. Tensors may also have their names in files, by which the HF Trainer gives them back.
