@@ -283,7 +283,9 @@ def test_adapters_of_a_config_are_added_untrained() -> None:
     assert list(model.adapters_config) == ["a"]
 
 
-def test_init_says_that_weights_of_stored_adapters_are_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_init_says_that_weights_of_stored_adapters_are_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     carrying("bert", "lora").save_pretrained(tmp_path)
     model = adapters.init(transformers.BertModel.from_pretrained(tmp_path))
     assert list(model.adapters_config) == ["a"]
