@@ -15,10 +15,9 @@ import importlib
 from typing import Any
 
 from adapters._conflict import refuse_foreign_distribution
+from adapters._version import __version__
 
 refuse_foreign_distribution()
-
-__version__ = "0.1.0"
 
 _PUBLIC: dict[str, tuple[str, ...]] = {
     "adapters.model": ("AdapterModelMixin", "init", "load_model"),

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from adapters._version import __version__
 from adapters.errors import AdapterNameError, CheckpointError, CheckpointNotFound
 
 
@@ -59,15 +60,8 @@ INTERFACE_FILE = "adapter_interface.json"
 EMBEDDING_FILE = "embedding.pt"
 TOKENIZER_FOLDER = "tokenizer"
 
-_FORMAT = (1, 1, 0)
-_WRITTEN = "1.3.0"
-
-
-def format_version() -> str:
-    """Value of "version". Readers take LoRA's alpha for r in files of versions below 1.1.0, so ours are never below."""
-    from adapters import __version__ as own
-
-    return f"adapters.{own if version_numbers(own) >= _FORMAT else _WRITTEN}"
+VERSION = f"adapters.{__version__}"
+"""Value of "version" in our files."""
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
@@ -85,14 +79,14 @@ def description(model: Any, name: str | None, config: Any) -> dict[str, Any]:
         "model_name": getattr(model.config, "name_or_path", None),
         "model_type": model.config.model_type,
         "name": name,
-        "version": format_version(),
+        "version": VERSION,
     }
 
 
 def write_interface(model: Any, folder: Path) -> None:
     """Write the interface that describes a model's sites, if there is one."""
     if (interface := model._engine.interface) is not None:
-        data = {"interface": interface.to_dict(), "model_type": model.config.model_type, "version": format_version()}
+        data = {"interface": interface.to_dict(), "model_type": model.config.model_type, "version": VERSION}
         write_json(folder / INTERFACE_FILE, data)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from adapters.checkpoint.layout import (
     SETUP_FILE,
-    format_version,
+    VERSION,
     make_folder,
     read_json,
     subfolder,
@@ -76,7 +76,7 @@ def save_setup(
     data = {
         "adapter_setup": _to_dict(setup if isinstance(setup, str) else block),
         "head_setup": head_setup.to_dict() if isinstance(head_setup, AdapterCompositionBlock) else head_setup,
-        "version": format_version(),
+        "version": VERSION,
     }
     write_json(path / SETUP_FILE, with_meta(data, meta), sort_keys=False)
     return path

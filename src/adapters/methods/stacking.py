@@ -30,10 +30,21 @@ class RowGroups:
         return stacked.index_select(0, row_index(tuple(self.sizes(rows)), stacked.device))
 
 
-@lru_cache(maxsize=256)
 def row_index(sizes: tuple[int, ...], device: torch.device) -> Tensor:
     """Index of the group for every row, [B]."""
-    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
+    if torch.compiler.is_compiling():
+        return _row_index(sizes, device)
+    return _kept_row_index(sizes, device)
+
+
+def _row_index(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor([group for group, size in enumerate(sizes) for _ in range(size)], device=device)
+
+
+@lru_cache(maxsize=256)
+def _kept_row_index(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # a later call may need it for its gradients
+        return _row_index(sizes, device)
 
 
 def select(stacked: Tensor, index: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,21 +22,35 @@ S = TypeVar("S", bound="State")
 
 def given(**kwargs: Any) -> Any:
     """A field [B, S, ...] that is sliced by rows and positions, and that no adapter changes."""
-    return field(metadata={"row_wise": True, "given": True, "neutral": None}, **kwargs)
+    return field(metadata={"row_wise": (True, None)}, **kwargs)
 
 
 def computed(neutral: float | None = None, **kwargs: Any) -> Any:
     """A field that adapters change. Where one part has none, `neutral` stands in for it."""
-    return field(metadata={"row_wise": True, "given": False, "neutral": neutral}, **kwargs)
+    return field(metadata={"row_wise": (False, neutral)}, **kwargs)
+
+
+@dataclass(frozen=True)
+class RowWise:
+    """What `given` or `computed` said of one field."""
+
+    name: str
+    given: bool
+    neutral: float | None
 
 
 @dataclass
 class State:
     """Base: the operations that composition blocks need, written once over the row-wise fields."""
 
-    @classmethod
-    def _row_wise(cls) -> list[dataclasses.Field[Any]]:
-        return [f for f in dataclasses.fields(cls) if f.metadata.get("row_wise")]
+    row_wise: ClassVar[tuple[RowWise, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Collect the row-wise fields once: compiled code cannot ask a dataclass for them."""
+        super().__init_subclass__(**kwargs)
+        fields = [(name, value) for name, value in vars(cls).items() if isinstance(value, dataclasses.Field)]
+        own = [RowWise(name, *f.metadata["row_wise"]) for name, f in fields if "row_wise" in f.metadata]
+        cls.row_wise = (*cls.row_wise, *own)
 
     @property
     def carrier(self) -> Tensor:
@@ -49,7 +63,7 @@ class State:
         return self.carrier.shape[1]
 
     def _map(self: S, function: Callable[[Tensor], Tensor]) -> S:
-        changes = {f.name: function(v) for f in self._row_wise() if (v := getattr(self, f.name)) is not None}
+        changes = {f.name: function(v) for f in self.row_wise if (v := getattr(self, f.name)) is not None}
         return dataclasses.replace(self, **changes)
 
     def rows(self: S, rows: Rows) -> S:
@@ -65,32 +79,32 @@ class State:
     def join(self: S, parts: Sequence[S], dim: int) -> S:
         """Put parts of this state together again, along rows (dim 0) or positions (dim 1)."""
         changes = {}
-        for f in self._row_wise():
+        for f in self.row_wise:
             values = [getattr(part, f.name) for part in parts]
-            if f.metadata["given"]:
+            if f.given:
                 changes[f.name] = getattr(self, f.name)
             elif any(v is not None for v in values):
                 changes[f.name] = torch.cat([part._expanded(v, f, values) for part, v in zip(parts, values)], dim)
         return dataclasses.replace(parts[-1], **changes)
 
-    def _expanded(self, value: Tensor | None, f: dataclasses.Field[Any], others: Sequence[Tensor | None]) -> Tensor:
+    def _expanded(self, value: Tensor | None, f: RowWise, others: Sequence[Tensor | None]) -> Tensor:
         batch, length = self.carrier.shape[:2]
         if value is None:
             like = next(v for v in others if v is not None)
-            value = like.new_full((1, 1, *like.shape[2:]), f.metadata["neutral"])
+            value = like.new_full((1, 1, *like.shape[2:]), f.neutral)
         return value.expand(batch, length, *value.shape[2:])
 
     @classmethod
     def mean(cls: type[S], parts: Sequence[S], weights: Sequence[float]) -> S:
         """Weighted sum of what the parts computed, from one common input."""
         changes = {}
-        for f in cls._row_wise():
+        for f in cls.row_wise:
             values = [getattr(part, f.name) for part in parts]
-            if f.metadata["neutral"] is None or all(v is None for v in values):
+            if f.neutral is None or all(v is None for v in values):
                 continue
             total: Tensor | float = 0.0
             for value, weight in zip(values, weights):
-                total = total + weight * (f.metadata["neutral"] if value is None else value)
+                total = total + weight * (f.neutral if value is None else value)
             changes[f.name] = total
         return dataclasses.replace(parts[-1], **changes)
 
@@ -283,16 +297,17 @@ class AttentionState(State):
     def join(self, parts: Sequence[AttentionState], dim: int) -> AttentionState:
         if any(part.out is not None for part in parts):
             return dataclasses.replace(self, out=torch.cat([part._finished() for part in parts]))
-        longest = max(0 if p.prefix_keys is None else p.prefix_keys.shape[2] for p in parts)
+        lengths = [0 if part.prefix_keys is None else part.prefix_keys.shape[2] for part in parts]
+        longest = max(lengths)
         if not longest:
             return self
         keys, values, attended = zip(*(part._padded(longest) for part in parts))
-        mask = torch.cat(attended)
+        even = min(lengths) == longest and all(part.attended is None for part in parts)
         return dataclasses.replace(
             self,
             prefix_keys=torch.cat(keys),
             prefix_values=torch.cat(values),
-            attended=None if torch.compiler.is_compiling() or bool(mask.all()) else mask,
+            attended=None if even else torch.cat(attended),
         )
 
     def _padded(self, length: int) -> tuple[Tensor, Tensor, Tensor]:

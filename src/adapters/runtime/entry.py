@@ -84,7 +84,7 @@ class Entry:
             return None
         scores = {"adapter_gating_scores": CALL.gating, "adapter_fusion_attentions": CALL.fusion}
         CALL.root = CALL.gating = CALL.fusion = CALL.task_ids = CALL.copies = None
-        CALL.stacks.clear()
+        CALL.stacks = {}
         CALL.replicated = False
         asked = {name: value for name, value in scores.items() if value is not None}
         if not asked or output is None:
