@@ -91,6 +91,7 @@ class State:
         batch, length = self.carrier.shape[:2]
         if value is None:
             like = next(v for v in others if v is not None)
+            assert f.neutral is not None
             value = like.new_full((1, 1, *like.shape[2:]), f.neutral)
         return value.expand(batch, length, *value.shape[2:])
 
