@@ -23,7 +23,6 @@ def test_the_models_set_up_changes_inside_a_context() -> None:
         assert torch.equal(infer(model, given), expected)
 
 
-
 def test_another_threads_context_keeps_its_hooks() -> None:
     model, given = build("bert"), inputs("bert")
     for name in "ab":
