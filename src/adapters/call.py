@@ -11,7 +11,7 @@ from torch import Tensor, nn
 Scores = dict[str, dict[int, dict[str, Any]]]
 
 
-class Call(threading.local):
+class Call:
     """The facts of one forward call, reset when the next one enters the model.
 
     Attributes:
@@ -51,7 +51,14 @@ class Call(threading.local):
         self.stacks: dict[int, tuple[Tensor | None, int]] = {}
 
 
-CALL = Call()
+class _Calls(threading.local):
+    """The call of every thread. An object of its own: what compiled code writes to a `threading.local` gets lost."""
+
+    def __init__(self) -> None:
+        self.now = Call()
+
+
+CALL = _Calls()
 
 
 def record(scores: Scores, name: str, layer: int, location: str, values: Tensor) -> None:

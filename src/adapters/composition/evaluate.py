@@ -152,7 +152,7 @@ def row_sizes(block: AdapterCompositionBlock, rows: int) -> list[int]:
     """Rows of each child of a BatchSplit or Parallel block for a batch of `rows`."""
     if isinstance(block, BatchSplit):
         sizes, total = block.batch_sizes, sum(block.batch_sizes)
-        if CALL.generating and total and rows % total == 0:
+        if CALL.now.generating and total and rows % total == 0:
             return [size * (rows // total) for size in sizes]
         if total != rows:
             raise CompositionError(
@@ -172,7 +172,7 @@ def row_sizes(block: AdapterCompositionBlock, rows: int) -> list[int]:
 
 def task_ids(block: AdapterCompositionBlock, rows: int, device: torch.device) -> torch.Tensor:
     """Index of the child for every row, [B]."""
-    ids = CALL.task_ids
+    ids = CALL.now.task_ids
     if ids is None:
         raise CompositionError(
             f"{block!r} needs to know the task of every row: pass task_ids, a LongTensor of child indices or a list "
@@ -184,7 +184,7 @@ def task_ids(block: AdapterCompositionBlock, rows: int, device: torch.device) ->
         if unknown:
             raise CompositionError(f"{block!r}: task_ids names {unknown}, which are no children of the block: {names}")
         ids = torch.tensor([names.index(name) for name in ids])
-    if ids.shape != (rows,) and not (CALL.generating and rows % len(ids) == 0):
+    if ids.shape != (rows,) and not (CALL.now.generating and rows % len(ids) == 0):
         raise CompositionError(
             f"task_ids has shape {tuple(ids.shape)}, but the batch has {rows} rows. Give one per row."
         )

@@ -62,8 +62,8 @@ class AdapterFusion(nn.Module):
         asked = query if self.query is None else self.query(query)
         scores = torch.einsum("bsd,bsnd->bsn", asked, keys) / self._next_temperature()
         attention = torch.softmax(self.dropout(scores), dim=-1)
-        if CALL.fusion is not None:
-            record(CALL.fusion, self.name, self.site.layer, self.site.location, attention)
+        if (collected := CALL.now.fusion) is not None:
+            record(collected, self.name, self.site.layer, self.site.location, attention)
         context = torch.einsum("bsn,bsnd->bsd", attention, values)
         if self.value is not None and not config.value_before_softmax:
             context = self.value(context)
@@ -73,7 +73,7 @@ class AdapterFusion(nn.Module):
         """The temperature of this call; a call that only repeats the last one for its backward has the same."""
         if not (self.config.temperature and self.training):
             return self.temperature
-        if not CALL.replaying:
+        if not CALL.now.replaying:
             self.used, self.temperature = self.temperature, max(self.temperature - self.STEP, 1.0)
         return self.used
 

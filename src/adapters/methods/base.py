@@ -92,8 +92,8 @@ class AdapterModule(nn.Module, Generic[S]):
 
     def record_gate(self, scores: Tensor) -> None:
         """Report gating scores [B, n] if this call was asked for them."""
-        if CALL.gating is not None:
-            record(CALL.gating, self.name, self.site.layer, self.site.location, scores.squeeze(-1))
+        if (gating := CALL.now.gating) is not None:
+            record(gating, self.name, self.site.layer, self.site.location, scores.squeeze(-1))
 
 
 class LinearAdapter(AdapterModule[LinearState]):
@@ -124,12 +124,13 @@ def gate(linear: nn.Linear | tuple[Tensor, Tensor], x: Tensor) -> Tensor:
     While generating it is computed from the prompt and then kept: with a cache later calls see single positions.
     """
     weight, bias = (linear.weight, linear.bias) if isinstance(linear, nn.Linear) else linear
-    kept = None if CALL.gates is None else CALL.gates.get(id(weight))
+    gates = CALL.now.gates
+    kept = None if gates is None else gates.get(id(weight))
     if kept is not None and len(kept) == len(x):
         return kept
     scores = torch.sigmoid(nn.functional.linear(matched(x, weight), weight, bias)).mean(dim=1).to(x.dtype)
-    if CALL.gates is not None:
-        CALL.gates[id(weight)] = scores
+    if gates is not None:
+        gates[id(weight)] = scores
     return scores
 
 

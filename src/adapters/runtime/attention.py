@@ -188,7 +188,7 @@ def attend(
     mask: Any,
 ) -> Output:
     """The call with whatever the program `run` prepends."""
-    hidden, CALL.hidden = CALL.hidden, None
+    hidden, CALL.now.hidden = CALL.now.hidden, None
     finish = partial(_finish, call, None if isinstance(mask, Tensor) else mask)
     state = run(AttentionState(query, key, value, mask if isinstance(mask, Tensor) else None, hidden, attend=finish))
     return finish(state) if state.out is None else (state.out, None)

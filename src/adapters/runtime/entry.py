@@ -56,36 +56,37 @@ class Entry:
     # -------------------------------------------------------------------------------------------------- hooks
 
     def on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        engine = self.engine
-        if CALL.root is None or CALL.root is module:
-            CALL.root = module
-            CALL.gating = {} if kwargs.pop("output_adapter_gating_scores", False) else None
-            CALL.fusion = {} if kwargs.pop("output_adapter_fusion_attentions", False) else None
-            CALL.task_ids = kwargs.pop("task_ids", None)
-            CALL.replicated = kwargs.pop("adapter_input_parallelized", False) or CALL.given
-            CALL.residual = CALL.override = CALL.hidden = CALL.copies = None
+        engine, call = self.engine, CALL.now
+        if call.root is None or call.root is module:
+            call.root = module
+            call.gating = {} if kwargs.pop("output_adapter_gating_scores", False) else None
+            call.fusion = {} if kwargs.pop("output_adapter_fusion_attentions", False) else None
+            call.task_ids = kwargs.pop("task_ids", None)
+            call.replicated = kwargs.pop("adapter_input_parallelized", False) or call.given
+            call.residual = call.override = call.hidden = call.copies = None
         if module is not engine.base and hasattr(module, "heads"):
             return args, kwargs
         copies = engine.replication.copies.get(ACTIVE.key, 1)
-        if copies > 1 and not CALL.replicated:
-            CALL.replicated = True
+        if copies > 1 and not call.replicated:
+            call.replicated = True
             if (
                 module is engine.base
                 and (engine.root is engine.base or hasattr(engine.root, "heads"))
                 and engine.replication.takes_over(kwargs)
             ):
-                CALL.copies = batch_size(args, kwargs), copies
+                call.copies = batch_size(args, kwargs), copies
             else:
                 return replicate(args, kwargs, copies)
         return args, kwargs
 
     def on_return(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if module is not CALL.root:
+        call = CALL.now
+        if module is not call.root:
             return None
-        scores = {"adapter_gating_scores": CALL.gating, "adapter_fusion_attentions": CALL.fusion}
-        CALL.root = CALL.gating = CALL.fusion = CALL.task_ids = CALL.copies = None
-        CALL.stacks = {}
-        CALL.replicated = False
+        scores = {"adapter_gating_scores": call.gating, "adapter_fusion_attentions": call.fusion}
+        call.root = call.gating = call.fusion = call.task_ids = call.copies = None
+        call.stacks = {}
+        call.replicated = False
         asked = {name: value for name, value in scores.items() if value is not None}
         if not asked or output is None:
             return None
@@ -106,7 +107,7 @@ class Entry:
         if prompts and isinstance(mask, Tensor) and mask.dim() == 2:
             mask = torch.cat([mask.new_ones(mask.shape[0], prompts), mask], 1)
             kwargs["attention_mask"] = mask
-        CALL.stacks[id(module)] = (mask if isinstance(mask, Tensor) else None, offset)
+        CALL.now.stacks[id(module)] = (mask if isinstance(mask, Tensor) else None, offset)
         return args, kwargs
 
     # ------------------------------------------------------------------------------------------ recomputation
@@ -115,25 +116,26 @@ class Entry:
         """`layer`, made to run under what is in force now, whenever and on whatever thread it runs."""
         engine, config, key = self.engine, self.engine.config, ACTIVE.key
         setup, skipped = config.active_setup, config.skip_layers
-        facts = dict(vars(CALL))
-        facts["stacks"] = dict(CALL.stacks)
+        facts = dict(vars(CALL.now))
+        facts["stacks"] = dict(CALL.now.stacks)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             now = key
             if key == STATIC and (config.active_setup is not setup or config.skip_layers != skipped):
                 now = setup_key(setup)
                 engine.ensure(now, setup)
-            if CALL.root is facts["root"] and ACTIVE.key == now:
+            call = CALL.now
+            if call.root is facts["root"] and ACTIVE.key == now:
                 return layer(*args, **kwargs)
-            before, before_key = dict(vars(CALL)), ACTIVE.key
-            vars(CALL).update(facts)
-            CALL.gating = CALL.fusion = None
-            CALL.replaying = True
+            before, before_key = dict(vars(call)), ACTIVE.key
+            vars(call).update(facts)
+            call.gating = call.fusion = None
+            call.replaying = True
             ACTIVE.key = now
             try:
                 return layer(*args, **kwargs)
             finally:
-                vars(CALL).update(before)
+                vars(call).update(before)
                 ACTIVE.key = before_key
 
         return run
@@ -143,19 +145,20 @@ class Entry:
     @contextmanager
     def generation(self, kwargs: dict[str, Any], inputs: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Facts of a `generate` call: inputs are replicated here, once; the prompt's length is known to methods."""
+        call = CALL.now
         setup = self.engine.current()
         copies = setup.parallel_channels if isinstance(setup, AdapterCompositionBlock) else 1
-        before = CALL.given, CALL.generating, CALL.prompts, CALL.prompt_mask, CALL.gates
-        if copies > 1 and not CALL.given:
+        before = call.given, call.generating, call.prompts, call.prompt_mask, call.gates
+        if copies > 1 and not call.given:
             (inputs,), kwargs = replicate((inputs,), kwargs, copies)
-        CALL.given, CALL.generating = copies > 1 or CALL.given, True
+        call.given, call.generating = copies > 1 or call.given, True
         encodes = getattr(self.engine.base.config, "is_encoder_decoder", False)
-        CALL.prompts, CALL.gates = {}, {}
-        CALL.prompt_mask = None if encodes else kwargs.get("attention_mask")
+        call.prompts, call.gates = {}, {}
+        call.prompt_mask = None if encodes else kwargs.get("attention_mask")
         try:
             yield inputs, kwargs
         finally:
-            CALL.given, CALL.generating, CALL.prompts, CALL.prompt_mask, CALL.gates = before
+            call.given, call.generating, call.prompts, call.prompt_mask, call.gates = before
 
 
 _POSITIONS: dict[tuple[type[nn.Module], str], int | None] = {}

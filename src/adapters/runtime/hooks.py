@@ -206,7 +206,7 @@ class LiveResidual(Live[ResidualSite]):
         return Plan(hooks, program, partial(self._run, program))
 
     def on_x(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        CALL.residual = args[self.site.x_index]
+        CALL.now.residual = args[self.site.x_index]
 
     def on_sum(self, module: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
         plan = self.plans.get(ACTIVE.key)
@@ -221,11 +221,13 @@ class LiveResidual(Live[ResidualSite]):
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     def on_normed(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        override, CALL.override = CALL.override, None
+        call = CALL.now
+        override, call.override = call.override, None
         return override
 
     def _run(self, program: Program, h: Tensor) -> Tensor:
-        x, CALL.residual = CALL.residual, None
+        call = CALL.now
+        x, call.residual = call.residual, None
         assert x is not None
         norm = self.site.norm
         state: ResidualState = program.run(ResidualState(h, x, None if norm is None else norm.forward))
@@ -234,7 +236,7 @@ class LiveResidual(Live[ResidualSite]):
             return out
         if norm is None or not self.site.norm_after:
             return out - x
-        CALL.override = out
+        call.override = out
         return h
 
 
@@ -261,7 +263,7 @@ class LiveAttention(Live[AttentionSite]):
         )
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        CALL.hidden = args[0] if args else kwargs["hidden_states"]
+        CALL.now.hidden = args[0] if args else kwargs["hidden_states"]
 
     def attend(self, function: Any, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Call the attention function with what the active adapters prepend."""
@@ -305,18 +307,19 @@ def attended_positions(h: Tensor, stack: nn.Module) -> tuple[Tensor | None, Tens
 
     While generating, the sequence ends where it ended when the stack ran first.
     """
-    mask, offset = CALL.stacks.get(id(stack), (None, 0))
+    call = CALL.now
+    mask, offset = call.stacks.get(id(stack), (None, 0))
     end = offset + h.shape[1]
-    if CALL.prompts is not None:
-        end = min(end, CALL.prompts.setdefault(id(stack), end))
+    if call.prompts is not None:
+        end = min(end, call.prompts.setdefault(id(stack), end))
         if mask is None or mask.dim() != 2:  # a static cache comes with masks of other forms
-            mask = CALL.prompt_mask
+            mask = call.prompt_mask
     if mask is None or mask.dim() != 2:
         return None, None, offset, end
     attended = mask[:, :end].bool()
     if (rows := h.shape[0]) != len(attended):
         copies = rows // len(attended)
-        attended = attended.repeat(copies, 1) if CALL.copies else attended.repeat_interleave(copies, 0)
+        attended = attended.repeat(copies, 1) if call.copies else attended.repeat_interleave(copies, 0)
     first = attended.int().argmax(1, keepdim=True)
     count = attended.sum(1, keepdim=True)
     return first, first + count, offset, end
@@ -393,7 +396,7 @@ class LivePrompt(Live[PromptSite]):
 
     def on_output(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         plan = self.current()
-        if plan is None or CALL.stacks.get(id(self.site.stack), (None, 0))[1]:
+        if plan is None or CALL.now.stacks.get(id(self.site.stack), (None, 0))[1]:
             return None
         return plan.run(HiddenState(output)).h  # type: ignore[no-any-return]
 

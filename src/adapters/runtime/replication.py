@@ -66,12 +66,14 @@ class Replication:
         )
         decodes = getattr(config, "is_decoder", False) or self.engine.spec.causal
         recorded = any(kwargs.get(name, getattr(config, name, False)) for name in RECORDED)
-        return self.levels.get(ACTIVE.key, 0) > 0 and not recorded and not (cached and decodes) and not CALL.generating
+        possible = not recorded and not (cached and decodes) and not CALL.now.generating
+        return possible and self.levels.get(ACTIVE.key, 0) > 0
 
     def on_layer(self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if CALL.copies is None or number < self.levels.get(ACTIVE.key, 0):
+        now = CALL.now.copies
+        if now is None or number < self.levels.get(ACTIVE.key, 0):
             return None
-        batch, copies = CALL.copies
+        batch, copies = now
         return replicate(args, kwargs, copies, batch)
 
 
