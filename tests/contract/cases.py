@@ -71,6 +71,25 @@ def made_of(kind: type[Any]) -> tuple[str, ...]:
 LINEAR, BOTTLENECKS = made_of(LinearAdapter), made_of(Bottleneck)
 LENGTHENING = ("prompt_tuning",)
 
+ONE_OF_EACH = (
+    "seq_bn",
+    "double_seq_bn",
+    "par_bn",
+    "adapter_plus",
+    "compacter",
+    "seq_bn_inv",
+    "prefix_tuning",
+    "prompt_tuning",
+    "lora_everywhere",
+    "dora",
+    "ia3",
+    "vera",
+    "mtl_lora",
+    "loreft_ends",
+    "unipelt",
+)
+"""One config per way of computing, for what costs more."""
+
 REPRESENTATIVE = ("bert", "electra", "gpt2", "llama", "t5", "bart", "mbart", "vit")
 """One architecture per layout, for what costs more."""
 

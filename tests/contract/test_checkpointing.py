@@ -49,7 +49,7 @@ def assert_same(one: Gradients, two: Gradients) -> None:
         torch.testing.assert_close(two[name], gradient, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@every_pair()
+@every_pair(names=(*REPRESENTATIVE, "distilbert"))
 def test_gradients_agree(method: str, name: str) -> None:
     results = []
     for checkpointing in (False, True):
@@ -69,7 +69,7 @@ CONTEXTS: dict[str, Any] = {
 }
 
 
-@every_pair(names=("bert", "gpt2", "llama", "t5", "vit"))
+@every_pair(names=("bert", "t5"))
 def test_the_context_was_left_before_backward(method: str, name: str) -> None:
     """And another set-up is in force then: the layers run again under the one of the forward call."""
     results = []
@@ -86,7 +86,7 @@ def test_the_context_was_left_before_backward(method: str, name: str) -> None:
 
 @pytest.mark.parametrize("inside", CONTEXTS)
 @pytest.mark.parametrize("outside", CONTEXTS)
-@pytest.mark.parametrize("method", ["seq_bn", "lora", "prefix_tuning", "loreft_ends"])
+@pytest.mark.parametrize("method", ["seq_bn", "prefix_tuning"])
 def test_every_change_of_set_up_before_backward(inside: str, outside: str, method: str) -> None:
     results = []
     for checkpointing in (False, True):
@@ -226,7 +226,7 @@ def test_dropout_is_the_same_when_layers_run_again(name: str) -> None:
     assert_same(*results)
 
 
-@every_pair(names=("bert", "gpt2", "t5"))
+@every_pair(names=("bert",))
 def test_the_reentrant_kind(method: str, name: str) -> None:
     results = []
     for checkpointing in (False, True):

@@ -108,7 +108,7 @@ def test_reduction_factors_per_layer() -> None:
     assert count("bert", SeqBnConfig(reduction_factor=1000)) == 2 * (2 * D + 1 + D)
 
 
-@every_pair(names=("bert", "t5", "vit"))
+@every_pair(names=("bert", "t5"))
 def test_summary(method: str, name: str) -> None:
     model = carrying(name, method, method, task="classification")
     base = sum(p.numel() for p in build(name, "classification").base_model.parameters())
@@ -136,7 +136,7 @@ def test_get_adapter_lists_modules_by_layer(method: str, name: str) -> None:
     assert owned or "prefix" in method
 
 
-@every_pair(names=("bert", "gpt2"))
+@every_pair(names=("bert",))
 def test_a_seed_makes_weights_repeatable(method: str, name: str) -> None:
     config = CONFIGS[method]
     seeded = config.replace(init_weights_seed=42)
