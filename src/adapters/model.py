@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adapters.checkpoint.verbs import CheckpointVerbs
-from adapters.composition.blocks import AdapterCompositionBlock, Fuse
+from adapters.composition.blocks import AdapterCompositionBlock, Fuse, last_name
 from adapters.errors import UnsupportedError
 from adapters.methods import METHODS
 from adapters.methods.config import AdapterConfig, ConfigUnion
@@ -99,8 +99,8 @@ class AdapterModelMixin(CheckpointVerbs):
         """
         found = cast(AdapterConfig, load_config(config if config is not None else DEFAULT_ADAPTER_CONFIG))
         if overwrite_ok and adapter_name in self.adapters_config:
-            self.delete_adapter(adapter_name)
-        self._engine.add(adapter_name, found)
+            merging.unmerge(self._engine)
+        self._engine.add(adapter_name, found, overwrite_ok)
         if set_active:
             self.set_active_adapters(adapter_name)
 
@@ -128,9 +128,7 @@ class AdapterModelMixin(CheckpointVerbs):
             set_active: Activate it.
         """
         names, key = _fusion_names(adapter_names, name)
-        if overwrite_ok:
-            self.delete_adapter_fusion(key)
-        self._engine.add_fusion(names, config, name)
+        self._engine.add_fusion(names, config, None if key == ",".join(names) else key, overwrite_ok)
         if set_active:
             self.set_active_adapters(adapter_names if isinstance(adapter_names, Fuse) else Fuse(*names, name=name))
 
@@ -279,7 +277,9 @@ class AdapterModelMixin(CheckpointVerbs):
 
     def adapter_fusion_to(self, adapter_names: Any, device: Any = None, dtype: torch.dtype | None = None) -> None:
         """Move a fusion to a device or dtype."""
-        for part in self._engine.fusions[_fusion_names(adapter_names, None)[1]]:
+        _, key = _fusion_names(adapter_names, None)
+        self._engine.require_fusion(key)
+        for part in self._engine.fusions[key]:
             part.module.to(device=device, dtype=dtype)
 
     # ------------------------------------------------------------------------------------------------ reports
@@ -404,6 +404,6 @@ def load_model(path: Any, model_class: type[Any], interface: Any = None, *args: 
 
 def _fusion_names(names: Fuse | Sequence[str] | str, own: str | None) -> tuple[list[str], str]:
     if isinstance(names, Fuse):
-        return names.name.split(","), own or names.name
+        return [str(last_name(child)) for child in names], own or names.name
     listed = names.split(",") if isinstance(names, str) else list(names)
     return listed, own or ",".join(listed)

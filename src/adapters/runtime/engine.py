@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from adapters.composition.blocks import AdapterCompositionBlock, Fuse, Stack, parse_composition
 from adapters.composition.fusion import AdapterFusion
+from adapters.composition.fusion_config import AdapterFusionConfig
 from adapters.errors import AdapterNameError, CompositionError, ConfigError, UnsupportedError, choices
 from adapters.methods import METHODS
 from adapters.methods.base import AdapterModule, init_seed
@@ -86,12 +87,20 @@ class Engine:
 
     # ----------------------------------------------------------------------------------------------- adapters
 
-    def add(self, name: str, config: AdapterConfig) -> None:
-        """Build the adapter `name`. Leaves the model as it was if anything fails."""
+    def add(self, name: str, config: AdapterConfig, overwrite: bool = False) -> None:
+        """Build the adapter `name`, in place of one of this name if `overwrite` is set.
+
+        Leaves the model as it was if anything fails.
+        """
         members = config.configs if isinstance(config, ConfigUnion) else [config]
         parts: list[Part] = []
-        for member in members:
-            parts += self._build(name, member, config)
+        try:
+            for member in members:
+                parts += self._build(name, member, config)
+        except ConfigError as error:
+            if str(error).startswith("Adapter "):
+                raise
+            raise ConfigError(f"Adapter {name!r}: {error}") from error
         taken: set[tuple[str, int]] = set()
         for part in parts:
             if (key := (part.path, id(part.live))) in taken:
@@ -100,6 +109,8 @@ class Engine:
                     "leave_out keep them apart."
                 )
             taken.add(key)
+        if overwrite and name in self.parts:
+            self.delete(name)
         self.config.add(name, config)
         self.parts[name] = parts
         for part in parts:
@@ -175,8 +186,8 @@ class Engine:
 
     # ----------------------------------------------------------------------------------------------- fusion
 
-    def add_fusion(self, names: list[str], config: Any, fusion_name: str | None) -> str:
-        """Build a fusion layer wherever all adapters have a bottleneck."""
+    def add_fusion(self, names: list[str], config: Any, fusion_name: str | None, overwrite: bool = False) -> str:
+        """Build a fusion layer wherever all adapters have a bottleneck; `overwrite` replaces an old one."""
         for name in names:
             self.require(name)
         lives = [
@@ -190,6 +201,9 @@ class Engine:
                 f"Fusion {key!r}: there is no place where all of {names} have a bottleneck adapter. AdapterFusion "
                 "combines bottleneck adapters at places that all of them adapt."
             )
+        AdapterFusionConfig.load(config)
+        if overwrite and key in self.fusions:
+            self.delete_fusion(key)
         config, _ = self.config.add_fusion(names, config, fusion_name)
         dropout = float(getattr(self.base.config, "attention_probs_dropout_prob", 0.0) or 0.0)
         self.fusions[key] = []
@@ -222,6 +236,13 @@ class Engine:
         if name not in self.parts:
             raise AdapterNameError(
                 f"There is no adapter {name!r} in this {type(self.root).__name__}. {choices(name, self.parts)}"
+            )
+
+    def require_fusion(self, name: str) -> None:
+        """Raise AdapterNameError unless the fusion `name` exists."""
+        if name not in self.fusions:
+            raise AdapterNameError(
+                f"There is no fusion {name!r} in this {type(self.root).__name__}. {choices(name, self.fusions)}"
             )
 
     def parse(self, setup: Any) -> AdapterCompositionBlock | None:
