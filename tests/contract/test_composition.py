@@ -421,6 +421,25 @@ def perturb_equally(model: Any) -> None:
     )
 
 
+def test_a_fusion_with_a_name_of_its_own() -> None:
+    model, given = prepared("bert", "seq_bn", "seq_bn")
+    torch.manual_seed(1)
+    model.add_adapter_fusion(["a", "b"])
+    torch.manual_seed(1)
+    model.add_adapter_fusion(Fuse("a", "b", name="mix"))
+    assert list(model.adapters_config.fusions) == ["a,b", "mix"]
+    expected = alone(model, given, Fuse("a", "b"))
+    close(alone(model, given, Fuse("a", "b", name="mix")), expected)
+    perturb(model, "mix")
+    assert not torch.allclose(alone(model, given, Fuse("a", "b", name="mix")), expected, atol=1e-3)
+    close(alone(model, given, Fuse("a", "b")), expected)
+    model.adapter_fusion_to("mix", dtype=torch.float64)
+    model.delete_adapter_fusion("mix")
+    close(alone(model, given, Fuse("a", "b")), expected)
+    model.delete_adapter("b")
+    assert not model.adapters_config.fusions
+
+
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
 def test_fusion_attentions(name: str) -> None:
     model, given = prepared(name, "double_seq_bn", "double_seq_bn", "double_seq_bn")
