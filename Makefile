@@ -10,7 +10,7 @@ CONSTRAINTS ?= constraints.txt
 # Installed first and by exact version, because a plain `torch` may resolve to a much larger build.
 TORCH ?= $(shell sed -n 's/^\(torch==[^; ]*\).*/\1/p' constraints.txt)
 TRANSFORMERS_LOWEST ?= $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
-LOWEST_ARGS ?= -m "not slow and not gpu"
+LOWEST_ARGS ?= -m "not slow and not gpu" tests/contract tests/heads tests/training tests/checkpoint
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
