@@ -31,7 +31,9 @@ def classes() -> list[Any]:
             ):
                 continue
             title = kind.__name__
-            if not any(word in title for word in ("PreTrained", "Pretrained", "Wrapper", "Decoder", "Stack", "Encoder")):
+            if not any(
+                word in title for word in ("PreTrained", "Pretrained", "Wrapper", "Decoder", "Stack", "Encoder")
+            ):
                 found.append(pytest.param(name, kind, id=f"{title}-{name}"))
     return found
 
