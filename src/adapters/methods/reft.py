@@ -155,13 +155,14 @@ class OrthogonalRows(nn.Module):
 
     def _compute(self) -> Tensor:
         """R, in single precision at least: the decomposition it needs has no other kernels."""
-        module: Any = self.parametrizations["weight"]  # type: ignore[index]
-        dtype = module.original.dtype
-        if dtype in (torch.float32, torch.float64):
-            return module()  # type: ignore[no-any-return]
-        tensors = {name: t.float() for name, t in (*module.named_parameters(), *module.named_buffers())}
-        rows: Tensor = torch.func.functional_call(module, tensors, ())
-        return rows.to(dtype)
+        chain: Any = self.parametrizations["weight"]  # type: ignore[index]
+        original: Tensor = chain.original
+        x = original if original.dtype == torch.float64 else original.float()
+        # torch takes the diagonal for signs and cuts it to whole numbers: weight decay would make it, and R, zero
+        signs = torch.where(x.diagonal() < 0, -1.0, 1.0).to(x.dtype)
+        buffers = {name: buffer.to(x.dtype) for name, buffer in chain[0].named_buffers()}
+        rows: Tensor = torch.func.functional_call(chain[0], buffers, (x.diagonal_scatter(signs),))
+        return rows.to(original.dtype)
 
 
 class ReFTUnit(nn.Module):
