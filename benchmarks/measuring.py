@@ -24,20 +24,21 @@ class Timer:
     Args:
         stages: What is timed, stage by stage; times are cumulative.
         before: What is done before each round, not timed.
-        calls: Calls per round; None for as many as fill `Timer.SLICE` seconds.
+        calls: Calls per round; None for as many as fill `Timer.SLICE` seconds. Where one takes less than `Timer.SHORT`,
+            it is called once more before, so that caches are as an earlier call of its own left them.
     """
 
-    SLICE = 0.005
+    SLICE, SHORT = 0.005, 0.05
 
     stages: tuple[Function, ...]
     before: Function | None = None
     calls: int | None = None
 
-    def run(self, calls: int) -> tuple[float, ...]:
-        """CPU seconds of one call, up to the end of each stage. Short calls find warm caches."""
+    def run(self, calls: int, warm_up: bool = False) -> tuple[float, ...]:
+        """CPU seconds of one call, up to the end of each stage."""
         if self.before is not None:
             self.before()
-        if calls > 1:
+        if warm_up:
             for stage in self.stages:
                 stage()
         totals = [0.0] * len(self.stages)
@@ -69,12 +70,13 @@ def interleave(timers: Mapping[str, Timer], rounds: Rounds) -> dict[str, list[tu
     Returns:
         For each timer the CPU seconds of one call in each round.
     """
-    calls, one_round = {}, 0.0
+    calls, short, one_round = {}, {}, 0.0
     for name, item in timers.items():
         for _ in range(WARM_UP):
             seconds = item.run(1)[-1]
         calls[name] = item.calls or max(1, round(Timer.SLICE / max(seconds, 1e-6)))
-        one_round += calls[name] * seconds
+        short[name] = seconds < Timer.SHORT
+        one_round += (calls[name] + short[name]) * seconds
     count = max(rounds.least, min(rounds.most, int(rounds.seconds / one_round)))
     times: dict[str, list[tuple[float, ...]]] = {name: [] for name in timers}
     order = list(timers)
@@ -83,7 +85,7 @@ def interleave(timers: Mapping[str, Timer], rounds: Rounds) -> dict[str, list[tu
     try:
         for _ in range(count):
             for name in order:
-                times[name].append(timers[name].run(calls[name]))
+                times[name].append(timers[name].run(calls[name], short[name]))
             order.reverse()
             gc.collect(0)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -59,9 +60,13 @@ class Shape:
 
     def describe(self) -> dict[str, Any]:
         """The facts that belong in a result."""
-        config = self.model().config
-        facts = {n: getattr(config, n) for n in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
-        return {**facts, "rows": self.rows, "tokens": self.tokens, "dtype": "float32"}
+        return {**_facts(self.make), "rows": self.rows, "tokens": self.tokens, "dtype": "float32"}
+
+
+@cache
+def _facts(make: Callable[[], PreTrainedModel]) -> dict[str, Any]:
+    config = make().config
+    return {n: getattr(config, n) for n in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
 
 
 def bert(width: int, layers: int, heads: int) -> Callable[[], PreTrainedModel]:

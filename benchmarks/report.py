@@ -67,7 +67,7 @@ def summary(results: Sequence[Result]) -> str:
     """How many goals were met, and which outputs disagree."""
     own = [r for r in results if r.library == "ours" and r.case in GOALS]
     met = sum(r.value <= GOALS[r.case] for r in own)
-    lines = [f"{met} of {len(own)} goals measured here are met."]
+    lines = [f"{met} of {len(own)} goals measured here are met; goals that exist: {len(GOALS)}."]
     lines += [f"NOT COMPARABLE: {case}: ours and PEFT compute different outputs." for case in disagreements(results)]
     return "\n".join(lines)
 

@@ -26,14 +26,17 @@ class Run:
     Args:
         quick: Fewer rounds and fewer sizes: minutes become seconds, noise doubles.
         peer: Whether PEFT is installed and wanted.
+        processes: In how many processes, one after the other, the experiment that receives this is repeated.
     """
 
     quick: bool = False
     peer: bool = True
+    processes: int = 1
 
-    def rounds(self, full: int = 45, quick: int = 9) -> Rounds:
+    def rounds(self, full: int = 45, quick: int = 7) -> Rounds:
         """Rounds of a comparison: the given number, more where the calls are short."""
-        return Rounds(quick, seconds=0.8) if self.quick else Rounds(full, seconds=3.0)
+        least, seconds = (quick, 0.5) if self.quick else (full, 3.0)
+        return Rounds(-(-least // self.processes), seconds / self.processes)
 
 
 @dataclass

@@ -1,4 +1,4 @@
 """One file per experiment. Each has `ours` and, where PEFT has the method, `peft`: from a `Run` to `Result`s.
 
-Every function runs in a process of its own, into which nothing but torch and transformers was imported before.
+Every function runs in a process of its own, into which neither `adapters` nor `peft` was imported before.
 """

@@ -45,5 +45,5 @@ def _measure(run: Run, bare: Any, models: dict[str, Any]) -> Iterator[Result]:
             raise RuntimeError(f"{CASE}: {library} generates other tokens with a cache than without.")
         timers[library] = timer(partial(model.generate, **inputs, **options))
     output = [float(token) for token in tokens[0, -16:]]
-    for library, values in ratios(timers, "bare", run.rounds(25, 5)).items():
+    for library, values in ratios(timers, "bare", run.rounds(45, 9)).items():
         yield Result(CASE, values, library, facts=LLAMA_PROMPT.describe(), output=output)

@@ -30,7 +30,7 @@ def peft(run: Run) -> Iterator[Result]:
 
 
 def _measure(run: Run, library: str, statements: dict[str, str]) -> Iterator[Result]:
-    rounds = 2 if run.quick else 5
+    rounds = 1 if run.quick else 5
     times: dict[str, list[float]] = {name: [] for name in (*statements, "torch", "python")}
     for _ in range(rounds):
         for name in times:

@@ -111,7 +111,7 @@ def _measure(run: Run, library: str, method: str, side: Side, names: list[str]) 
 
 
 def _by_hand(run: Run, method: str, folder: str) -> Iterator[Result]:
-    file = next(Path(folder).glob("*.safetensors"))
+    file = Path(folder) / "adapter.safetensors"
     there: dict[str, Any] = {name: torch.empty_like(tensor) for name, tensor in load_file(file).items()}
 
     def load() -> None:

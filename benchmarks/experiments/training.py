@@ -60,7 +60,7 @@ def _measure(run: Run, library: str, make: Callable[..., Any], known: tuple[str,
                 step = Step(make(shape, method, lower), inputs)
                 output = fingerprint(step.output())
                 timers = {"full": full.timer(), "ours": step.timer()}
-                times = interleave(timers, run.rounds(45, 9) if shape is TINY else run.rounds(15, 4))
+                times = interleave(timers, run.rounds(45, 9) if shape is TINY else run.rounds(15, 3))
                 facts = {**shape.describe(), "trained": step.trained, "trained in full": full.trained}
                 yield Result(case, divided(times, "ours", "full", 0), library, facts=facts, output=output)
                 yield Result(f"{case}, with AdamW", divided(times, "ours", "full", 1), library, facts=facts)
