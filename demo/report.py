@@ -22,25 +22,27 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value: the mean over the seeds and the standard deviation (0 for one seed).
+    """A measured value: the mean over the seeds and the standard deviation.
 
     Args:
         mean: Mean over the seeds.
-        spread: Sample standard deviation.
+        seeds: Number of values.
+        spread: Sample standard deviation, 0 for one seed.
     """
 
     mean: float
+    seeds: int
     spread: float
 
     @classmethod
     def of(cls, values: list[float]) -> Figure:
         """Mean and standard deviation of the values."""
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+        return cls(statistics.fmean(values), len(values), statistics.stdev(values) if len(values) > 1 else 0.0)
 
     def show(self, form: str, unit: float = 1.0) -> str:
-        """Text such as `0.712 +- 0.004`; the spread only where there is one."""
+        """Text such as `0.712 +- 0.004`; the spread only for several seeds."""
         text = format(self.mean / unit, form)
-        return f"{text} ± {format(self.spread / unit, form)}" if self.spread else text
+        return f"{text} ± {format(self.spread / unit, form)}" if self.seeds > 1 else text
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Row:
             self.title,
             f"{self.trained:,}",
             f"{self.share:.1%}" if self.share >= 0.001 else f"{self.share:.2%}",
-            self.file.show(".2f", MEBIBYTE),
+            f"{self.file.mean / MEBIBYTE:.2f}",
             self.accuracy.show(".3f"),
             self.macro_f1.show(".3f"),
             self.seconds.show(".0f"),
@@ -260,7 +262,8 @@ def plot(rows: list[Row], baseline: float, settings: Settings, path: Path) -> No
         figure.legend(loc="upper right", ncols=2, frameon=False, labelcolor=MUTED, handletextpad=0.2)
         score.set_xlabel("trained parameters (logarithmic scale)")
         score.set_ylabel("accuracy on the test half")
-        score.set_title("Accuracy against trained parameters", loc="left", fontweight="bold", fontsize=11)
+        seeds = f" (mean ± standard deviation of {settings.seeds} seeds)" if settings.seeds > 1 else ""
+        score.set_title(f"Accuracy against trained parameters{seeds}", loc="left", fontweight="bold", fontsize=11)
         score.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
         score.text(
             0.985,
@@ -280,8 +283,7 @@ def plot(rows: list[Row], baseline: float, settings: Settings, path: Path) -> No
             "Peak memory of training (MiB)",
             MEBIBYTE,
         )
-        seeds = f", mean and standard deviation of {settings.seeds} seeds" if settings.seeds > 1 else ""
-        title = f"Which area is a docstring from? Adapters and two references{seeds}"
+        title = "Which area is a docstring from? Adapters and two references"
         figure.suptitle(title, x=0.01, ha="left", fontsize=13)
         figure.get_layout_engine().set(h_pad=0.12, hspace=0.05, wspace=0.03)
         name_points(score, rows)
