@@ -14,7 +14,7 @@ import torch
 
 Function = Callable[[], Any]
 
-WARM_UP = 3
+WARM_UP = 2
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Timer:
             it is called once more before, so that caches are as an earlier call of its own left them.
     """
 
-    SLICE, SHORT = 0.005, 0.05
+    SLICE, SHORT = 0.005, 0.02
 
     stages: tuple[Function, ...]
     before: Function | None = None

@@ -33,7 +33,7 @@ class Run:
     peer: bool = True
     processes: int = 1
 
-    def rounds(self, full: int = 45, quick: int = 7) -> Rounds:
+    def rounds(self, full: int = 45, quick: int = 5) -> Rounds:
         """Rounds of a comparison: the given number, more where the calls are short."""
         least, seconds = (quick, 0.5) if self.quick else (full, 3.0)
         return Rounds(-(-least // self.processes), seconds / self.processes)
