@@ -108,7 +108,8 @@ class LinearAdapter(AdapterModule[LinearState]):
         raise NotImplementedError
 
     def run(self, state: LinearState) -> LinearState:
-        return LinearState(state.x, self.forward(state.x, state.result()))
+        y = state.result()
+        return state.replaced(self.forward(state.x, y.clone() if y is state.y or y is state.out else y))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Weight [O, I] and bias [O] of the linear map that alone computes what map and adapter do together."""

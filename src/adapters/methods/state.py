@@ -115,7 +115,8 @@ class LinearState(State):
     """At a linear map: the adapted output is `magnitude * (scale * y + delta)`.
 
     Keeping the three apart is what makes stacks mean what they were trained to mean: the low-rank maps of a stack
-    are chained (the next one reads the delta of the last), scalings multiply, and the last magnitude counts.
+    are chained (the next one reads the delta of the last), scalings multiply, and the last magnitude counts. `out`
+    stands for y where a method has computed its output as a whole.
     """
 
     x: Tensor = given()
@@ -123,16 +124,22 @@ class LinearState(State):
     scale: Tensor | None = computed(1.0, default=None)
     delta: Tensor | None = computed(0.0, default=None)
     magnitude: Tensor | None = computed(1.0, default=None)
+    out: Tensor | None = computed(default=None)
 
     @property
     def carrier(self) -> Tensor:
         return self.y
 
+    def join(self, parts: Sequence[LinearState], dim: int) -> LinearState:
+        if any(part.out is not None for part in parts):
+            parts = [part if part.out is not None else dataclasses.replace(part, out=part.y) for part in parts]
+        return super().join(parts, dim)
+
     @classmethod
     def mean(cls, parts: Sequence[LinearState], weights: Sequence[float]) -> LinearState:
-        if any(part.y is not parts[0].y for part in parts):
-            total = sum(weight * part.result() for part, weight in zip(parts, weights))
-            return cls(parts[0].x, total)  # type: ignore[arg-type]
+        if any(part.out is not None for part in parts):
+            total: Any = sum(weight * part.result() for part, weight in zip(parts, weights))
+            return parts[0].replaced(total)
         return super().mean([part._without_magnitude() for part in parts], weights)
 
     def _without_magnitude(self) -> LinearState:
@@ -146,10 +153,15 @@ class LinearState(State):
 
     def result(self) -> Tensor:
         """The adapted output, [B, S, O]."""
-        y = self.y if self.scale is None else self.y * self.scale
+        y = self.y if self.out is None else self.out
+        y = y if self.scale is None else y * self.scale
         y = y if self.delta is None else y + self.delta
         y = y if self.magnitude is None else y * self.magnitude
         return y.to(self.y.dtype)
+
+    def replaced(self, out: Tensor) -> LinearState:
+        """The state whose result is `out`."""
+        return dataclasses.replace(self, out=out, scale=None, delta=None, magnitude=None)
 
 
 @dataclass
