@@ -1,0 +1,1 @@
+"""What is inside the files people share: weights, cards, text, and what must not come in."""
