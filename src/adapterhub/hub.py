@@ -1,0 +1,51 @@
+"""Everything a request needs: the settings, the database, the blobs and the secret."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .db.engine import Database
+from .settings import Settings
+from .signing import Signer, load_secret
+from .storage.blobs import BlobStore, open_store
+
+__all__ = ["Hub"]
+
+
+@dataclass(frozen=True)
+class Hub:
+    """An open hub.
+
+    Attributes:
+        settings: how it is set up.
+        db: its database.
+        blobs: where it keeps bytes.
+        signer: signs addresses of uploads and downloads.
+    """
+
+    settings: Settings
+    db: Database
+    blobs: BlobStore
+    signer: Signer
+
+    @classmethod
+    async def open(cls, settings: Settings) -> Hub:
+        """Opens the hub of `settings`; its folders are made, its database must exist (see `db.migrations`)."""
+        settings.scratch.mkdir(parents=True, exist_ok=True)
+        signer = Signer(load_secret(settings.data / "secret"))
+        blobs = await open_store(settings.blobs, settings.data / "blobs")
+        return cls(settings, Database(settings.database_url), blobs, signer)
+
+    async def close(self) -> None:
+        """Closes the database."""
+        await self.db.close()
+
+    @property
+    def scratch(self) -> Path:
+        """Folder of unfinished uploads."""
+        return self.settings.scratch
+
+    def url(self, path: str) -> str:
+        """The public address of a path of this hub."""
+        return f"{self.settings.public_url}/{path.lstrip('/')}"

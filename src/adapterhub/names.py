@@ -1,0 +1,164 @@
+"""Names of accounts, repositories, revisions and files: what is allowed."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from .errors import BadRequest
+
+__all__ = ["RESERVED", "key", "check_namespace", "check_repo_name", "split", "check_path", "check_ref"]
+
+# First segments of the hub's own pages.
+RESERVED = frozenset(
+    [
+        "admin",
+        "adapters",
+        "api",
+        "architectures",
+        "assets",
+        "atom.xml",
+        "blob",
+        "community",
+        "datasets",
+        "dist",
+        "docs",
+        "download",
+        "explore",
+        "favicon.ico",
+        "healthz",
+        "help",
+        "home",
+        "hub",
+        "join",
+        "leaderboard",
+        "legal",
+        "login",
+        "logout",
+        "metrics",
+        "models",
+        "new",
+        "oauth",
+        "openapi.json",
+        "organizations",
+        "papers",
+        "pricing",
+        "privacy",
+        "readyz",
+        "resolve",
+        "robots.txt",
+        "search",
+        "security",
+        "settings",
+        "signup",
+        "sitemap.xml",
+        "spaces",
+        "static",
+        "status",
+        "support",
+        "terms",
+        "upload",
+        "user",
+        "users",
+        "xet",
+        "_lfs",
+        "_blob",
+    ]
+)
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+_REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+@=-]{0,199}")
+_CONFUSABLE = str.maketrans({"0": "o", "1": "l", "i": "l", "5": "s", "-": "", "_": "", ".": ""})
+
+
+def key(name: str) -> str:
+    """A form in which names that look alike are equal: `Acme-1` and `acmeI`."""
+    return name.lower().translate(_CONFUSABLE) or name.lower()
+
+
+def check_repo_name(name: str) -> str:
+    """A repository's name, if it is one.
+
+    Raises:
+        BadRequest: it holds other characters than letters, digits, `-`, `_` and `.`, is longer than 96, begins or
+            ends with `-` or `.`, holds `--` or `..`, or ends with `.git`.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name or "--" in name or name.endswith(".git"):
+        raise BadRequest(
+            f"{name!r} cannot be a name. Use 1 to 96 letters, digits, '-', '_' and '.'; no '--' or '..', no '-' or '.' "
+            "at either end, and not '.git' at the end."
+        )
+    return name
+
+
+def check_namespace(name: str) -> str:
+    """A name for a user or an organisation: a repository's name that is not one of the site's own pages.
+
+    Raises:
+        BadRequest: it is reserved, or no name.
+    """
+    if check_repo_name(name).lower() in RESERVED:
+        raise BadRequest(f"{name!r} is reserved for the hub's own pages. Choose another name.")
+    return name
+
+
+def split(full_name: str) -> tuple[str, str]:
+    """Namespace and name of `namespace/name`.
+
+    Raises:
+        BadRequest: it is not of that form.
+    """
+    namespace, slash, name = full_name.partition("/")
+    if not slash:
+        raise BadRequest(f"{full_name!r} is not of the form 'namespace/name'.")
+    return check_repo_name(namespace), check_repo_name(name)
+
+
+def check_path(path: str) -> str:
+    """The path of a file in a repository, if it is a safe one.
+
+    Raises:
+        BadRequest: it is empty, absolute, too long or not in NFC, or holds `.`, `..`, `.git`, `\\`, or a character
+            that cannot be seen.
+    """
+    if not isinstance(path, str) or not path or len(path.encode("utf-8", "surrogatepass")) > 512:
+        raise BadRequest(f"{str(path)[:80]!r} cannot be a path: it must have 1 to 512 bytes.")
+    problem = None
+    parts = path.split("/")
+    if any(unicodedata.category(character) in _UNSEEN for character in path) or "\\" in path:
+        problem = "it holds a control character, an invisible character or a backslash"
+    elif any(part in ("", ".", "..") for part in parts):
+        problem = "its parts must not be empty, '.' or '..'"
+    elif any(part.lower().rstrip(". ") == ".git" for part in parts):
+        problem = "'.git' is reserved"
+    elif any(part != part.strip() for part in parts):
+        problem = "its parts must not begin or end with a space"
+    elif unicodedata.normalize("NFC", path) != path:
+        problem = "it must be Unicode in form NFC"
+    if problem:
+        raise BadRequest(f"{path!r} cannot be a path: {problem}.")
+    return path
+
+
+_UNSEEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+
+
+def check_ref(name: str) -> str:
+    """The name of a branch or tag, by git's rules and a little stricter.
+
+    Raises:
+        BadRequest: git would not take it, or it begins with `refs/`.
+    """
+    parts = name.split("/")
+    if (
+        not _REF.fullmatch(name)
+        or ".." in name
+        or "@{" in name
+        or name.startswith("refs/")
+        or re.fullmatch(r"[0-9a-f]{40}", name)
+        or any(not part or part.startswith(".") or part.endswith((".", ".lock")) for part in parts)
+    ):
+        raise BadRequest(
+            f"{name!r} cannot name a branch or tag. Use letters, digits and '-_./+@=', with no empty part, and no part "
+            "that begins or ends with '.' or ends with '.lock'; 40 hexadecimal digits are kept for commits."
+        )
+    return name

@@ -1,0 +1,1 @@
+"""Repositories: names, commits, branches, tags and pull requests, with the object ids git would give them."""

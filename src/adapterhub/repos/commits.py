@@ -1,0 +1,372 @@
+"""Commits: a new tree, compared and swapped in, with the index row and the checks that follow from it."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from .. import accounts, names
+from ..accounts import Principal
+from ..db import schema
+from ..db.engine import insert_missing
+from ..db.schema import now
+from ..errors import BadRequest, Conflict, EntryNotFound, Forbidden, RevisionNotFound, StaleParent
+from ..storage import ingest
+from . import git, refs
+from .files import Entry, Manifest, RepoFiles
+from .repos import Repo
+
+if TYPE_CHECKING:
+    from ..hub import Hub
+
+__all__ = [
+    "Commit",
+    "Committed",
+    "Operation",
+    "Put",
+    "Remove",
+    "RemoveFolder",
+    "commit",
+    "create_first",
+    "find",
+    "history",
+    "manifest_of",
+    "resolve",
+]
+
+_TRIES = 8
+_MAX_FILES = 20_000
+_GITATTRIBUTES = "".join(
+    f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in ("safetensors", "gguf", "model", "png", "jpg")
+).encode()
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit, as a row of the table `commit` tells."""
+
+    oid: str
+    parent: str | None
+    tree: str
+    author: str
+    title: str
+    message: str
+    date: datetime
+
+
+_COLUMNS = [schema.commit.c[name] for name in ("oid", "parent", "tree", "author", "title", "message", "date")]
+
+
+@dataclass(frozen=True)
+class Put:
+    """A file, new or changed, whose bytes are in the hub."""
+
+    path: str
+    sha256: str
+    lfs: bool
+
+
+@dataclass(frozen=True)
+class Remove:
+    """A file that goes."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class RemoveFolder:
+    """A folder that goes, with all that is in it."""
+
+    path: str
+
+
+Operation = Put | Remove | RemoveFolder
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What came of a commit.
+
+    Attributes:
+        oid: the head of the branch afterwards.
+        pull: the number of the pull request it opened.
+        checks: what the checks say of the new tree.
+        changed: False where the tree was like that already, so that no commit was made.
+    """
+
+    oid: str
+    pull: int | None = None
+    checks: Sequence[dict[str, Any]] = ()
+    changed: bool = True
+
+
+async def find(conn: AsyncConnection, repo: Repo, oid: str) -> Commit:
+    """The commit of an id."""
+    query = sa.select(*_COLUMNS).where(schema.commit.c.repo_id == repo.id, schema.commit.c.oid == oid)
+    return Commit(*(await conn.execute(query)).one())
+
+
+async def resolve(conn: AsyncConnection, repo: Repo, revision: str) -> Commit:
+    """The commit that a revision names.
+
+    Raises:
+        RevisionNotFound, Conflict: as for `refs.oid_of`.
+    """
+    return await find(conn, repo, await refs.oid_of(conn, repo, revision))
+
+
+async def manifest_of(conn: AsyncConnection, tree: str) -> Manifest:
+    """The files of a tree, sorted by path."""
+    stored = (await conn.execute(sa.select(schema.tree.c.manifest).where(schema.tree.c.oid == tree))).scalar_one()
+    return {path: Entry(path, sha, oid, size, bool(lfs)) for path, (sha, oid, size, lfs) in sorted(stored.items())}
+
+
+async def history(conn: AsyncConnection, repo: Repo, oid: str, limit: int = 50, offset: int = 0) -> list[Commit]:
+    """A commit and those before it, the newest first."""
+    walk = sa.select(*_COLUMNS, sa.literal(0).label("depth")).where(
+        schema.commit.c.repo_id == repo.id, schema.commit.c.oid == oid
+    )
+    chain = walk.cte("chain", recursive=True)
+    older = sa.select(*_COLUMNS, chain.c.depth + 1).join(
+        chain, sa.and_(schema.commit.c.repo_id == repo.id, schema.commit.c.oid == chain.c.parent)
+    )
+    chain = chain.union_all(older)
+    query = sa.select(*(chain.c[column.name] for column in _COLUMNS)).order_by(chain.c.depth)
+    return [Commit(*row) for row in (await conn.execute(query.limit(limit).offset(offset))).all()]
+
+
+# ---- making a commit ------------------------------------------------------------------------------------------------
+
+
+async def commit(
+    hub: Hub,
+    principal: Principal,
+    repo: Repo,
+    revision: str,
+    operations: Sequence[Operation],
+    *,
+    title: str,
+    message: str = "",
+    parent: str | None = None,
+    create_pull: bool = False,
+) -> Committed:
+    """Applies operations to a branch, or to the head of a pull request.
+
+    When the branch moves meanwhile, the operations are applied to its new head. A commit that changes nothing is not
+    made: the client sends a commit again when it did not hear the answer.
+
+    Args:
+        revision: branch (`main`) or pull request (`refs/pr/3`).
+        parent: the head that the caller saw; another one is an error then.
+        create_pull: opens a pull request against `revision` with the result, instead of moving it.
+
+    Raises:
+        RevisionNotFound: there is no such branch or pull request.
+        StaleParent: `parent` is not the head.
+        EntryNotFound: a file to remove is not there.
+        BadRequest: a path or title is not allowed, or bytes were not uploaded.
+        Conflict: others commit faster than this could be applied.
+    """
+    if not title.strip():
+        raise BadRequest("A commit needs a title: the first line of its message.")
+    target = refs.head_of(revision)
+    for _ in range(_TRIES):
+        async with hub.db.read() as conn:
+            head = await _head(conn, repo, target)
+            if parent is not None and head.oid != parent:
+                raise StaleParent(
+                    f"{revision} of {repo.full_name} is at {head.oid}, not at {parent}. Get its newest commit and try again."
+                )
+            before = await manifest_of(conn, head.tree)
+            after = await _apply(conn, principal, repo, before, operations)
+        made = _Made.of(head, after, principal, title.strip(), message.strip())
+        if made.tree == head.tree and not create_pull:
+            return Committed(head.oid, changed=False)
+        record = await _examine(hub, repo, after)
+        async with hub.db.write() as conn:
+            query = sa.select(schema.ref.c.oid).where(schema.ref.c.repo_id == repo.id, schema.ref.c.name == target)
+            if (await conn.execute(query.with_for_update())).scalar() != head.oid:
+                continue
+            pull = await _open_pull(conn, principal, repo, target, made) if create_pull else None
+            moved = f"{refs.PULLS}{pull}" if pull else target
+            await _store(conn, principal, repo, moved, made)
+            await _index(conn, repo, moved, made, record)
+        return Committed(made.oid, pull, record.checks)
+    raise Conflict(
+        f"Others commit to {revision} of {repo.full_name} faster than this commit could be applied. Try again."
+    )
+
+
+async def create_first(hub: Hub, repo: Repo, principal: Principal) -> None:
+    """The commit with which every repository begins, so that its default branch always names one."""
+    staged = await ingest.stage(hub, _once(_GITATTRIBUTES), expect_size=len(_GITATTRIBUTES), name=".gitattributes")
+    (blob,) = await ingest.keep(hub, [staged], repo_id=repo.id)
+    first = Entry(".gitattributes", blob.sha256, blob.git_oid, blob.size, lfs=False)
+    made = _Made.of(None, {first.path: first}, principal, "initial commit", "")
+    record = await _examine(hub, repo, made.manifest)
+    async with hub.db.write() as conn:
+        await _store(conn, principal, repo, refs.HEADS + repo.default_branch, made)
+        await _index(conn, repo, refs.HEADS + repo.default_branch, made, record)
+
+
+async def _once(data: bytes) -> Any:
+    yield data
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A commit that is not stored yet."""
+
+    manifest: Manifest
+    tree: str
+    commit: Commit
+
+    @property
+    def oid(self) -> str:
+        return self.commit.oid
+
+    @classmethod
+    def of(cls, head: Commit | None, manifest: Manifest, principal: Principal, title: str, message: str) -> _Made:
+        tree = git.tree_oid((entry.path, entry.oid) for entry in manifest.values())
+        date = now().replace(microsecond=0)
+        parent = head.oid if head else None
+        email = f"{principal.name}@users.adapterhub"
+        oid = git.commit_oid(tree, parent, principal.name, email, date, title, message)
+        return cls(manifest, tree, Commit(oid, parent, tree, principal.name, title, message, date))
+
+
+async def _head(conn: AsyncConnection, repo: Repo, target: str) -> Commit:
+    query = sa.select(schema.ref.c.oid).where(schema.ref.c.repo_id == repo.id, schema.ref.c.name == target)
+    oid = (await conn.execute(query)).scalar()
+    if oid is None:
+        raise RevisionNotFound(f"Invalid rev id: {repo.full_name} has no branch or pull request {target!r}")
+    if target.startswith(refs.PULLS):
+        number = int(target.removeprefix(refs.PULLS))
+        same = (schema.discussion.c.repo_id == repo.id, schema.discussion.c.num == number)
+        status = (await conn.execute(sa.select(schema.discussion.c.status).where(*same))).scalar_one()
+        if status in ("closed", "merged"):
+            raise Forbidden(f"Pull request {number} of {repo.full_name} is {status}. Open a new one.")
+    return await find(conn, repo, oid)
+
+
+async def _apply(
+    conn: AsyncConnection, principal: Principal, repo: Repo, before: Manifest, operations: Iterable[Operation]
+) -> Manifest:
+    """The files after some operations."""
+    operations = list(operations)
+    blobs = await _blobs(conn, principal, repo, {op.sha256 for op in operations if isinstance(op, Put)})
+    files = dict(before)
+    for operation in operations:
+        path = names.check_path(operation.path.rstrip("/"))
+        if isinstance(operation, Put):
+            oid, size = blobs[operation.sha256]
+            pointer = git.blob_oid(git.lfs_pointer(operation.sha256, size)) if operation.lfs else oid
+            files[path] = Entry(path, operation.sha256, pointer, size, operation.lfs)
+        elif isinstance(operation, Remove):
+            if files.pop(path, None) is None:
+                raise EntryNotFound(f"{path} does not exist, so it cannot be deleted.")
+        else:
+            files = {name: entry for name, entry in files.items() if not name.startswith(f"{path}/")}
+    _check_tree(files)
+    return dict(sorted(files.items()))
+
+
+def _check_tree(files: Manifest) -> None:
+    """Refuses trees that some file system could not hold."""
+    if len(files) > _MAX_FILES:
+        raise BadRequest(f"{len(files)} files are too many: a repository may hold {_MAX_FILES}.")
+    seen: dict[str, str] = {}
+    folders: dict[str, str] = {}
+    for path in files:
+        folded = unicodedata.normalize("NFC", path).casefold()
+        if folded in seen:
+            raise BadRequest(f"{path!r} and {seen[folded]!r} differ only in case. Rename one of them.")
+        seen[folded] = path
+        parts = folded.split("/")
+        for end in range(1, len(parts)):
+            folders.setdefault("/".join(parts[:end]), path)
+    for folded in seen.keys() & folders.keys():
+        raise BadRequest(f"{seen[folded]!r} is a file, but {folders[folded]!r} needs it to be a folder.")
+
+
+async def _blobs(
+    conn: AsyncConnection, principal: Principal, repo: Repo, wanted: set[str]
+) -> dict[str, tuple[str, int]]:
+    """Git's id and the size of blobs that the caller may use: to know a hash is not to hold the bytes."""
+    known = await usable(conn, principal, repo, wanted)
+    for sha256 in wanted - known.keys():
+        raise BadRequest(f"The bytes with SHA-256 {sha256} were not uploaded to {repo.full_name}. Upload them first.")
+    return known
+
+
+async def usable(
+    conn: AsyncConnection, principal: Principal, repo: Repo, wanted: Iterable[str]
+) -> dict[str, tuple[str, int]]:
+    """Which of some blobs are here, and in `repo` or another repository that the caller may read."""
+    query = (
+        sa.select(schema.blob.c.sha256, schema.blob.c.git_oid, schema.blob.c.size)
+        .join(schema.blob_use, schema.blob_use.c.sha256 == schema.blob.c.sha256)
+        .join(schema.repo, schema.repo.c.id == schema.blob_use.c.repo_id)
+        .where(
+            schema.blob.c.sha256.in_(set(wanted)),
+            schema.blob.c.state.in_(("ok", "quarantined")),
+            sa.or_(
+                schema.repo.c.id == repo.id,
+                sa.not_(schema.repo.c.private),
+                schema.repo.c.namespace.in_(list(principal.namespaces)),
+            ),
+        )
+        .distinct()
+    )
+    return {sha256: (oid, size) for sha256, oid, size in (await conn.execute(query)).tuples()}
+
+
+async def _open_pull(conn: AsyncConnection, principal: Principal, repo: Repo, base: str, made: _Made) -> int:
+    from .pulls import open_discussion
+
+    number = await open_discussion(
+        conn, repo, principal, made.commit.title, made.commit.message, is_pull=True, base=base, status="open"
+    )
+    await conn.execute(sa.insert(schema.ref).values(repo_id=repo.id, name=f"{refs.PULLS}{number}", oid=made.oid))
+    return number
+
+
+async def _store(conn: AsyncConnection, principal: Principal, repo: Repo, target: str, made: _Made) -> None:
+    rows = {path: [e.sha256, e.oid, e.size, int(e.lfs)] for path, e in made.manifest.items()}
+    await insert_missing(conn, schema.tree, [{"oid": made.tree, "manifest": rows}])
+    fields = {column.name: getattr(made.commit, column.name) for column in _COLUMNS}
+    await insert_missing(conn, schema.commit, [{"repo_id": repo.id, **fields}])
+    blobs = {entry.sha256 for entry in made.manifest.values()}
+    await ingest.use(conn, repo.id, blobs)
+    mine = (schema.ref.c.repo_id == repo.id, schema.ref.c.name == target)
+    if not (await conn.execute(sa.update(schema.ref).where(*mine).values(oid=made.oid))).rowcount:
+        await conn.execute(sa.insert(schema.ref).values(repo_id=repo.id, name=target, oid=made.oid))
+    used = sa.select(schema.blob_use.c.sha256).where(schema.blob_use.c.repo_id == repo.id)
+    size = sa.select(sa.func.coalesce(sa.func.sum(schema.blob.c.size), 0)).where(schema.blob.c.sha256.in_(used))
+    values = {"updated": made.commit.date, "bytes": size.scalar_subquery()}
+    await conn.execute(sa.update(schema.repo).where(schema.repo.c.id == repo.id).values(**values))
+    await accounts.log(conn, principal, "commit", repo.full_name, ref=target, oid=made.oid)
+
+
+# ---- what follows from a tree ---------------------------------------------------------------------------------------
+
+
+async def _examine(hub: Hub, repo: Repo, manifest: Manifest) -> Any:
+    from ..index.examine import examine
+
+    return await examine(hub, repo, RepoFiles(hub, manifest))
+
+
+async def _index(conn: AsyncConnection, repo: Repo, target: str, made: _Made, record: Any) -> None:
+    from ..index import store
+
+    if target == refs.HEADS + repo.default_branch:
+        await store.put(conn, repo, made.commit, record)
+    report = {"repo_id": repo.id, "oid": made.oid, "checks": record.checks, "created": now()}
+    await insert_missing(conn, schema.check_report, [report])
