@@ -41,9 +41,10 @@ def by_hand(bare: Any, adapted: Any, name: str, method: str) -> Any:
 
 
 def lora(linear: Any, module: Any) -> Callable[[Tensor], Tensor]:
-    a, b, scale = module.lora_A.t(), module.lora_B.t(), module.scaling
+    fixed, scale = (module.lora_A.t(), module.lora_B.t()), module.scaling
 
     def forward(x: Tensor) -> Tensor:
+        a, b = (module.lora_A.t(), module.lora_B.t()) if torch.is_grad_enabled() else fixed
         y = F.linear(x, linear.weight, linear.bias)
         y.view(-1, y.shape[-1]).addmm_(x.view(-1, x.shape[-1]) @ a, b, alpha=scale)
         return y
