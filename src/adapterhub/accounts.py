@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import names
 from .db import schema
+from .db.engine import insert
 from .db.schema import now
 from .errors import BadRequest, Conflict, Forbidden, NotFound, Unauthorized
 
@@ -168,8 +169,7 @@ async def _create(conn: AsyncConnection, name: str, **values: Any) -> int:
     taken = (await conn.execute(sa.select(schema.account.c.name).where(schema.account.c.name_key == name_key))).scalar()
     if taken is not None:
         raise Conflict(f"{name!r} is taken or looks like {taken!r}. Choose another name.")
-    result = await conn.execute(sa.insert(schema.account).values(name=name, name_key=name_key, **values))
-    return int(result.inserted_primary_key[0])
+    return await insert(conn, schema.account, name=name, name_key=name_key, **values)
 
 
 async def set_member(conn: AsyncConnection, org_id: int, user_id: int, role: str) -> None:
@@ -318,7 +318,7 @@ async def principal(conn: AsyncConnection, account_id: int, *, role: str = "writ
         .where(schema.membership.c.user_id == account_id)
         .order_by(schema.account.c.name)
     )
-    namespaces = {row["name"]: "admin", **{name: member for name, member in (await conn.execute(query)).tuples()}}
+    namespaces = {row["name"]: "admin", **dict((await conn.execute(query)).tuples().all())}
     return Principal(account_id, row["name"], row["is_admin"], role, namespaces, **facts)
 
 

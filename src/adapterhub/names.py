@@ -11,59 +11,14 @@ __all__ = ["RESERVED", "key", "check_namespace", "check_repo_name", "split", "ch
 
 # First segments of the hub's own pages.
 RESERVED = frozenset(
-    [
-        "admin",
-        "adapters",
-        "api",
-        "architectures",
-        "assets",
-        "atom.xml",
-        "blob",
-        "community",
-        "datasets",
-        "dist",
-        "docs",
-        "download",
-        "explore",
-        "favicon.ico",
-        "healthz",
-        "help",
-        "home",
-        "hub",
-        "join",
-        "leaderboard",
-        "legal",
-        "login",
-        "logout",
-        "metrics",
-        "models",
-        "new",
-        "oauth",
-        "openapi.json",
-        "organizations",
-        "papers",
-        "pricing",
-        "privacy",
-        "readyz",
-        "resolve",
-        "robots.txt",
-        "search",
-        "security",
-        "settings",
-        "signup",
-        "sitemap.xml",
-        "spaces",
-        "static",
-        "status",
-        "support",
-        "terms",
-        "upload",
-        "user",
-        "users",
-        "xet",
-        "_lfs",
-        "_blob",
-    ]
+    name
+    for line in (
+        "_blob _lfs admin adapters api architectures assets atom.xml blob community datasets dist docs explore",
+        "download favicon.ico healthz help home hub join leaderboard legal login logout metrics models new oauth",
+        "openapi.json organizations papers pricing privacy readyz resolve robots.txt search security settings",
+        "signup sitemap.xml setup spaces static status support terms upload user users xet",
+    )
+    for name in line.split()
 )
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+@=-]{0,199}")

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-__all__ = ["Database", "insert_missing"]
+__all__ = ["Database", "insert", "insert_missing"]
 
 # Write-ahead log: readers never wait for a writer. NORMAL: a power cut may lose the last commits, never consistency.
 _SQLITE_PRAGMAS = (
@@ -75,6 +75,13 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
     for pragma in _SQLITE_PRAGMAS:
         cursor.execute(pragma)
     cursor.close()
+
+
+async def insert(conn: AsyncConnection, table: sa.Table, **values: Any) -> int:
+    """Inserts a row and returns the number that is its key."""
+    result = await conn.execute(sa.insert(table).values(**values))
+    assert result.inserted_primary_key is not None
+    return int(result.inserted_primary_key[0])
 
 
 async def insert_missing(conn: AsyncConnection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The tables. Rows of `adapter*`, `evaluation` and `dependency` are derived from files and can be rebuilt at any time."""
+"""The tables. Rows of `adapter*`, `evaluation` and `dependency` are derived from files: `reindex` rebuilds them."""
 
 from __future__ import annotations
 
@@ -260,6 +260,9 @@ adapter = sa.Table(
     sa.Column("task", sa.String(64)),
     sa.Column("subtask", sa.String(64)),
     sa.Column("library", sa.String(16), nullable=False),  # adapters | peft | other
+    sa.Column("library_name", sa.String(64)),  # these three as the protocol's model object shows them
+    sa.Column("pipeline_tag", sa.String(64)),
+    sa.Column("model_config", JSON, nullable=False, default=dict),
     sa.Column("method", sa.String(32)),  # bottleneck, lora, ia3, prefix_tuning, …, union
     sa.Column("config_name", sa.String(32)),  # seq_bn, double_seq_bn, lora, …, where it is one of the named ones
     sa.Column("config_id", sa.String(16)),  # SPEC.md 1.6

@@ -34,6 +34,7 @@ __all__ = [
     "RemoveFolder",
     "commit",
     "create_first",
+    "depth",
     "find",
     "history",
     "manifest_of",
@@ -129,16 +130,25 @@ async def manifest_of(conn: AsyncConnection, tree: str) -> Manifest:
 
 async def history(conn: AsyncConnection, repo: Repo, oid: str, limit: int = 50, offset: int = 0) -> list[Commit]:
     """A commit and those before it, the newest first."""
-    walk = sa.select(*_COLUMNS, sa.literal(0).label("depth")).where(
+    chain = _chain(repo, oid)
+    query = sa.select(*(chain.c[column.name] for column in _COLUMNS)).order_by(chain.c.depth)
+    return [Commit(*row) for row in (await conn.execute(query.limit(limit).offset(offset))).all()]
+
+
+async def depth(conn: AsyncConnection, repo: Repo, oid: str) -> int:
+    """How many commits `history` has."""
+    return int((await conn.execute(sa.select(sa.func.count()).select_from(_chain(repo, oid)))).scalar_one())
+
+
+def _chain(repo: Repo, oid: str) -> sa.CTE:
+    first = sa.select(*_COLUMNS, sa.literal(0).label("depth")).where(
         schema.commit.c.repo_id == repo.id, schema.commit.c.oid == oid
     )
-    chain = walk.cte("chain", recursive=True)
+    chain = first.cte("chain", recursive=True)
     older = sa.select(*_COLUMNS, chain.c.depth + 1).join(
         chain, sa.and_(schema.commit.c.repo_id == repo.id, schema.commit.c.oid == chain.c.parent)
     )
-    chain = chain.union_all(older)
-    query = sa.select(*(chain.c[column.name] for column in _COLUMNS)).order_by(chain.c.depth)
-    return [Commit(*row) for row in (await conn.execute(query.limit(limit).offset(offset))).all()]
+    return chain.union_all(older)
 
 
 # ---- making a commit ------------------------------------------------------------------------------------------------
@@ -181,7 +191,8 @@ async def commit(
             head = await _head(conn, repo, target)
             if parent is not None and head.oid != parent:
                 raise StaleParent(
-                    f"{revision} of {repo.full_name} is at {head.oid}, not at {parent}. Get its newest commit and try again."
+                    f"{revision} of {repo.full_name} is at {head.oid}, not at {parent}. Get its newest commit, then "
+                    "try again."
                 )
             before = await manifest_of(conn, head.tree)
             after = await _apply(conn, principal, repo, before, operations)

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .. import accounts
 from ..accounts import Principal
 from ..db import schema
+from ..db.engine import insert
 from ..errors import BadRequest, Conflict, Forbidden, NotFound
 from . import commits, refs
 from .commits import Committed, Operation, Put, Remove
@@ -149,8 +150,7 @@ async def comment(
         raise BadRequest(f"A comment needs 1 to {_MAX_BODY} characters.")
     await find(conn, repo, number)
     values = {"repo_id": repo.id, "num": number, "author": principal.name, "kind": kind, "body": body.strip()}
-    result = await conn.execute(sa.insert(schema.comment).values(**values))
-    return int(result.inserted_primary_key[0])
+    return await insert(conn, schema.comment, **values)
 
 
 async def set_status(conn: AsyncConnection, repo: Repo, number: int, principal: Principal, status: str) -> None:

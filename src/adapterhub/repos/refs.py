@@ -32,7 +32,7 @@ async def oid_of(conn: AsyncConnection, repo: Repo, revision: str) -> str:
     found = dict((await conn.execute(query)).tuples().all())
     for name in candidates:
         if name in found:
-            return found[name]
+            return str(found[name])
     if re.fullmatch(r"[0-9a-f]{7,40}", revision):
         query = sa.select(schema.commit.c.oid).where(
             schema.commit.c.repo_id == repo.id,
@@ -43,7 +43,7 @@ async def oid_of(conn: AsyncConnection, repo: Repo, revision: str) -> str:
         if len(oids) > 1:
             raise Conflict(f"Several commits begin with {revision!r}. Give more digits.")
         if oids:
-            return oids[0]
+            return str(oids[0])
     raise RevisionNotFound(f"Invalid rev id: {repo.full_name} has no branch, tag or commit {revision!r}")
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .. import accounts, names
 from ..accounts import Principal
 from ..db import schema
+from ..db.engine import insert
 from ..db.schema import now
 from ..errors import Conflict, Forbidden, NotFound, RepoNotFound, Unauthorized
 
@@ -54,8 +55,14 @@ _COLUMNS = [schema.repo.c[field.name] for field in fields(Repo)]
 
 
 async def by_id(conn: AsyncConnection, repo_id: int) -> Repo:
-    """The repository of an id."""
-    row = (await conn.execute(sa.select(*_COLUMNS).where(schema.repo.c.id == repo_id))).one()
+    """The repository of an id.
+
+    Raises:
+        RepoNotFound: it was deleted.
+    """
+    row = (await conn.execute(sa.select(*_COLUMNS).where(schema.repo.c.id == repo_id))).one_or_none()
+    if row is None:
+        raise RepoNotFound(anonymous=False)
     return Repo(*row)
 
 
@@ -116,8 +123,8 @@ async def create(hub: Hub, principal: Principal, full_name: str, *, private: boo
         full_name = f"{owner['name']}/{name}"
         await _check_free(hub, conn, full_name, owner["id"], principal)
         values = {"uid": secrets.token_hex(12), "owner_id": owner["id"], "namespace": owner["name"], "name": name}
-        result = await conn.execute(sa.insert(schema.repo).values(**values, key=full_name.lower(), private=private))
-        repo = await by_id(conn, result.inserted_primary_key[0])
+        repo_id = await insert(conn, schema.repo, **values, key=full_name.lower(), private=private)
+        repo = await by_id(conn, repo_id)
         await conn.execute(sa.delete(schema.redirect).where(schema.redirect.c.key == full_name.lower()))
         await accounts.log(conn, principal, "repo.create", full_name, private=private)
     await create_first(hub, repo, principal)

@@ -1,0 +1,147 @@
+"""What every route needs: the hub, the caller, and bodies and answers in the form the clients expect."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import unquote as _unquote
+
+from starlette.requests import Request
+
+from . import accounts
+from .accounts import Principal
+from .errors import BadRequest, Forbidden, HubError, TooLarge
+from .hub import Hub
+from .settings import MiB
+
+__all__ = [
+    "SESSION_COOKIE",
+    "check_csrf",
+    "error_headers",
+    "flag",
+    "hub_of",
+    "iso",
+    "json_body",
+    "principal_of",
+    "unquote",
+]
+
+SESSION_COOKIE = "adapterhub_session"
+_SAFE = ("GET", "HEAD", "OPTIONS")
+_MAX_DEPTH = 64
+
+
+def hub_of(request: Request) -> Hub:
+    """The hub that a request came to."""
+    hub: Hub = request.app.state.hub
+    return hub
+
+
+def session_cookie(hub: Hub) -> str:
+    """The name of the session's cookie: with `__Host-`, browsers send it over TLS to this host alone."""
+    return f"__Host-{SESSION_COOKIE}" if hub.settings.public_url.startswith("https://") else SESSION_COOKIE
+
+
+async def principal_of(request: Request) -> Principal:
+    """Who sent a request: told by its token, else by its session.
+
+    Raises:
+        Unauthorized: the token is not valid.
+        Forbidden: a session calls the API to change something, without the header `X-CSRF-Token`.
+    """
+    known: Principal | None = getattr(request.state, "principal", None)
+    if known is not None:
+        return known
+    hub = hub_of(request)
+    authorization = request.headers.get("authorization")
+    async with hub.db.read() as conn:
+        if authorization:
+            principal = await accounts.authenticate(conn, authorization)
+        else:
+            principal = await accounts.session_principal(conn, request.cookies.get(session_cookie(hub)))
+    if principal.token_id is not None and not accounts.was_seen_lately(principal):
+        async with hub.db.write() as conn:
+            await accounts.mark_seen(conn, principal.token_id)
+    if principal.session and request.method not in _SAFE and request.url.path.startswith("/api/"):
+        check_csrf(principal, request.headers.get("x-csrf-token", ""))
+    request.state.principal = principal
+    return principal
+
+
+def check_csrf(principal: Principal, given: str) -> None:
+    """Lets a form pass that this hub has shown to this session.
+
+    Raises:
+        Forbidden: it brings another token, or none.
+    """
+    if principal.csrf and not hmac.compare_digest(principal.csrf, given):
+        raise Forbidden(
+            "This form is too old, or did not come from this hub. Load the page again and send it once more."
+        )
+
+
+async def json_body(request: Request, *, limit: int = 2 * MiB) -> dict[str, Any]:
+    """The JSON object in a request's body.
+
+    Raises:
+        TooLarge: it has more than `limit` bytes.
+        BadRequest: it is no JSON object, or one that is nested deeper than 64 levels.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise TooLarge(f"The request's body has more than {limit} bytes.")
+    value = parse_json(bytes(body) or b"{}")
+    if not isinstance(value, dict):
+        raise BadRequest("The request's body must be a JSON object.")
+    return value
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of a JSON text, if it is nested at most 64 levels deep.
+
+    Raises:
+        BadRequest: it is not.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"The request's body is not JSON: {error}.") from error
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise BadRequest(f"The request's JSON is nested deeper than {_MAX_DEPTH} levels.")
+        level = [child for item in level for child in _children(item)]
+    return value
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def flag(value: Any) -> bool:
+    """Whether a query's value means yes: clients send `true`, `True` and `1`."""
+    return str(value).lower() in ("true", "1", "yes", "on")
+
+
+def unquote(segment: str) -> str:
+    """A path segment as the client meant it; `%2F` reaches the routes undecoded (see `app.RawPath`)."""
+    return _unquote(segment)
+
+
+def iso(moment: datetime) -> str:
+    """A moment as the clients read it: `2026-11-20T17:53:57.000Z`."""
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+def error_headers(error: HubError) -> dict[str, str]:
+    """The headers by which the client tells errors apart: of one line each, in Latin-1."""
+    line = " ".join(error.message.split())[:500].encode("latin-1", "replace").decode("latin-1")
+    headers = {"X-Error-Message": line, **error.headers}
+    return {"X-Error-Code": error.code, **headers} if error.code else headers

@@ -1,0 +1,157 @@
+"""Uploading: what the card lacks, how each file is to come, and the commit itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from .. import names
+from ..accounts import Principal
+from ..checks.card import validate_card
+from ..content import pickles
+from ..errors import BadRequest, Forbidden, Unauthorized, Unprocessable
+from ..http import flag, hub_of, json_body, unquote
+from ..repos import commits, refs
+from ..repos.commits import Committed
+from ..repos.files import Manifest
+from ..repos.repos import Repo
+from ..settings import KiB, MiB, Settings
+from ..xet.routes import token_answer
+from .ndjson import read_operations
+from .shared import API, caller_and_repo, commit_of
+
+router = APIRouter()
+
+_MAX_PREUPLOAD = 1000
+
+
+@router.post("/api/validate-yaml")
+async def validate_yaml(request: Request) -> Response:
+    """What is wrong with a card, before anything is uploaded."""
+    content = (await json_body(request)).get("content")
+    if not isinstance(content, str):
+        raise BadRequest("The body needs the card's 'content', a text.")
+    async with hub_of(request).db.read() as conn:
+        errors, warnings = await validate_card(conn, content)
+    shown = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
+    return JSONResponse(shown, 400 if errors else 200)
+
+
+@router.post(API + "/preupload/{revision:path}")
+async def preupload(request: Request) -> dict[str, Any]:
+    """How each file is to be uploaded, and which of them are here already."""
+    hub, body = hub_of(request), await json_body(request, limit=4 * MiB)
+    files = body.get("files")
+    if not isinstance(files, list) or not all(isinstance(file, dict) for file in files):
+        raise BadRequest("The body needs 'files', a list of objects with 'path', 'size' and 'sample'.")
+    if len(files) > _MAX_PREUPLOAD:
+        raise BadRequest(f"{len(files)} files are too many: ask for at most {_MAX_PREUPLOAD} at once.")
+    create_pull = flag(request.query_params.get("create_pr"))
+    async with hub.db.read() as conn:
+        principal, repo = await caller_and_repo(request, conn)
+        _require_committer(principal, repo, create_pull or _is_own_pull(request))
+        head = await commit_of(request, conn, repo)
+        manifest = await commits.manifest_of(conn, head.tree)
+    return {"files": [_upload_mode(hub.settings, file, manifest) for file in files], "commitOid": head.oid}
+
+
+def _upload_mode(settings: Settings, file: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+    path, size = names.check_path(file.get("path", "")), file.get("size", 0)
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= settings.max_file:
+        raise BadRequest(f"{path}: size={size!r} must be a number of bytes up to {settings.max_file}.")
+    if settings.pickle_policy == "refuse" and (reason := pickles.refused_name(path)):
+        raise BadRequest(reason)
+    apart = size >= settings.lfs_bytes or (size >= 256 * KiB and path.endswith(".safetensors"))
+    mode = "lfs" if apart and size and settings.upload_mode != "inline" else "regular"
+    known = manifest.get(path)
+    # The client compares this with its own file, by the hash of the way it would come.
+    oid = (known.sha256 if mode == "lfs" else known.oid) if known and known.lfs == (mode == "lfs") else None
+    return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+
+
+@router.post(API + "/commit/{revision:path}")
+async def commit(request: Request) -> Response:
+    """Takes a commit, line by line."""
+    hub, revision = hub_of(request), unquote(request.path_params["revision"])
+    create_pull = flag(request.query_params.get("create_pr"))
+    async with hub.db.read() as conn:
+        principal, repo = await caller_and_repo(request, conn)
+        _require_committer(principal, repo, create_pull or _is_own_pull(request))
+        # Before its bytes are taken: a commit that has nowhere to go.
+        await refs.oid_of(conn, repo, refs.head_of(revision))
+    header, operations = await read_operations(hub, repo, _lines(request))
+    made = await commits.commit(
+        hub,
+        principal,
+        repo,
+        revision,
+        operations,
+        title=header.summary,
+        message=header.description,
+        parent=header.parent,
+        create_pull=create_pull,
+    )
+    return JSONResponse(_answer(request, repo, made), headers=_warnings(made))
+
+
+def _is_own_pull(request: Request) -> bool:
+    return unquote(request.path_params["revision"]).startswith(refs.PULLS)
+
+
+def _require_committer(principal: Principal, repo: Repo, to_pull: bool) -> None:
+    """Members may commit; everybody with a token that writes may propose a change to a repository they see."""
+    if principal.is_anonymous:
+        raise Unauthorized(f"You need a token with role 'write' to commit to {repo.full_name}.")
+    if principal.may_write(repo.namespace, repo.full_name) or (to_pull and principal.role == "write"):
+        return
+    raise Forbidden(
+        f"You don't have write access to {repo.full_name}. Use a token with role 'write' of a member, or open a pull "
+        "request: create_pr=True."
+    )
+
+
+def _answer(request: Request, repo: Repo, made: Committed) -> dict[str, Any]:
+    hub = hub_of(request)
+    shown = {
+        "success": True,
+        "commitOid": made.oid,
+        "commitUrl": hub.url(f"{repo.full_name}/commit/{made.oid}"),
+        "hookOutput": "",
+    }
+    if made.pull:
+        shown["pullRequestUrl"] = hub.url(f"{repo.full_name}/discussions/{made.pull}")
+    return shown
+
+
+def _warnings(made: Committed) -> dict[str, str]:
+    """The first finding of the checks, which the client prints; all stand on the page."""
+    for level in ("error", "warning"):
+        found = [check for check in made.checks if check["level"] == level]
+        if found:
+            more = f" ({len(found) - 1} more on the page)" if len(found) > 1 else ""
+            line = " ".join(f"checks; {level} in {found[0]['id']}: {found[0]['message']}{more}".split())
+            return {"X-HF-Warning": line[:400].encode("latin-1", "replace").decode("latin-1")}
+    return {}
+
+
+async def _lines(request: Request) -> AsyncIterator[bytes]:
+    async for chunk in request.stream():
+        yield chunk
+
+
+@router.get(API + "/xet-write-token/{revision:path}")
+async def xet_write_token(request: Request) -> Response:
+    """A token for the Xet way of uploading."""
+    hub = hub_of(request)
+    async with hub.db.read() as conn:
+        principal, repo = await caller_and_repo(request, conn)
+        _require_committer(principal, repo, to_pull=True)
+    if hub.settings.upload_mode != "auto":
+        raise Unprocessable(
+            "This hub takes no Xet uploads. Set HF_HUB_DISABLE_XET=1 in the environment of the client and try again."
+        )
+    return token_answer(hub, principal, repo)

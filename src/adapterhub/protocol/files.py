@@ -1,0 +1,119 @@
+"""Downloading: the file of a path at a revision, whole or a range of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import sqlalchemy as sa
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+
+from ..db import schema
+from ..errors import EntryNotFound, Forbidden
+from ..http import hub_of
+from ..hub import Hub
+from ..repos import commits
+from ..repos.files import Entry
+from .shared import caller_and_repo, commit_of
+
+router = APIRouter()
+
+# These are fetched once by whoever uses the repository: they count as a download.
+_COUNTED = ("adapter_config.json", "config.json")
+
+
+@router.api_route("/{namespace}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
+async def resolve(request: Request, path: str) -> Response:
+    """A file, with the headers by which the client caches it."""
+    hub = hub_of(request)
+    async with hub.db.read() as conn:
+        _, repo = await caller_and_repo(request, conn)
+        head = await commit_of(request, conn, repo)
+        entry = (await commits.manifest_of(conn, head.tree)).get(path)
+        if entry is None:
+            raise EntryNotFound("Entry not found", headers={"X-Repo-Commit": head.oid})
+        await _refuse_quarantined(conn, entry)
+    if request.method == "GET" and path in _COUNTED:
+        request.app.state.downloads.add(repo.id)
+    headers = {"X-Repo-Commit": head.oid, "ETag": f'"{entry.etag}"', "Content-Disposition": _disposition(path)}
+    if entry.lfs:
+        headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(entry.size)}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    if entry.lfs and hub.settings.redirect_blobs and (url := await _signed_url(hub, entry)):
+        return RedirectResponse(url, 302, headers)
+    return send(request, hub, entry.sha256, entry.size, headers)
+
+
+async def _refuse_quarantined(conn: Any, entry: Entry) -> None:
+    state = (await conn.execute(sa.select(schema.blob.c.state).where(schema.blob.c.sha256 == entry.sha256))).scalar()
+    if state == "quarantined":
+        raise Forbidden(
+            f"{entry.path} is quarantined: it can run code when it is loaded. Ask its author for safetensors."
+        )
+
+
+def _disposition(path: str) -> str:
+    # Never shown in place: what users upload must not run as a page of this site.
+    return f"attachment; filename*=UTF-8''{quote(path.rsplit('/', 1)[-1], safe='')}"
+
+
+async def _signed_url(hub: Hub, entry: Entry) -> str | None:
+    name = entry.path.rsplit("/", 1)[-1]
+    if url := await hub.blobs.url(entry.sha256, filename=name):
+        return url
+    expires, signature = hub.signer.sign("get", entry.sha256, entry.size, lifetime=600)
+    return hub.url(f"_blob/{entry.sha256}?{urlencode({'size': entry.size, 'exp': expires, 'sig': signature})}")
+
+
+@router.api_route("/_blob/{sha256}", methods=["GET", "HEAD"])
+async def blob(request: Request, sha256: str) -> Response:
+    """The bytes of a signed address."""
+    hub, query = hub_of(request), request.query_params
+    try:
+        size, expires = int(query["size"]), int(query["exp"])
+    except (KeyError, ValueError) as error:
+        raise Forbidden("This address is not complete. Ask the hub for a new one.") from error
+    hub.signer.verify(expires, query.get("sig", ""), "get", sha256, size)
+    return send(request, hub, sha256, size, {"ETag": f'"{sha256}"', "Content-Disposition": "attachment"})
+
+
+def send(request: Request, hub: Hub, sha256: str, size: int, headers: dict[str, str]) -> Response:
+    """The bytes of a blob, or the range of them that is asked for."""
+    headers = {
+        **headers,
+        "Accept-Ranges": "bytes",
+        "Content-Type": "application/octet-stream",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "Cache-Control": "private, max-age=0, must-revalidate",
+    }
+    if request.method == "HEAD":
+        return Response(headers={**headers, "Content-Length": str(size)})
+    if hub.settings.accel_prefix and hub.blobs.local_path(sha256):
+        inside = f"{hub.settings.accel_prefix.rstrip('/')}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
+        return Response(headers={**headers, "X-Accel-Redirect": inside})
+    start, end = 0, size
+    status = 200
+    if asked := request.headers.get("range"):
+        found = _range(asked, size)
+        if found is None:
+            return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
+        start, end = found
+        status, headers["Content-Range"] = 206, f"bytes {start}-{end - 1}/{size}"
+    headers["Content-Length"] = str(end - start)
+    return StreamingResponse(hub.blobs.open(sha256, start, end), status, headers)
+
+
+def _range(text: str, size: int) -> tuple[int, int] | None:
+    """The one range of a `Range` header, as a half-open interval; None where it cannot be met."""
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", text.strip())
+    if match is None or not (match[1] or match[2]):
+        return None
+    if not match[1]:
+        start, end = max(size - int(match[2]), 0), size
+    else:
+        start, end = int(match[1]), min(int(match[2]) + 1, size) if match[2] else size
+    return (start, end) if start < end else None

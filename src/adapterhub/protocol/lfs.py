@@ -1,0 +1,205 @@
+"""Large files: announced in a batch, sent to signed addresses, whole or in parts."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..db import schema
+from ..db.schema import now
+from ..errors import BadRequest, EntryNotFound, Forbidden, NotFound, TooLarge
+from ..http import hub_of, json_body
+from ..hub import Hub
+from ..repos import commits, repos
+from ..repos.repos import Repo
+from ..storage.blobs import CHUNK
+from ..storage.disk import fsync_file
+from ..storage.ingest import ingest
+from .shared import caller_and_repo
+
+router = APIRouter()
+
+_GIT = "/{namespace}/{name}.git/info/lfs/objects"
+_MAX_OBJECTS = 1000
+_HOURS = 1
+
+
+@router.post(_GIT + "/batch")
+async def batch(request: Request) -> Response:
+    """Where each file is to be sent; files that are here need not be sent."""
+    hub, body = hub_of(request), await json_body(request)
+    if body.get("operation") != "upload":
+        raise BadRequest("Only operation 'upload' is served here; download from /<namespace>/<name>/resolve/….")
+    objects = [_announced(hub, item) for item in body.get("objects") or []]
+    if len(objects) > _MAX_OBJECTS:
+        raise BadRequest(f"{len(objects)} files are too many: announce at most {_MAX_OBJECTS} at once.")
+    multipart = "multipart" in (body.get("transfers") or []) and any(
+        size > hub.settings.multipart_bytes for _, size in objects
+    )
+    async with hub.db.read() as conn:
+        principal, repo = await caller_and_repo(request, conn)
+        if principal.is_anonymous or principal.role != "write":
+            raise Forbidden("You need a token with role 'write' to upload files.")
+        present = await commits.usable(conn, principal, repo, {oid for oid, _ in objects})
+    shown = []
+    for oid, size in objects:
+        item: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
+        if oid not in present:
+            parts = multipart and size > hub.settings.multipart_bytes
+            upload = await _parts(hub, repo, oid, size) if parts else _whole(hub, repo, oid, size)
+            verify = {"href": hub.url(f"{repo.full_name}.git/info/lfs/objects/verify")}
+            item["actions"] = {"upload": upload, "verify": verify}
+        shown.append(item)
+    answer = {"transfer": "multipart" if multipart else "basic", "objects": shown}
+    return JSONResponse(answer, media_type="application/vnd.git-lfs+json")
+
+
+def _announced(hub: Hub, item: Any) -> tuple[str, int]:
+    oid, size = (item.get("oid"), item.get("size")) if isinstance(item, dict) else (None, None)
+    if not isinstance(oid, str) or not re.fullmatch("[0-9a-f]{64}", oid):
+        raise BadRequest(f"oid={oid!r} must be a SHA-256 of 64 hexadecimal digits.")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= hub.settings.max_file:
+        raise TooLarge(f"size={size!r} must be a number of bytes up to {hub.settings.max_file}.")
+    return oid, size
+
+
+def _whole(hub: Hub, repo: Repo, oid: str, size: int) -> dict[str, Any]:
+    expires, signature = hub.signer.sign("put", repo.id, oid, size)
+    return {"href": hub.url(f"_lfs/{repo.id}/{oid}?size={size}&exp={expires}&sig={signature}")}
+
+
+async def _parts(hub: Hub, repo: Repo, oid: str, size: int) -> dict[str, Any]:
+    step = hub.settings.multipart_bytes
+    upload = secrets.token_hex(16)
+    expires, signature = hub.signer.sign("complete", upload, lifetime=24 * 3600)
+    header = {"chunk_size": str(step)}
+    for number in range(1, -(-size // step) + 1):
+        length = min(step, size - (number - 1) * step)
+        until, part = hub.signer.sign("part", upload, number, length, lifetime=24 * 3600)
+        header[str(number)] = hub.url(f"_lfs/parts/{upload}/{number}?size={length}&exp={until}&sig={part}")
+    async with hub.db.write() as conn:
+        values = {"id": upload, "repo_id": repo.id, "oid": oid, "size": size, "parts": {"bytes": step}}
+        await conn.execute(sa.insert(schema.upload).values(**values, expires=now() + timedelta(days=1)))
+    return {"href": hub.url(f"_lfs/parts/{upload}?exp={expires}&sig={signature}"), "header": header}
+
+
+def _signature(request: Request) -> tuple[int, str, int]:
+    query = request.query_params
+    try:
+        return int(query["exp"]), query["sig"], int(query.get("size", 0))
+    except (KeyError, ValueError) as error:
+        raise Forbidden("This address is not complete. Ask the hub for a new one.") from error
+
+
+@router.put("/_lfs/{repo_id:int}/{oid}")
+async def put(request: Request, repo_id: int, oid: str) -> Response:
+    """Takes a whole file."""
+    hub, (expires, signature, size) = hub_of(request), _signature(request)
+    hub.signer.verify(expires, signature, "put", repo_id, oid, size)
+    async with hub.db.read() as conn:
+        repo = await repos.by_id(conn, repo_id)
+    await ingest(hub, request.stream(), repo_id=repo.id, expect_sha256=oid, expect_size=size)
+    return Response()
+
+
+@router.put("/_lfs/parts/{upload}/{number:int}")
+async def put_part(request: Request, upload: str, number: int) -> Response:
+    """Takes a part of a file."""
+    hub, (expires, signature, size) = hub_of(request), _signature(request)
+    hub.signer.verify(expires, signature, "part", upload, number, size)
+    await _find(hub, upload)
+    path = _part(hub, upload, number)
+    path.parent.mkdir(exist_ok=True)
+    arriving = path.with_suffix(f".{secrets.token_hex(4)}")
+    try:
+        await _receive(request.stream(), arriving, size)
+        arriving.replace(path)
+    finally:
+        arriving.unlink(missing_ok=True)
+    return Response(headers={"ETag": f'"{upload}-{number}"'})
+
+
+async def _receive(chunks: AsyncIterator[bytes], path: Path, size: int) -> None:
+    arrived = 0
+    with open(path, "xb") as file:
+        async for chunk in chunks:
+            arrived += len(chunk)
+            if arrived > size:
+                raise TooLarge(f"More than the {size} bytes of this part came.")
+            file.write(chunk)
+    if arrived != size:
+        raise BadRequest(f"{arrived} of the {size} bytes of this part came. Send it again.")
+    await asyncio.to_thread(fsync_file, path)
+
+
+@router.post("/_lfs/parts/{upload}")
+async def complete(request: Request, upload: str) -> dict[str, Any]:
+    """Puts the parts of a file together."""
+    hub, (expires, signature, _) = hub_of(request), _signature(request)
+    hub.signer.verify(expires, signature, "complete", upload)
+    await json_body(request)
+    row = await _find(hub, upload)
+    count = -(-row["size"] // row["parts"]["bytes"])
+    paths = [_part(hub, upload, number) for number in range(1, count + 1)]
+    missing = [str(number) for number, path in enumerate(paths, 1) if not path.exists()]
+    if missing:
+        raise BadRequest(f"Parts {', '.join(missing)} of {count} are missing. Send them, then complete the upload.")
+    try:
+        await ingest(hub, _joined(paths), repo_id=row["repo_id"], expect_sha256=row["oid"], expect_size=row["size"])
+    finally:
+        await discard(hub, upload)
+    return {"success": True}
+
+
+async def _joined(paths: list[Path]) -> AsyncIterator[bytes]:
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := await asyncio.to_thread(file.read, CHUNK):
+                yield chunk
+
+
+async def _find(hub: Hub, upload: str) -> sa.RowMapping:
+    async with hub.db.read() as conn:
+        query = sa.select(schema.upload).where(schema.upload.c.id == upload, schema.upload.c.expires > now())
+        row = (await conn.execute(query)).mappings().one_or_none()
+    if row is None:
+        raise NotFound("This upload is finished, was given up or has expired. Start it again.")
+    return row
+
+
+def _part(hub: Hub, upload: str, number: int) -> Path:
+    return hub.scratch / f"parts-{upload}" / str(number)
+
+
+async def discard(hub: Hub, upload: str) -> None:
+    """Forgets an upload in parts, with the parts that came."""
+    folder = _part(hub, upload, 0).parent
+    for path in folder.glob("*"):
+        path.unlink(missing_ok=True)
+    if folder.exists():
+        folder.rmdir()
+    async with hub.db.write() as conn:
+        await conn.execute(sa.delete(schema.upload).where(schema.upload.c.id == upload))
+
+
+@router.post(_GIT + "/verify")
+async def verify(request: Request) -> Response:
+    """Whether a file has arrived."""
+    hub, body = hub_of(request), await json_body(request)
+    oid, size = _announced(hub, body)
+    async with hub.db.read() as conn:
+        principal, repo = await caller_and_repo(request, conn)
+        known = await commits.usable(conn, principal, repo, [oid])
+    if oid not in known or known[oid][1] != size:
+        raise EntryNotFound(f"The {size} bytes with SHA-256 {oid} have not arrived. Upload them again.")
+    return Response()

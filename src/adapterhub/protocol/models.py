@@ -1,0 +1,212 @@
+"""Finding repositories, and looking into them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qs, urlencode
+
+import sqlalchemy as sa
+from fastapi import APIRouter
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..accounts import Principal
+from ..db import schema
+from ..errors import BadRequest, EntryNotFound, TooLarge
+from ..http import flag, hub_of, json_body, principal_of, unquote
+from ..index import search
+from ..repos import commits, git
+from ..repos.commits import Commit
+from ..repos.files import Manifest, RepoFiles
+from ..repos.repos import Repo
+from .shared import API, caller_and_repo, commit_of, file_object, folder_object, full_object, model_object, tree_objects
+
+router = APIRouter()
+
+_PAGE = 1000
+_SORT = {
+    "downloads": schema.repo.c.downloads,
+    "likes": schema.repo.c.likes,
+    "lastModified": schema.repo.c.updated,
+    "last_modified": schema.repo.c.updated,
+    "createdAt": schema.repo.c.created,
+    "created_at": schema.repo.c.created,
+    "trendingScore": schema.repo.c.downloads,
+    "trending_score": schema.repo.c.downloads,
+}
+_FACTS = ("tags", "library_name", "pipeline_tag", "card", "model_config", "oid")
+_COLUMNS = [schema.adapter.c[name] for name in _FACTS]
+
+
+# ---- lists ----------------------------------------------------------------------------------------------------------
+
+
+@router.get("/api/models")
+async def listing(request: Request) -> Response:
+    """Repositories that the caller may see: filtered, sorted, in pages."""
+    hub, principal, query = hub_of(request), await principal_of(request), request.query_params
+    limit, offset = _number(query.get("limit"), _PAGE), _number(query.get("cursor"), 0)
+    full = flag(query.get("full")) or flag(query.get("cardData")) or flag(query.get("config")) or "expand" in query
+    async with hub.db.read() as conn:
+        found = await _select(request, conn, principal, min(limit, _PAGE) + 1, offset)
+        page = found[: min(limit, _PAGE)]
+        shown = [model_object(repo, facts["oid"], facts) for repo, facts in page]
+        if full:
+            trees = await _manifests(conn, page)
+            shown = [full_object(repo, facts["oid"], facts, trees[repo.id], blobs=False) for repo, facts in page]
+    headers = {}
+    if len(found) > len(page) and limit:
+        rest = [(key, value) for key, value in query.multi_items() if key != "cursor"]
+        following = hub.url("api/models?" + urlencode([*rest, ("cursor", str(offset + len(page)))]))
+        headers["Link"] = f'<{following}>; rel="next"'
+    return JSONResponse(shown, headers=headers)
+
+
+def _number(text: str | None, default: int) -> int:
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise BadRequest(f"{text!r} must be a number of at most nine digits.")
+    return int(text)
+
+
+async def _select(
+    request: Request, conn: AsyncConnection, principal: Principal, limit: int, offset: int
+) -> list[tuple[Repo, Mapping[str, Any]]]:
+    query = request.query_params
+    tags = [tag for text in query.getlist("filter") for tag in text.split(",") if tag]
+    tags += [value for name in ("pipeline_tag", "library", "language") for value in query.getlist(name)]
+    tags += [f"dataset:{value}" for value in query.getlist("dataset")]
+    where: list[sa.ColumnElement[bool]] = [schema.repo.c.yanked.is_(None), _visible(principal)]
+    for tag in dict.fromkeys(tags):
+        tagged = sa.select(schema.adapter_tag.c.repo_id).where(schema.adapter_tag.c.tag == tag)
+        where.append(schema.repo.c.id.in_(tagged))
+    if author := query.get("author"):
+        where.append(sa.func.lower(schema.repo.c.namespace) == author.lower())
+    for words in query.getlist("search"):
+        where.append(search.matches(conn, words))
+    order = _SORT.get(query.get("sort", ""), schema.repo.c.updated)
+    descending = query.get("direction", "-1") == "-1"
+    statement = (
+        sa.select(*_REPO, *_COLUMNS)
+        .join(schema.adapter, schema.adapter.c.repo_id == schema.repo.c.id)
+        .where(*where)
+        .order_by(order.desc() if descending else order.asc(), schema.repo.c.id)
+    )
+    rows = (await conn.execute(statement.limit(limit).offset(offset))).all()
+    return [(Repo(*row[: len(_REPO)]), dict(zip(_FACTS, row[len(_REPO) :]))) for row in rows]
+
+
+_REPO = [schema.repo.c[name] for name in Repo.__dataclass_fields__]
+
+
+def _visible(principal: Principal) -> sa.ColumnElement[bool]:
+    public = sa.not_(schema.repo.c.private)
+    own = [name for name in principal.namespaces if principal.may_read(name, name)]
+    return sa.or_(public, schema.repo.c.namespace.in_(own)) if own else public
+
+
+async def _manifests(conn: AsyncConnection, page: Sequence[tuple[Repo, Mapping[str, Any]]]) -> dict[int, Manifest]:
+    return {
+        repo.id: await commits.manifest_of(conn, (await commits.find(conn, repo, facts["oid"])).tree)
+        for repo, facts in page
+    }
+
+
+# ---- one repository -------------------------------------------------------------------------------------------------
+
+
+@router.get(API + "/revision/{revision:path}")
+@router.get(API)
+async def info(request: Request) -> dict[str, Any]:
+    """A repository at a revision."""
+    hub = hub_of(request)
+    async with hub.db.read() as conn:
+        _, repo = await caller_and_repo(request, conn)
+        head = await commit_of(request, conn, repo)
+        manifest = await commits.manifest_of(conn, head.tree)
+        facts = await _facts(conn, repo, head)
+    if facts is None:
+        facts = await _derived(request, repo, manifest)
+    blobs = flag(request.query_params.get("blobs"))
+    return full_object(repo, head.oid, facts, manifest, blobs=blobs)
+
+
+async def _facts(conn: AsyncConnection, repo: Repo, head: Commit) -> Mapping[str, Any] | None:
+    same = (schema.adapter.c.repo_id == repo.id, schema.adapter.c.oid == head.oid)
+    row = (await conn.execute(sa.select(*_COLUMNS).where(*same))).mappings().one_or_none()
+    return None if row is None else dict(row)
+
+
+async def _derived(request: Request, repo: Repo, manifest: Manifest) -> Mapping[str, Any]:
+    """What another revision than the newest of the default branch says of itself."""
+    from ..index.derive import derive
+
+    record = await derive(RepoFiles(hub_of(request), manifest))
+    return {name: getattr(record, name) for name in _FACTS if name != "oid"}
+
+
+@router.get(API + "/tree/{revision}")
+@router.get(API + "/tree/{revision}/{path:path}")
+async def tree(request: Request) -> Response:
+    """Files and folders, in pages."""
+    folder = unquote(request.path_params.get("path", "")).strip("/")
+    query = request.query_params
+    offset = _number(query.get("cursor"), 0)
+    async with hub_of(request).db.read() as conn:
+        _, repo = await caller_and_repo(request, conn)
+        head = await commit_of(request, conn, repo)
+        manifest = await commits.manifest_of(conn, head.tree)
+    shown = tree_objects(manifest, folder, recursive=flag(query.get("recursive")))
+    if folder and not shown:
+        raise EntryNotFound(
+            f'{folder} does not exist on "{unquote(request.path_params["revision"])}"',
+            headers={"X-Repo-Commit": head.oid},
+        )
+    if flag(query.get("expand")):
+        last = {"id": head.oid, "title": head.title, "date": head.date.isoformat()}
+        shown = [{**item, "lastCommit": last} for item in shown]
+    headers = {"X-Repo-Commit": head.oid}
+    if offset + _PAGE < len(shown):
+        rest = [(key, value) for key, value in query.multi_items() if key != "cursor"]
+        path = request.scope["raw_path"].decode().split("?")[0]
+        following = hub_of(request).url(f"{path}?{urlencode([*rest, ('cursor', str(offset + _PAGE))])}")
+        headers["Link"] = f'<{following}>; rel="next"'
+    return JSONResponse(shown[offset : offset + _PAGE], headers=headers)
+
+
+@router.post(API + "/paths-info/{revision:path}")
+async def paths_info(request: Request) -> list[dict[str, Any]]:
+    """Some files and folders; those that do not exist are left out."""
+    paths = await _paths(request)
+    async with hub_of(request).db.read() as conn:
+        _, repo = await caller_and_repo(request, conn)
+        head = await commit_of(request, conn, repo)
+        manifest = await commits.manifest_of(conn, head.tree)
+    folders = git.folder_oids((path, entry.oid) for path, entry in manifest.items())
+    shown = []
+    for path in paths:
+        if path in manifest:
+            shown.append(file_object(manifest[path]))
+        elif path.strip("/") in folders:
+            shown.append(folder_object(path.strip("/"), folders[path.strip("/")]))
+    return shown
+
+
+async def _paths(request: Request) -> list[str]:
+    if request.headers.get("content-type", "").startswith("application/json"):
+        paths = (await json_body(request)).get("paths", [])
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise BadRequest("The body needs 'paths', a list of texts.")
+    else:
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > 1 << 20:
+                raise TooLarge("The list of paths has more than 1048576 bytes.")
+        paths = parse_qs(body.decode("utf-8", "replace")).get("paths", [])
+    if len(paths) > _PAGE:
+        raise BadRequest(f"{len(paths)} paths are too many: ask for at most {_PAGE} at once.")
+    return [str(path) for path in paths]
