@@ -1,0 +1,1 @@
+"""Xet uploads of `huggingface_hub`: taken in and turned into ordinary files. Downloads never use Xet."""
