@@ -107,9 +107,8 @@ async def stage(
         if danger and hub.settings.pickle_policy == "refuse":
             raise Unprocessable(danger)
         quarantine = danger if hub.settings.pickle_policy == "quarantine" else None
-        return Staged(
-            Blob(sha256, oid or await asyncio.to_thread(_git_oid, path, size), size, header), path, quarantine
-        )
+        git_oid = oid or await asyncio.to_thread(_git_oid, path, size)
+        return Staged(Blob(sha256, git_oid, size, header), path, quarantine)
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, HubError):
