@@ -27,7 +27,8 @@ SRC = ROOT / "src"
 
 # An entry may import entries above it, never below; inside an entry there are no cycles. A module belongs to
 # the longest entry that is a prefix of its name. Methods know blocks but not what evaluates them; to import
-# the blocks runs `composition/__init__.py`, so that stands as high as they do.
+# the blocks runs `composition/__init__.py`, so that stands as high as they do. Hubs know what files are called, and
+# are what `checkpoint` fetches from.
 ORDER = (
     "adapters.errors",
     "adapters._conflict",
@@ -40,10 +41,12 @@ ORDER = (
     "adapters.composition",
     "adapters.runtime",
     "adapters.heads",
+    "adapters.checkpoint.__init__",
+    "adapters.checkpoint.layout",
+    "adapters.hub",
     "adapters.checkpoint",
     "adapters.model",
     "adapters.auto",
-    "adapters.hub",
     "adapters.training",
     "adapters.compat",
     "adapters.cli",

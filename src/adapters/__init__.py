@@ -60,6 +60,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "adapters.methods.mtl_lora": ("MTLLoRAConfig", "MultiTaskConfig"),
     "adapters.heads": (
         "BertStyleMaskedLMHead",
+        "BiaffineParsingHead",
         "CausalLMHead",
         "ClassificationHead",
         "DependencyParsingOutput",
@@ -98,16 +99,19 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "XLMRobertaAdapterModel",
     ),
     "adapters.checkpoint.locate": ("ADAPTER_CACHE",),
+    "adapters.hub.listing": ("AdapterInfo", "get_adapter_info", "list_adapters"),
     "adapters.training.arguments": ("AdapterArguments", "setup_adapter_training"),
     "adapters.training.trainer": ("AdapterTrainer", "Seq2SeqAdapterTrainer"),
 }
 
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = ["__version__", "hub", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "hub":
+        return importlib.import_module("adapters.hub")
     if name not in _HOME:
         raise AttributeError(f"module 'adapters' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

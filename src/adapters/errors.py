@@ -9,6 +9,7 @@
     +-- HeadError             (ValueError)   an unknown, duplicate or unsuitable prediction head
     +-- CheckpointError       (ValueError)   files with missing, extra, mis-shaped or unreadable tensors
     +-- CheckpointNotFound    (OSError)      no adapter at the place that was named
+    +-- HubError              (OSError)      a hub could not be reached, or refused
     +-- EnvironmentConflict   (ImportError)  another distribution owns the import name `adapters`
 
 Every class is also the builtin that a caller would expect, and `__name__` is that builtin's name: code written
@@ -64,6 +65,10 @@ class CheckpointError(AdapterError, ValueError):
 
 class CheckpointNotFound(AdapterError, OSError):
     """Nothing that can be loaded lies at the given place."""
+
+
+class HubError(AdapterError, OSError):
+    """A hub could not be reached, or refused what was asked of it."""
 
 
 class EnvironmentConflict(AdapterError, ImportError):

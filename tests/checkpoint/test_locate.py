@@ -14,7 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from adapters.checkpoint import locate
 from adapters.checkpoint.layout import ADAPTER, HEAD
@@ -97,40 +98,33 @@ def test_a_url_is_downloaded_once(saved: Path, tmp_path: Path, address: str) -> 
 def test_a_repository(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
 
-    def download(name: str, **kwargs: Any) -> str:
-        calls.append((name, kwargs))
-        return str(saved.parent if name == "org/several" else saved)
+    def fetch(name: str, revision: str | None, choose: Any, expected: Any, **kwargs: Any) -> Path:
+        calls.append((name, revision, kwargs))
+        return saved.parent if name == "org/several" else saved
 
-    monkeypatch.setattr(locate, "snapshot_download", download)
+    monkeypatch.setattr(locate, "fetch", fetch)
     model = build("bert")
     assert model.load_adapter("org/name") == "a"
     assert model.load_adapter("name", load_as="b", version="v1", token="t") == "b"
     assert model.load_adapter("org/several", load_as="c", revision="main", subfolder="saved") == "c"
-    wanted = {"allow_patterns": locate.WANTED}
-    assert calls == [
-        ("org/name", wanted),
-        ("name", {**wanted, "revision": "v1", "token": "t"}),
-        ("org/several", {**wanted, "revision": "main"}),
-    ]
-    assert {ADAPTER.config, ADAPTER.safetensors, ADAPTER.pickle} <= set(locate.WANTED)
-    assert not any(pattern.endswith((".py", "*", "config.json")) and "_" not in pattern for pattern in locate.WANTED)
+    assert calls == [("org/name", None, {}), ("name", "v1", {"token": "t"}), ("org/several", "main", {})]
     with pytest.raises(CheckpointNotFound, match=rf"{HEAD.config}.*It holds: {ADAPTER.safetensors}"):
         model.load_head("org/name")
 
 
 def test_a_repository_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer: Any = SimpleNamespace(headers={}, request=None)
+    answer: Any = SimpleNamespace(headers={}, request=None, status_code=404)
     for error, advice in (
-        (LocalEntryNotFoundError("x"), "go online"),
         (RepositoryNotFoundError("404", response=answer), "log in"),
-        (HfHubHTTPError("500", response=answer), "500"),
+        (GatedRepoError("403", response=answer), "accept its terms"),
+        (HfHubHTTPError("teapot", response=answer), "teapot"),
         (OSError("disk full"), "disk full"),
     ):
 
-        def download(*args: Any, error: Exception = error, **kwargs: Any) -> str:
+        def model_info(*args: Any, error: Exception = error, **kwargs: Any) -> Any:
             raise error
 
-        monkeypatch.setattr(locate, "snapshot_download", download)
+        monkeypatch.setattr(HfApi, "model_info", model_info)
         with pytest.raises(CheckpointNotFound, match=advice):
             build("bert").load_adapter("org/name")
 
@@ -142,4 +136,4 @@ def test_unknown_arguments(saved: Path) -> None:
 
 def test_arguments_of_the_past(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     build("bert").load_adapter(saved, config="lora", model_name="bert-base-uncased")
-    assert "not used any more" in caplog.text
+    assert "its stored config is" in caplog.text

@@ -1,4 +1,4 @@
-"""Where does an adapter lie that someone names? A folder, an archive, a URL or a repository of the Hugging Face Hub."""
+"""Where does an adapter lie that someone names? A folder, an archive, a URL, or on a hub."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from adapters.checkpoint.layout import ADAPTER, EMBEDDING_FILE, FUSION, HEAD, SETUP_FILE, Layout
 from adapters.errors import CheckpointError, CheckpointNotFound, choices
+from adapters.hub import session
+from adapters.hub.download import NoRepository, NotCached, fetch
+from adapters.hub.names import UnknownName, is_repo_id, resolve
+from adapters.methods.config import AdapterConfig, get_adapter_config_hash
+from adapters.methods.presets import load as load_config
 
 logger = logging.getLogger(__name__)
 
@@ -34,37 +37,62 @@ FILES = [f for layout in (ADAPTER, HEAD, FUSION) for f in (layout.config, *layou
     SETUP_FILE,
     EMBEDDING_FILE,
 ]
-WANTED = [pattern for file in FILES for pattern in (file, f"*/{file}")]
-"""What is downloaded of a repository."""
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+SOURCES = ("local", "hf", "ah")
 
 
-def locate(path: str | os.PathLike[str], needs: Layout | str, version: str | None = None, **kwargs: Any) -> Path:
+def locate(
+    path: str | os.PathLike[str],
+    needs: Layout | str,
+    version: str | None = None,
+    *,
+    source: str | None = None,
+    model_name: str | None = None,
+    config: Any = None,
+    base_model: str | None = None,
+    use_safetensors: bool = True,
+    **kwargs: Any,
+) -> Path:
     """The local folder of a checkpoint; downloads it if need be.
 
     Args:
-        path: A folder or archive, a http(s) URL of an archive, or the id of a repository such as "org/name".
+        path: A folder or archive, a http(s) URL of an archive, the id of a repository such as "org/name", or another
+            name that the hub's index knows, such as "task/subtask@org".
         needs: The files that must be there.
         version: Branch, tag or commit of a repository.
-        kwargs: Arguments of huggingface_hub's snapshot_download; `subfolder` is a folder in the repository.
+        source: Look only there: "local", a folder or archive; "hf", a repository; "ah", the index. None: in this order.
+        model_name, config: Base model and config, where the index has several adapters of this name.
+        base_model: What `model_name` is by default.
+        use_safetensors: Download safetensors where a repository also has pickle files.
+        kwargs: `HUB_ARGUMENTS`, as of huggingface_hub's snapshot_download; `subfolder` is a folder in the repository.
     Raises:
-        CheckpointNotFound: nothing is there, or it lacks files.
+        CheckpointNotFound: nothing is there, it lacks files, or it can mean several adapters.
+        CheckpointError: what was downloaded is not what the hub has on record.
         TypeError: an argument is not known.
     """
     name = os.fspath(path)
     if unknown := sorted(set(kwargs) - {*HUB_ARGUMENTS, "subfolder"}):
         raise TypeError(f"Unexpected argument {unknown[0]!r}. {choices(unknown[0], [*HUB_ARGUMENTS, 'subfolder'])}")
-    inner = str(kwargs.pop("subfolder", None) or "")
-    if re.match(r"https?://", name):
-        folder = _from_url(name, bool(kwargs.get("force_download")))
-    elif os.path.isdir(name):
-        folder = Path(name)
-    elif os.path.isfile(name):
-        folder = _unpacked(Path(name))
+    if source not in (None, *SOURCES):
+        raise CheckpointNotFound(f"There is no source {source!r}. {choices(source, SOURCES)}")
+    inner = str(kwargs.pop("subfolder", None) or "").strip("/")
+    revision = version or kwargs.pop("revision", None)
+    kwargs.pop("revision", None)
+    local = None if source in ("hf", "ah") else _local(name, bool(kwargs.get("force_download")))
+    if local is not None:
+        if config is not None or model_name is not None:
+            logger.warning("config and model_name are not used for %s: its stored config is.", name)
+        folder = local
+    elif source == "local":
+        raise CheckpointNotFound(f"There is no folder or archive {name!r}.")
     else:
-        folder = _from_hub(name, version, needs, kwargs)
-    if inner:
-        folder = folder / inner
+        wanted = {
+            "choose": partial(wanted_files, needs=needs, inner=inner, use_safetensors=use_safetensors),
+            "expected": list(_names(needs, inner, use_safetensors)),
+            **kwargs,
+        }
+        folder = _from_hub(name, revision, source, model_name or base_model, config, wanted)
+    folder = folder / inner
     _require(folder, needs)
     return folder
 
@@ -87,26 +115,109 @@ def _require(folder: Path, needs: Layout | str) -> None:
     raise CheckpointNotFound(f"{folder} does not hold {expected}. It holds: {', '.join(names) or 'nothing'}.")
 
 
-def _from_hub(name: str, version: str | None, needs: Layout | str, kwargs: dict[str, Any]) -> Path:
-    kind = needs.kind if isinstance(needs, Layout) else needs
-    advice = f"There is no folder {name!r}, and no {kind} was found under this name on the Hugging Face Hub"
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is None or name.startswith((".", "-")):
-        raise CheckpointNotFound(f"There is no folder {name!r}, and a repository of the Hub cannot be called so.")
-    options = dict(kwargs) if version is None else {**kwargs, "revision": version}
+def _local(name: str, again: bool) -> Path | None:
+    if re.match(r"https?://", name):
+        return _from_url(name, again)
+    if os.path.isdir(name):
+        return Path(name)
+    return _unpacked(Path(name)) if os.path.isfile(name) else None
+
+
+def _from_hub(
+    name: str, revision: str | None, source: str | None, model_name: str | None, config: Any, wanted: dict[str, Any]
+) -> Path:
+    if name.startswith((".", "/", "~", "-")) or not name:
+        raise CheckpointNotFound(f"There is no folder {name!r}, and nothing on a hub can be called so.")
+    missing = None
+    may_be_repository = is_repo_id(name) and ("/" in name or session.is_public())
+    if source == "hf" or (source is None and may_be_repository):
+        try:
+            return fetch(name, revision, **wanted)
+        except (NoRepository, NotCached) as error:
+            if source == "hf" or session.is_public():
+                raise
+            missing = error
     try:
-        return Path(snapshot_download(name, allow_patterns=WANTED, **options))
-    except LocalEntryNotFoundError:
-        raise CheckpointNotFound(
-            f"{advice}: it is not in the local cache, and the Hub could not be reached or HF_HUB_OFFLINE is set. "
-            "Check the spelling, go online, or pass the path of a folder."
-        ) from None
-    except HFValidationError as error:
-        raise CheckpointNotFound(f"{advice}: {error}") from None
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointNotFound(
-            f"{advice}: {reason} Check the spelling, log in if the repository is private, or pass the path of a folder."
-        ) from None
+        found = resolve(name, _base_model(model_name), _config_name(config), revision, wanted.get("token"))
+    except UnknownName as error:
+        raise UnknownName(f"{missing or f'There is no folder {name!r}.'} {error}") from None
+    logger.info("%s is %s on %s.", name, found.id, session.endpoint())
+    return fetch(found.id, found.revision, **wanted)
+
+
+def _base_model(name: str | None) -> str | None:
+    """A model's name to look adapters up by; paths on this machine tell the hub nothing."""
+    return name if name and is_repo_id(name) and not os.path.exists(name) else None
+
+
+def _config_name(config: Any) -> str | None:
+    """What the index knows a config by: its hash."""
+    found = load_config(config)
+    return get_adapter_config_hash(found.to_dict()) if isinstance(found, AdapterConfig) else None
+
+
+def wanted_files(
+    repo: str, files: Sequence[str], needs: Layout | str, inner: str = "", use_safetensors: bool = True
+) -> list[str]:
+    """Those files of a repository that a checkpoint consists of; no pickles where there are safetensors.
+
+    Args:
+        repo: Its name.
+        files: Paths of all its files.
+        needs: What is to be loaded.
+        inner: Folder in the repository.
+        use_safetensors: Prefer safetensors to pickles; otherwise the other way round.
+    Raises:
+        CheckpointNotFound: what is needed is not among them.
+    """
+    prefix = f"{inner}/" if inner else ""
+    here = [file for file in files if file.startswith(prefix)]
+    folders = {""} | ({file[len(prefix) :].rpartition("/")[0] for file in here} if needs == SETUP_FILE else set())
+    chosen = [f"{prefix}{SETUP_FILE}"] if needs == SETUP_FILE else []
+    for folder in sorted(folder for folder in folders if folder.count("/") == 0):
+        place = f"{prefix}{folder}/" if folder else prefix
+        for layout in _layouts(needs):
+            weights = layout.weights if use_safetensors else reversed(layout.weights)
+            chosen += [f"{place}{layout.config}", *[f"{place}{w}" for w in weights if f"{place}{w}" in files][:1]]
+    chosen = [file for file in chosen if file in files]
+    first = needs.config if isinstance(needs, Layout) else needs
+    if f"{prefix}{first}" not in chosen or (isinstance(needs, Layout) and not _has_weights(chosen, prefix, needs)):
+        raise CheckpointNotFound(_lacking(repo, files, needs, inner))
+    return chosen
+
+
+def _has_weights(files: Sequence[str], prefix: str, layout: Layout) -> bool:
+    return any(f"{prefix}{name}" in files for name in layout.weights)
+
+
+def _layouts(needs: Layout | str) -> tuple[Layout, ...]:
+    if not isinstance(needs, Layout):
+        return ADAPTER, HEAD, FUSION
+    return (needs,) if needs is HEAD else (needs, HEAD)
+
+
+def _names(needs: Layout | str, inner: str, use_safetensors: bool) -> Iterator[str]:
+    """Where the files of a checkpoint lie, if a repository has them all."""
+    prefix = f"{inner}/" if inner else ""
+    if not isinstance(needs, Layout):
+        yield f"{prefix}{needs}"
+    for layout in _layouts(needs):
+        yield from (f"{prefix}{layout.config}", f"{prefix}{layout.weights[not use_safetensors]}")
+
+
+def _lacking(repo: str, files: Sequence[str], needs: Layout | str, inner: str) -> str:
+    place = f"{repo}, folder {inner!r}," if inner else repo
+    shown = ", ".join(sorted(files)[:20]) or "nothing"
+    if needs is ADAPTER and {"adapter_model.safetensors", "adapter_model.bin"} & set(files):
+        return f"{place} holds an adapter of PEFT. Load it with peft.PeftModel.from_pretrained(model, {repo!r})."
+    first = needs.config if isinstance(needs, Layout) else needs
+    kind = needs.kind if isinstance(needs, Layout) else "set-up of adapters"
+    parts = f"{first} and {' or '.join(needs.weights)}" if isinstance(needs, Layout) else first
+    places = sorted(file.rpartition("/")[0] for file in files if file.endswith(f"/{first}"))
+    hint = f" There is one in {', '.join(places)}: pass subfolder={places[0]!r}." if places else ""
+    if needs is ADAPTER and SETUP_FILE in files:
+        hint = " It holds a set-up: use load_adapter_setup."
+    return f"{place} holds no {kind}, which is {parts}.{hint} It holds: {shown}."
 
 
 def _from_url(url: str, again: bool) -> Path:

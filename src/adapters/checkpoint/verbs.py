@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from huggingface_hub import CommitInfo
 from torch import nn
 
 from adapters.checkpoint import adapters as adapter_files
@@ -18,10 +18,9 @@ from adapters.checkpoint.average import average_adapter
 from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, SETUP_FILE, make_folder, subfolder, write_interface
 from adapters.checkpoint.locate import holds, locate
 from adapters.composition.blocks import Fuse
+from adapters.hub import upload
 from adapters.methods.config import get_adapter_config_hash
 from adapters.runtime.engine import Engine
-
-logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
 
@@ -83,17 +82,19 @@ class CheckpointVerbs:
         num_labels: int | None = None,
         strict: bool = True,
         loading_info: dict[str, Any] | None = None,
+        source: str | None = None,
         **kwargs: Any,
     ) -> str:
-        """Load an adapter from a folder, an archive or the Hugging Face Hub.
+        """Load an adapter from a folder, an archive or the hub in use (`adapters.hub.use`).
 
         If the model has an adapter of this name and config, its weights are replaced.
 
         Args:
-            adapter_name_or_path: A folder or archive, a URL of an archive, or a repository such as "org/name".
-            config: Not used any more: the stored config is.
+            adapter_name_or_path: A folder or archive, a URL of an archive, or a repository such as "org/name". Where
+                the hub has an index of tasks, also "@org/file", "task/subtask@org", "task/subtask" or "subtask".
+            config: The config, where the index has several adapters of this name; what is loaded has its stored one.
             version: Branch, tag or commit of the repository.
-            model_name: Not used any more.
+            model_name: The base model, where the index has several adapters of this name; by default this model's.
             load_as: Name in this model; by default the one it was saved with.
             custom_weights_loaders: Objects whose `load(folder, load_as=name, loading_info=...)` is called too.
             leave_out: Layers whose part of the adapter is not loaded.
@@ -104,16 +105,19 @@ class CheckpointVerbs:
             num_labels: Labels, a count, of a plain class's head that becomes a flexible one; by default as stored.
             strict: Refuse files with missing or unexpected tensors; otherwise they are only logged.
             loading_info: Receives `missing_keys` and `unexpected_keys`.
+            source: Look only there: "local", a folder or archive; "hf", a repository; "ah", the hub's index. None: in
+                this order.
             kwargs: Arguments of the download: `cache_dir`, `force_download`, `token`, `revision`, `subfolder`, ...
         Returns:
             The adapter's name in this model.
         Raises:
-            CheckpointNotFound: there is nothing to load (an OSError).
-            CheckpointError: tensors are missing, unexpected or of another shape. The model is as it was.
+            CheckpointNotFound: there is nothing to load, or several adapters have this name (an OSError).
+            CheckpointError: tensors are missing, unexpected or of another shape, or what was downloaded is not what the
+                hub has on record. The model is as it was.
         """
-        if config is not None or model_name is not None:
-            logger.warning("load_adapter: config and model_name are not used any more. Leave them out.")
-        folder = locate(adapter_name_or_path, ADAPTER, version, **kwargs)
+        choice = {"source": source, "model_name": model_name, "config": config, "use_safetensors": use_safetensors}
+        base_model = self.config.name_or_path  # type: ignore[attr-defined]
+        folder = locate(adapter_name_or_path, ADAPTER, version, base_model=base_model, **choice, **kwargs)
         known = set(self._engine.parts)
         name = adapter_files.load_adapter(self, folder, load_as, leave_out, use_safetensors, strict, loading_info)
         try:
@@ -248,7 +252,7 @@ class CheckpointVerbs:
             CheckpointNotFound: there is nothing to load (an OSError).
             CheckpointError: tensors are missing, unexpected or of another shape. The model is as it was.
         """
-        folder = locate(adapter_fusion_name_or_path, FUSION, **kwargs)
+        folder = locate(adapter_fusion_name_or_path, FUSION, use_safetensors=use_safetensors, **kwargs)
         known = set(self._engine.fusions)
         name = fusion_files.load_fusion(self, folder, load_as, use_safetensors, strict, loading_info)
         try:
@@ -327,11 +331,100 @@ class CheckpointVerbs:
             CheckpointNotFound: a part of it is not there (an OSError).
             CheckpointError: a part of it does not fit. What was added is removed again.
         """
-        folder = locate(adapter_setup_name_or_path, SETUP_FILE, version, **kwargs)
+        folder = locate(adapter_setup_name_or_path, SETUP_FILE, version, use_safetensors=use_safetensors, **kwargs)
         options = {"use_safetensors": use_safetensors, "strict": strict}
         if custom_weights_loaders:
             options["custom_weights_loaders"] = custom_weights_loaders  # type: ignore[assignment]
         return setup_files.load_setup(self, folder, set_active, **options)
+
+    # -------------------------------------------------------------------------------------------------- hubs
+
+    def push_adapter_to_hub(
+        self,
+        repo_id: str,
+        adapter_name: str,
+        datasets_tag: str | Sequence[str] | None = None,
+        local_path: PathLike | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        overwrite_adapter_card: bool = False,
+        create_pr: bool = False,
+        revision: str | None = None,
+        commit_description: str | None = None,
+        adapter_card_kwargs: Mapping[str, Any] | None = None,
+        use_safetensors: bool = True,
+        with_head: bool = True,
+    ) -> CommitInfo:
+        """Upload an adapter to the hub in use (`adapters.hub.use`), with a page that describes it.
+
+        Args:
+            repo_id: Repository "org/name"; it is made if need be.
+            adapter_name: The adapter.
+            datasets_tag: Id of the data set, or ids of the data sets, that it was trained on.
+            local_path: Folder to leave a copy of the files in. If it holds a README.md, that is the page.
+            commit_message: Title of the commit.
+            private: Whether a new repository is private; by default as its owner has set.
+            token: Token of the hub; by default HF_TOKEN.
+            overwrite_adapter_card: Replace a page that is there.
+            create_pr: Propose the change as a pull request.
+            revision: Branch to upload to; it is made if need be.
+            commit_description: Text of the commit.
+            adapter_card_kwargs: What the page says besides what the files tell: `task` ("task/subtask"), `language`,
+                `license`, `metrics`, `tags`, `datasets`, `description`, `architecture_training`, `results` (text, or
+                dicts with "dataset", "metric" and "value"), `citation`.
+            use_safetensors: Upload safetensors; pickle files are what hubs may refuse.
+            with_head: Upload the prediction head of the same name too, or the head of a plain class.
+        Returns:
+            What was committed; `pr_url` of it is the pull request.
+        Raises:
+            AdapterNameError: there is no such adapter, or no repository can be called so.
+            ConfigError: `adapter_card_kwargs` has an unknown entry.
+            HubError: the hub could not be reached, or refused (an OSError).
+        """
+        told = upload.told(adapter_card_kwargs, datasets_tag)
+        message = commit_message or f"Upload adapter {adapter_name}"
+        commit = (private, token, overwrite_adapter_card, create_pr, revision, commit_description)
+        to = upload.Destination(repo_id, message, local_path, *commit)
+        return upload.push_adapter(self, adapter_name, to, told, use_safetensors, with_head)
+
+    def push_adapter_setup_to_hub(
+        self,
+        repo_id: str,
+        adapter_setup: Any,
+        head_setup: Any = None,
+        datasets_tag: str | Sequence[str] | None = None,
+        local_path: PathLike | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        overwrite_adapter_card: bool = False,
+        create_pr: bool = False,
+        revision: str | None = None,
+        commit_description: str | None = None,
+        adapter_card_kwargs: Mapping[str, Any] | None = None,
+        use_safetensors: bool = True,
+    ) -> CommitInfo:
+        """Upload a composition with all adapters, fusions and heads in it to the hub in use.
+
+        Args:
+            adapter_setup: A block, or an adapter's name.
+            head_setup: Heads to upload, as for `save_adapter_setup`.
+            repo_id, datasets_tag, local_path, commit_message, private, token: As for `push_adapter_to_hub`.
+            overwrite_adapter_card, create_pr, revision, commit_description: As for `push_adapter_to_hub`.
+            adapter_card_kwargs, use_safetensors: As for `push_adapter_to_hub`.
+        Returns:
+            What was committed.
+        Raises:
+            AdapterNameError: a part of it does not exist, or no repository can be called so.
+            ConfigError: `adapter_card_kwargs` has an unknown entry.
+            HubError: the hub could not be reached, or refused (an OSError).
+        """
+        told = upload.told(adapter_card_kwargs, datasets_tag)
+        message = commit_message or f"Upload adapter set-up {adapter_setup}"
+        commit = (private, token, overwrite_adapter_card, create_pr, revision, commit_description)
+        to = upload.Destination(repo_id, message, local_path, *commit)
+        return upload.push_setup(self, adapter_setup, head_setup, to, told, use_safetensors)
 
     # ------------------------------------------------------------------------------------------------- heads
 
@@ -375,7 +468,7 @@ class CheckpointVerbs:
             HeadError: this model cannot have the head.
             CheckpointError: tensors are missing, unexpected or of another shape. The model is as it was.
         """
-        folder = locate(save_directory, HEAD, **kwargs)
+        folder = locate(save_directory, HEAD, use_safetensors=use_safetensors, **kwargs)
         options = (id2label, num_labels, use_safetensors, set_active, strict, loading_info)
         return head_files.load_head(self, folder, load_as, *options)
 

@@ -1,0 +1,212 @@
+"""Put adapters on a hub: save, describe, and upload in one commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+
+from adapters._version import __version__
+from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, INTERFACE_FILE, SETUP_FILE, make_folder, read_json
+from adapters.errors import AdapterNameError, ConfigError, choices
+from adapters.hub import session
+from adapters.hub.card import CardInfo, render
+from adapters.hub.names import is_repo_id
+from adapters.methods.presets import ADAPTER_CONFIG_MAP
+
+CARD = "README.md"
+PARTS = {name for layout in (ADAPTER, HEAD) for name in (layout.config, *layout.weights)}
+OURS = PARTS | {FUSION.config, *FUSION.weights, SETUP_FILE, INTERFACE_FILE}
+"""Files that a push writes, and deletes where it does not write them any more."""
+
+LISTS = ("datasets", "language", "metrics", "tags")
+TOLD = (*LISTS, "task", "license", "description", "architecture_training", "results", "citation")
+"""What only the person who pushes knows about an adapter: the keys of `adapter_card_kwargs`."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a push goes, and as what. The verbs `push_adapter_to_hub` of the model say what the fields mean."""
+
+    repo_id: str
+    commit_message: str
+    local_path: str | os.PathLike[str] | None = None
+    private: bool | None = None
+    token: str | bool | None = None
+    overwrite_card: bool = False
+    create_pr: bool = False
+    revision: str | None = None
+    commit_description: str | None = None
+
+    def __post_init__(self) -> None:
+        if not is_repo_id(self.repo_id):
+            raise AdapterNameError(
+                f"{self.repo_id!r} cannot be the id of a repository. Write it as 'org/name', of letters, digits, '-', "
+                "'_' and '.'."
+            )
+
+
+def push_adapter(
+    model: Any,
+    name: str,
+    to: Destination,
+    told: Mapping[str, Any],
+    use_safetensors: bool = True,
+    with_head: bool = True,
+) -> CommitInfo:
+    """Upload an adapter, with its head if it has one.
+
+    Args:
+        model: The model.
+        name: The adapter.
+        to: Where to.
+        told: What `told` returned.
+        use_safetensors: Upload safetensors, or else pickle files, which hubs may refuse.
+        with_head: Upload the head too.
+    Raises:
+        HubError: the hub could not be reached, or refused.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model.save_adapter(folder, name, use_safetensors=use_safetensors, with_head=with_head)
+        head = folder / HEAD.config
+        config = read_json(folder / ADAPTER.config)["config"]
+        info = CardInfo(
+            name=name,
+            method=_method(config),
+            config=config,
+            head=read_json(head) if head.is_file() else None,
+            parameters={row["name"]: row["#param"] for row in model.adapter_summary(as_dict=True)}[name],
+            **_about(model, to, told),
+        )
+        return _upload(info, folder, to, PARTS.__contains__)
+
+
+def push_setup(
+    model: Any, setup: Any, heads: Any, to: Destination, told: Mapping[str, Any], use_safetensors: bool = True
+) -> CommitInfo:
+    """Upload a composition with its adapters, fusions and heads.
+
+    Args:
+        model: The model.
+        setup: A block, or an adapter's name.
+        heads: Heads to upload, as `save_adapter_setup` takes them.
+        to: Where to.
+        told: What `told` returned.
+        use_safetensors: Upload safetensors, or else pickle files, which hubs may refuse.
+    Raises:
+        HubError: the hub could not be reached, or refused.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model.save_adapter_setup(folder, setup, heads, use_safetensors=use_safetensors)
+        info = CardInfo(name=str(setup), is_setup=True, **_about(model, to, told))
+        return _upload(info, folder, to, lambda path: path.count("/") <= 1 and path.rpartition("/")[2] in OURS)
+
+
+def told(given: Mapping[str, Any] | None, datasets: str | Sequence[str] | None = None) -> dict[str, Any]:
+    """What a person tells about an adapter, checked, with a list where a card has a list.
+
+    Args:
+        given: Entries for the card; `TOLD` are the possible ones.
+        datasets: Data sets it was trained on.
+    Raises:
+        ConfigError: an entry is not known, or of another form.
+    """
+    entries = {**({"datasets": datasets} if datasets else {}), **(given or {})}
+    for key in entries:
+        if key not in TOLD:
+            raise ConfigError(f"A card has no entry {key!r}. {choices(key, TOLD)}")
+    for key in LISTS:
+        if isinstance(entries.get(key), str):
+            entries[key] = [entries[key]]
+    results = entries.get("results")
+    if results is not None and not isinstance(results, str):
+        for result in results:
+            if not isinstance(result, Mapping) or not {"dataset", "metric", "value"} <= result.keys():
+                raise ConfigError(
+                    f"A result for the card is {result!r}. Give text, or a list of dicts with 'dataset', 'metric', "
+                    "'value' and, if you like, 'name', 'config', 'split' and 'task'."
+                )
+    return {key: value for key, value in entries.items() if value is not None}
+
+
+def _about(model: Any, to: Destination, told: Mapping[str, Any]) -> dict[str, Any]:
+    name = str(getattr(model.config, "name_or_path", ""))
+    return {
+        "repo_id": to.repo_id,
+        "model_name": name if is_repo_id(name) and not os.path.exists(name) else None,
+        "model_type": model.config.model_type,
+        "model_class": type(model).__name__,
+        "versions": {
+            "adapters": __version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__.partition("+")[0],
+        },
+        "endpoint": None if session.is_public() else session.endpoint(),
+        **told,
+    }
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    for name, known in ADAPTER_CONFIG_MAP.items():
+        if json.loads(json.dumps(known.to_dict())) == config:
+            return name
+    return config.get("architecture") or "bottleneck"
+
+
+def _upload(info: CardInfo, folder: Path, to: Destination, owned: Callable[[str], bool]) -> CommitInfo:
+    """Commit the files of `folder` and a card; files that are `owned` and not written any more are deleted."""
+    api = session.api(to.token)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    with session.explained(f"Pushing to {to.repo_id}"), session.plain_uploads():
+        present = _prepare(api, to)
+        card = _card(info, to, CARD in present)
+        if to.local_path is not None:
+            shutil.copytree(folder, make_folder(to.local_path), dirs_exist_ok=True)
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(path, file) for path, file in files.items()
+        ]
+        if card is not None:
+            operations.append(CommitOperationAdd(CARD, card.encode()))
+        stale = [path for path in present if owned(path) and path not in files]
+        operations += [CommitOperationDelete(path) for path in stale]
+        return api.create_commit(
+            to.repo_id,
+            operations,
+            commit_message=to.commit_message,
+            commit_description=to.commit_description,
+            revision=to.revision,
+            create_pr=to.create_pr,
+        )
+
+
+def _prepare(api: HfApi, to: Destination) -> list[str]:
+    """Make the repository and the branch if need be; the files that are there."""
+    api.create_repo(to.repo_id, private=to.private, exist_ok=True)
+    if to.revision is not None and not to.revision.startswith("refs/"):
+        api.create_branch(to.repo_id, branch=to.revision, exist_ok=True)
+    return api.list_repo_files(to.repo_id, revision=to.revision)
+
+
+def _card(info: CardInfo, to: Destination, exists: bool) -> str | None:
+    """The card to upload: the one in `local_path`, else a new one; None where the hub keeps the one it has."""
+    local = Path(to.local_path, CARD) if to.local_path is not None else None
+    if local is not None and local.is_file() and not to.overwrite_card:
+        return local.read_text(encoding="utf-8")
+    if exists and not to.overwrite_card:
+        return None
+    card = render(info)
+    if local is not None:
+        make_folder(local.parent)
+        local.write_text(card, encoding="utf-8")
+    return card
