@@ -87,14 +87,20 @@ def sniff(name: str, head: bytes, *, tail: bytes = b"", size: int | None = None)
         size: bytes of the whole file, where `head` is not all of it.
     """
     size = len(head) if size is None else size
-    reason = refused_name(name) or _refused_bytes(head, tail or head[-TAIL:], size) or _misnamed(name, head, size)
+    if refused := refused_name(name):
+        return refused
+    reason = _refused_bytes(head, tail or head[-TAIL:], size) or _misnamed(name, head, size)
     return f"{repr(name) if name else 'This file'} {reason}. {_ADVICE}" if reason else None
 
 
 def refused_name(name: str) -> str | None:
-    """Why no file may have this name, as the end of a sentence that begins with it."""
+    """Why no file may have this name, in a sentence for its author; None where one may."""
     ending = PurePosixPath(name.lower()).suffix
-    return _REFUSED_ENDINGS.get(ending) and f"ends with {ending!r}: such a file {_REFUSED_ENDINGS[ending]}"
+    return (
+        f"{name!r} is refused: such a file {_REFUSED_ENDINGS[ending]}. {_ADVICE}"
+        if ending in _REFUSED_ENDINGS
+        else None
+    )
 
 
 def kind(head: bytes, size: int) -> str | None:

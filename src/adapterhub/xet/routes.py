@@ -1,0 +1,158 @@
+"""The addresses that a client with `hf_xet` calls to upload, and the token it calls them with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from ..accounts import Principal
+from ..db.schema import now
+from ..errors import BadRequest, Forbidden, HubError, NotFound, TooLarge, Unauthorized
+from ..http import hub_of
+from ..hub import Hub
+from ..repos import repos
+from ..repos.repos import Repo
+from . import ingest
+from .codec import ShardFile
+
+__all__ = ["router", "token_answer"]
+
+router = APIRouter(prefix="/xet/{scope}", include_in_schema=False)
+
+_LIFETIME = 3600  # seconds; the client asks for a new token in time
+_MAX_SHARD = 64 << 20
+_PROGRESS_EVERY = 10  # seconds
+_TOKEN = re.compile(r"xet_([0-9]{1,18})_([0-9]{1,18})_([0-9]{1,12})_([0-9a-f]{64})")
+_log = logging.getLogger(__name__)
+
+
+class Upload(NamedTuple):
+    """What a token allows: uploads of a user to a repository."""
+
+    user_id: int
+    repo_id: int
+
+
+# ---- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def token_answer(hub: Hub, principal: Principal, repo: Repo) -> JSONResponse:
+    """What `GET /api/models/{repo}/xet-write-token/{revision}` answers to someone who may write there."""
+    user_id = principal.require_user()
+    expires, signature = hub.signer.sign("xet", user_id, repo.id, lifetime=_LIFETIME)
+    token = f"xet_{user_id}_{repo.id}_{expires}_{signature}"
+    address = hub.url(f"xet/{ingest.scope_of(user_id, now())}")
+    headers = {
+        "X-Xet-Cas-Url": address,
+        "X-Xet-Access-Token": token,
+        "X-Xet-Token-Expiration": str(expires),
+        "Cache-Control": "no-store",
+    }
+    return JSONResponse({"casUrl": address, "exp": expires, "accessToken": token}, headers=headers)
+
+
+def _upload_of(request: Request) -> Upload:
+    """The upload that a request belongs to.
+
+    Raises:
+        Unauthorized: its token is missing, forged or too old, or of another scope.
+    """
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    match = _TOKEN.fullmatch(token.strip())
+    if scheme.lower() != "bearer" or match is None:
+        raise Unauthorized("This address needs the token that the hub gave for the upload.")
+    upload, expires, signature = Upload(int(match[1]), int(match[2])), int(match[3]), match[4]
+    try:
+        hub_of(request).signer.verify(expires, signature, "xet", *upload)
+    except Forbidden as error:
+        raise Unauthorized(error.message) from error
+    if not ingest.accepts_scope(request.path_params["scope"], upload.user_id, now()):
+        raise Unauthorized("This address is of another user or too old. Start the upload again.")
+    return upload
+
+
+# ---- routes ---------------------------------------------------------------------------------------------------------
+
+
+@router.post("/v1/xorbs/default/{name}")
+async def post_xorb(request: Request) -> Response:
+    """Takes in a xorb."""
+    _upload_of(request)
+    scope, name = request.path_params["scope"], request.path_params["name"]
+    return JSONResponse({"was_inserted": await ingest.store_xorb(hub_of(request), scope, name, request.stream())})
+
+
+@router.post("/v1/shards")
+async def post_shard(request: Request) -> Response:
+    """Takes in a shard; its files are stored when the answer comes."""
+    hub, upload, files = await _read_shard(request)
+    await ingest.commit_shard(hub, upload.repo_id, request.path_params["scope"], files)
+    return JSONResponse({"result": 1})
+
+
+@router.post("/v2/shards")
+async def post_shard_v2(request: Request) -> Response:
+    """The same; the answer begins at once, and its last line tells how it ended."""
+    hub, upload, files = await _read_shard(request)
+    lines = _progress(hub, upload, request.path_params["scope"], files)
+    return StreamingResponse(lines, media_type="application/x-ndjson")
+
+
+@router.get("/v1/chunks/{prefix}/{name}")
+@router.post("/v1/xorb-grants/{prefix}/{name}")
+async def not_offered(request: Request) -> Response:
+    """Deduplication over all users would tell what others have: the client sends its chunks instead."""
+    _upload_of(request)
+    raise NotFound("This hub does not offer this. Send the chunks.")
+
+
+@router.post("/v1/telemetry")
+async def telemetry(request: Request) -> Response:
+    """Nothing is kept."""
+    return Response()
+
+
+async def _read_shard(request: Request) -> tuple[Hub, Upload, list[ShardFile]]:
+    hub, upload = hub_of(request), _upload_of(request)
+    async with hub.db.read() as conn:
+        await repos.by_id(conn, upload.repo_id)
+    body = bytearray()
+    async for data in request.stream():
+        body += data
+        if len(body) > _MAX_SHARD:
+            raise TooLarge(f"A shard may have {_MAX_SHARD} bytes; this one has more.")
+    files = await asyncio.to_thread(ingest.read_files, hub, request.path_params["scope"], body)
+    if not files:
+        raise BadRequest("The shard describes no file.")
+    return hub, upload, files
+
+
+async def _progress(hub: Hub, upload: Upload, scope: str, files: list[ShardFile]) -> AsyncIterator[str]:
+    """Lines of JSON: that it goes on, now and then, and at last the result or the error."""
+    work = asyncio.ensure_future(ingest.commit_shard(hub, upload.repo_id, scope, files))
+    try:
+        while not work.done():
+            yield _line({"type": "committing", "stage": "syncing"})
+            await asyncio.wait([work], timeout=_PROGRESS_EVERY)
+        work.result()
+    except HubError as error:
+        yield _line({"type": "error", "message": error.message, "retryable": error.status >= 500})
+    except Exception:
+        _log.exception("A shard could not be stored")
+        yield _line({"type": "error", "message": "The hub made a mistake. It is in its log.", "retryable": False})
+    else:
+        yield _line({"type": "result"})
+    finally:
+        work.cancel()
+
+
+def _line(value: object) -> str:
+    return json.dumps(value) + "\n"
