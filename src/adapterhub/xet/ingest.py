@@ -35,7 +35,7 @@ from .codec import MalformedXet, Node, ShardFile
 if TYPE_CHECKING:
     from ..hub import Hub
 
-__all__ = ["accepts_scope", "commit_shard", "read_files", "scope_of", "store_xorb", "sweep"]
+__all__ = ["accepts_scope", "commit_shard", "scope_of", "store_xorb", "sweep"]
 
 KEPT = timedelta(days=15)  # a scope is in use for two weeks
 _BATCH = 2 << 20  # bytes decoded by one call to a thread
@@ -168,15 +168,31 @@ async def _check_room(hub: Hub, scope: str) -> None:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def read_files(hub: Hub, scope: str, shard: bytes | bytearray) -> list[ShardFile]:
-    """The files of a shard, after all that can be checked without reading their bytes.
+async def commit_shard(hub: Hub, repo_id: int, scope: str, shard: bytes | bytearray) -> list[Blob]:
+    """Makes the files of a shard part of the hub.
 
     Raises:
         BadRequest: it is malformed, needs a xorb that is not here, or its hashes do not fit the chunks.
+        Unprocessable: a file does not have the SHA-256 that the shard names, or its content is not allowed.
         TooLarge: its files are larger than the hub allows.
+        Forbidden: the namespace's quota is used up.
+        DiskFull, StorageUnavailable: they cannot be stored.
     """
+    files = await asyncio.to_thread(_read_files, hub, scope, shard)
+    return [
+        await ingest_bytes(
+            hub, _read_file(hub, scope, file), repo_id=repo_id, expect_sha256=file.sha256, expect_size=file.size
+        )
+        for file in files
+    ]
+
+
+def _read_files(hub: Hub, scope: str, shard: bytes | bytearray) -> list[ShardFile]:
+    """The files of a shard, after all that can be checked without reading their bytes."""
     with _as_bad_request(), _storage_errors():
         files = codec.read_shard(shard)
+        if not files:
+            raise MalformedXet("The shard describes no file.")
         if sum(file.size for file in files) > hub.settings.max_file:
             raise TooLarge(f"The files have more than {hub.settings.max_file} bytes, which is what this hub allows.")
         for file in files:
@@ -213,22 +229,6 @@ def _read_nodes(path: Path) -> list[Node]:
             f"The xorb {path.name} is not here. Delete the client's cache ~/.cache/huggingface/xet, or set "
             "HF_HUB_DISABLE_XET=1, and upload again."
         ) from None
-
-
-async def commit_shard(hub: Hub, repo_id: int, scope: str, files: list[ShardFile]) -> list[Blob]:
-    """Makes the files of a shard part of the hub.
-
-    Raises:
-        Unprocessable: a file does not have the SHA-256 that the shard names, or its content is not allowed.
-        Forbidden: the namespace's quota is used up.
-        DiskFull, StorageUnavailable: they cannot be stored.
-    """
-    return [
-        await ingest_bytes(
-            hub, _read_file(hub, scope, file), repo_id=repo_id, expect_sha256=file.sha256, expect_size=file.size
-        )
-        for file in files
-    ]
 
 
 async def _read_file(hub: Hub, scope: str, file: ShardFile) -> AsyncIterator[bytes]:

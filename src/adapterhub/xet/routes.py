@@ -6,8 +6,8 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -15,18 +15,18 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from ..accounts import Principal
 from ..db.schema import now
-from ..errors import BadRequest, Forbidden, HubError, NotFound, TooLarge, Unauthorized
+from ..errors import Forbidden, HubError, NotFound, TooLarge, Unauthorized
 from ..http import hub_of
 from ..hub import Hub
 from ..repos import repos
 from ..repos.repos import Repo
 from . import ingest
-from .codec import ShardFile
 
 __all__ = ["router", "token_answer"]
 
-router = APIRouter(prefix="/xet/{scope}", include_in_schema=False)
+router = APIRouter(include_in_schema=False)
 
+_BASE = "/xet/{scope}"
 _LIFETIME = 3600  # seconds; the client asks for a new token in time
 _MAX_SHARD = 64 << 20
 _PROGRESS_EVERY = 10  # seconds
@@ -82,7 +82,7 @@ def _upload_of(request: Request) -> Upload:
 # ---- routes ---------------------------------------------------------------------------------------------------------
 
 
-@router.post("/v1/xorbs/default/{name}")
+@router.post(_BASE + "/v1/xorbs/default/{name}")
 async def post_xorb(request: Request) -> Response:
     """Takes in a xorb."""
     _upload_of(request)
@@ -90,37 +90,41 @@ async def post_xorb(request: Request) -> Response:
     return JSONResponse({"was_inserted": await ingest.store_xorb(hub_of(request), scope, name, request.stream())})
 
 
-@router.post("/v1/shards")
+@router.post(_BASE + "/v1/shards")
 async def post_shard(request: Request) -> Response:
     """Takes in a shard; its files are stored when the answer comes."""
-    hub, upload, files = await _read_shard(request)
-    await ingest.commit_shard(hub, upload.repo_id, request.path_params["scope"], files)
+    hub, upload, shard = await _read_shard(request)
+    await ingest.commit_shard(hub, upload.repo_id, request.path_params["scope"], shard)
     return JSONResponse({"result": 1})
 
 
-@router.post("/v2/shards")
+@router.post(_BASE + "/v2/shards")
 async def post_shard_v2(request: Request) -> Response:
-    """The same; the answer begins at once, and its last line tells how it ended."""
-    hub, upload, files = await _read_shard(request)
-    lines = _progress(hub, upload, request.path_params["scope"], files)
+    """The same; the answer begins at once, and its last line tells how it ended.
+
+    So the client shows what is wrong with a file; of an answer 400, it would show the number alone.
+    """
+    hub, upload, shard = await _read_shard(request)
+    lines = _progress(ingest.commit_shard(hub, upload.repo_id, request.path_params["scope"], shard))
     return StreamingResponse(lines, media_type="application/x-ndjson")
 
 
-@router.get("/v1/chunks/{prefix}/{name}")
-@router.post("/v1/xorb-grants/{prefix}/{name}")
+@router.get(_BASE + "/v1/chunks/{prefix}/{name}")
+@router.post(_BASE + "/v1/xorb-grants/{prefix}/{name}")
 async def not_offered(request: Request) -> Response:
     """Deduplication over all users would tell what others have: the client sends its chunks instead."""
     _upload_of(request)
     raise NotFound("This hub does not offer this. Send the chunks.")
 
 
-@router.post("/v1/telemetry")
+@router.post(_BASE + "/v1/telemetry")
+@router.post("/v1/telemetry")  # hf_xet 1.8.0 leaves out the path of the address it was given
 async def telemetry(request: Request) -> Response:
     """Nothing is kept."""
     return Response()
 
 
-async def _read_shard(request: Request) -> tuple[Hub, Upload, list[ShardFile]]:
+async def _read_shard(request: Request) -> tuple[Hub, Upload, bytearray]:
     hub, upload = hub_of(request), _upload_of(request)
     async with hub.db.read() as conn:
         await repos.by_id(conn, upload.repo_id)
@@ -129,20 +133,17 @@ async def _read_shard(request: Request) -> tuple[Hub, Upload, list[ShardFile]]:
         body += data
         if len(body) > _MAX_SHARD:
             raise TooLarge(f"A shard may have {_MAX_SHARD} bytes; this one has more.")
-    files = await asyncio.to_thread(ingest.read_files, hub, request.path_params["scope"], body)
-    if not files:
-        raise BadRequest("The shard describes no file.")
-    return hub, upload, files
+    return hub, upload, body
 
 
-async def _progress(hub: Hub, upload: Upload, scope: str, files: list[ShardFile]) -> AsyncIterator[str]:
-    """Lines of JSON: that it goes on, now and then, and at last the result or the error."""
-    work = asyncio.ensure_future(ingest.commit_shard(hub, upload.repo_id, scope, files))
+async def _progress(work: Coroutine[Any, Any, object]) -> AsyncIterator[str]:
+    """Lines of JSON: that the work goes on, now and then, and at last the result or the error."""
+    task = asyncio.ensure_future(work)
     try:
-        while not work.done():
+        while not task.done():
             yield _line({"type": "committing", "stage": "syncing"})
-            await asyncio.wait([work], timeout=_PROGRESS_EVERY)
-        work.result()
+            await asyncio.wait([task], timeout=_PROGRESS_EVERY)
+        task.result()
     except HubError as error:
         yield _line({"type": "error", "message": error.message, "retryable": error.status >= 500})
     except Exception:
@@ -151,7 +152,7 @@ async def _progress(hub: Hub, upload: Upload, scope: str, files: list[ShardFile]
     else:
         yield _line({"type": "result"})
     finally:
-        work.cancel()
+        task.cancel()
 
 
 def _line(value: object) -> str:
