@@ -54,7 +54,8 @@ def create_app(settings: Settings, *, jobs: bool = True) -> ASGIApp:
         try:
             await prepare(hub)
             app.state.hub = hub
-            async with Jobs(hub, enabled=jobs):
+            async with Jobs(hub, enabled=jobs) as running:
+                app.state.downloads = running.downloads
                 yield
         finally:
             await hub.close()
