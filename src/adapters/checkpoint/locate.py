@@ -141,6 +141,10 @@ def _from_hub(
         found = resolve(name, _base_model(model_name), _config_name(config), revision, wanted.get("token"))
     except UnknownName as error:
         raise UnknownName(f"{missing or f'There is no folder {name!r}.'} {error}") from None
+    except CheckpointNotFound:
+        if isinstance(missing, NotCached):
+            raise missing from None
+        raise
     logger.info("%s is %s on %s.", name, found.id, session.endpoint())
     return fetch(found.id, found.revision, **wanted)
 
@@ -174,7 +178,7 @@ def wanted_files(
     here = [file for file in files if file.startswith(prefix)]
     folders = {""} | ({file[len(prefix) :].rpartition("/")[0] for file in here} if needs == SETUP_FILE else set())
     chosen = [f"{prefix}{SETUP_FILE}"] if needs == SETUP_FILE else []
-    for folder in sorted(folder for folder in folders if folder.count("/") == 0):
+    for folder in sorted(folder for folder in folders if "/" not in folder and folder != ".."):
         place = f"{prefix}{folder}/" if folder else prefix
         for layout in _layouts(needs):
             weights = layout.weights if use_safetensors else reversed(layout.weights)
