@@ -124,6 +124,7 @@ repo = sa.Table(
     sa.Column("namespace", sa.String(96), nullable=False),
     sa.Column("name", sa.String(96), nullable=False),
     sa.Column("key", sa.String(200), nullable=False, unique=True),  # "namespace/name" in lower case
+    sa.Column("name_key", sa.String(96), nullable=False, index=True),  # names.key(name)
     sa.Column("private", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("default_branch", sa.String(200), nullable=False, server_default="main"),
     sa.Column("bytes", sa.BigInteger, nullable=False, server_default="0"),  # of all blobs that its commits name

@@ -123,6 +123,7 @@ async def create(hub: Hub, principal: Principal, full_name: str, *, private: boo
         full_name = f"{owner['name']}/{name}"
         await _check_free(hub, conn, full_name, owner["id"], principal)
         values = {"uid": secrets.token_hex(12), "owner_id": owner["id"], "namespace": owner["name"], "name": name}
+        values["name_key"] = names.key(name)
         repo_id = await insert(conn, schema.repo, **values, key=full_name.lower(), private=private)
         repo = await by_id(conn, repo_id)
         await conn.execute(sa.delete(schema.redirect).where(schema.redirect.c.key == full_name.lower()))
@@ -184,6 +185,7 @@ async def move(hub: Hub, principal: Principal, old: str, new: str) -> Repo:
             await conn.execute(sa.delete(schema.redirect).where(schema.redirect.c.key.in_((old_key, new_key))))
             await conn.execute(sa.insert(schema.redirect).values(key=old_key, repo_id=repo.id))
         values = {"namespace": owner["name"], "name": name, "owner_id": owner["id"], "key": new_key}
+        values["name_key"] = names.key(name)
         await conn.execute(sa.update(schema.repo).where(schema.repo.c.id == repo.id).values(**values))
         await accounts.log(conn, principal, "repo.move", repo.full_name, to=full_name)
         return await by_id(conn, repo.id)

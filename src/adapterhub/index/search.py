@@ -1,0 +1,308 @@
+"""Finding adapters: filters, facets, full text, pages; and the tree of tasks and languages.
+
+Full text is kept by the database: an FTS5 table of trigrams in SQLite, a trigram index in PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ..accounts import Principal
+from ..db import schema
+from ..errors import BadRequest
+
+__all__ = ["FACETS", "SORTS", "Page", "Query", "matches", "prepare", "put", "query", "remove", "tree", "visible_to"]
+
+FACETS = (
+    "type",
+    "task",
+    "subtask",
+    "base_model",
+    "model_type",
+    "method",
+    "config_name",
+    "library",
+    "head_type",
+    "license",
+)
+SORTS = ("downloads", "updated", "created", "parameters")
+_FACET_VALUES = 60
+_CACHE_SECONDS = 15.0
+
+_adapter = schema.adapter.c
+_fts = sa.table("adapter_fts", sa.column("rowid"), sa.column("text"), sa.column("adapter_fts"))
+
+
+# ---- full text ------------------------------------------------------------------------------------------------------
+
+
+async def prepare(conn: AsyncConnection) -> None:
+    """Makes what full-text search needs and migrations do not know: it depends on the kind of database."""
+    if conn.dialect.name == "sqlite":
+        await conn.exec_driver_sql(
+            "CREATE VIRTUAL TABLE IF NOT EXISTS adapter_fts USING fts5(text, tokenize='trigram', detail='none')"
+        )
+        return
+    try:
+        async with conn.begin_nested():
+            await conn.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS pg_trgm")
+            await conn.exec_driver_sql(
+                "CREATE INDEX IF NOT EXISTS ix_adapter_search ON adapter USING gin (search gin_trgm_ops)"
+            )
+    except DBAPIError:
+        pass  # Without the right to add extensions, search reads every row: slower, but right.
+
+
+async def put(conn: AsyncConnection, repo_id: int, text: str) -> None:
+    """Makes a text the one that is found for a repository."""
+    if conn.dialect.name == "sqlite":
+        await conn.execute(sa.insert(_fts).values(rowid=repo_id, text=text))
+
+
+async def remove(conn: AsyncConnection, repo_id: int) -> None:
+    """Forgets the text of a repository."""
+    if conn.dialect.name == "sqlite":
+        await conn.execute(sa.delete(_fts).where(_fts.c.rowid == repo_id))
+
+
+def matches(conn: AsyncConnection, words: str) -> sa.ColumnElement[bool]:
+    """Whether the text of `adapter.repo_id` holds every word."""
+    found: list[sa.ColumnElement[bool]] = []
+    for word in words.lower().split()[:12]:
+        if conn.dialect.name == "sqlite" and len(word) >= 3:
+            # Without positions, a longer word is found by its trigrams; LIKE then looks at the few that are left.
+            grams = " AND ".join(f'"{_quoted(word[i : i + 3])}"' for i in range(len(word) - 2))
+            ids = sa.select(_fts.c.rowid).where(
+                sa.text("adapter_fts MATCH :grams").bindparams(sa.bindparam("grams", grams, unique=True))
+            )
+            found.append(_adapter.repo_id.in_(ids))
+        found.append(_adapter.search.contains(word, autoescape=True))
+    return sa.and_(sa.true(), *found)
+
+
+def _quoted(text: str) -> str:
+    return text.replace('"', '""')
+
+
+# ---- lists ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is looked for. Filters left at None let everything pass.
+
+    Attributes:
+        q: words that must all be found, in names, titles, tags and the like.
+        language: code of a language among the card's.
+        head: whether it has a prediction head.
+        parameters_max: largest number of parameters.
+        ok: only adapters without failing checks.
+        sort: one of `SORTS`, the largest or newest first, but the smallest first for `parameters`.
+        cursor: of the page before.
+    """
+
+    q: str | None = None
+    type: str | None = None
+    task: str | None = None
+    subtask: str | None = None
+    base_model: str | None = None
+    model_type: str | None = None
+    method: str | None = None
+    config_name: str | None = None
+    library: str | None = None
+    head_type: str | None = None
+    license: str | None = None
+    namespace: str | None = None
+    language: str | None = None
+    head: bool | None = None
+    reduction_factor_min: float | None = None
+    reduction_factor_max: float | None = None
+    rank_min: int | None = None
+    rank_max: int | None = None
+    parameters_max: int | None = None
+    ok: bool = False
+    sort: str = "downloads"
+    cursor: str | None = None
+    limit: int = 30
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of adapters.
+
+    Attributes:
+        rows: columns of `adapter`, with `namespace`, `name`, `full_name`, `private`, `likes` and `created` of `repo`.
+        total: how many there are on all pages.
+        facets: facet to `[(value, count), …]`; each is counted as if its own filter were not set.
+        cursor: for the next page; None on the last one.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    total: int
+    facets: Mapping[str, Sequence[tuple[str, int]]] = field(default_factory=dict)
+    cursor: str | None = None
+
+
+def visible_to(principal: Principal) -> sa.ColumnElement[bool]:
+    """Whether a row of `adapter` may be listed: it is public, or in a namespace of the caller's; and not yanked."""
+    own = [name for name in principal.namespaces if principal.may_read(name, name)]
+    if not own:
+        return _adapter.visible
+    mine = sa.select(schema.repo.c.id).where(schema.repo.c.namespace.in_(own), schema.repo.c.yanked.is_(None))
+    return sa.or_(_adapter.visible, _adapter.repo_id.in_(mine))
+
+
+async def query(conn: AsyncConnection, asked: Query, principal: Principal, *, facets: bool = True) -> Page:
+    """A page of adapters that the caller may see.
+
+    Raises:
+        BadRequest: the sort or the cursor is not one of ours.
+    """
+    if asked.sort not in SORTS:
+        raise BadRequest(f"sort={asked.sort!r} is not one of {', '.join(SORTS)}.")
+    limit = min(max(asked.limit, 1), 100)
+    filters = _filters(conn, asked)
+    where = [_adapter.library != "other", visible_to(principal), *filters.values()]
+    key = {"created": schema.repo.c.created}.get(asked.sort)
+    key = _adapter[asked.sort] if key is None else key
+    columns = [column for column in schema.adapter.c if column.name not in ("search", "card")]
+    extra = [schema.repo.c[name] for name in ("namespace", "name", "private", "likes", "created")]
+    statement = sa.select(*columns, *extra).join(schema.repo, schema.repo.c.id == _adapter.repo_id).where(*where)
+    if asked.sort == "parameters":
+        key = sa.func.coalesce(key, 2**62)
+    start = _decode(asked.cursor) if asked.cursor else 0
+    order = (key.asc(), _adapter.repo_id.asc()) if asked.sort == "parameters" else (key.desc(), _adapter.repo_id.desc())
+    rows = [
+        {**row, "full_name": f"{row['namespace']}/{row['name']}"}
+        for row in (await conn.execute(statement.order_by(*order).limit(limit + 1).offset(start))).mappings()
+    ]
+    total, counted = await _count(conn, where, filters, principal, asked, facets)
+    following = _encode(start + limit) if len(rows) > limit else None
+    return Page(rows[:limit], total, counted, following)
+
+
+def _filters(conn: AsyncConnection, asked: Query) -> dict[str, sa.ColumnElement[bool]]:
+    """Name of a filter to its condition."""
+    given = {item.name: getattr(asked, item.name) for item in fields(asked) if getattr(asked, item.name) is not None}
+    found = {name: _adapter[name] == given[name] for name in FACETS if given.get(name)}
+    for name in ("reduction_factor", "rank", "parameters"):
+        if f"{name}_min" in given:
+            found[f"{name}_min"] = _adapter[name] >= given[f"{name}_min"]
+        if f"{name}_max" in given:
+            found[f"{name}_max"] = _adapter[name] <= given[f"{name}_max"]
+    if asked.head is not None:
+        found["head"] = _adapter.head_type.is_not(None) if asked.head else _adapter.head_type.is_(None)
+    if asked.language:
+        tagged = sa.select(schema.adapter_tag.c.repo_id).where(schema.adapter_tag.c.tag == asked.language)
+        found["language"] = _adapter.repo_id.in_(tagged)
+    if asked.namespace:
+        owned = sa.select(schema.repo.c.id).where(sa.func.lower(schema.repo.c.namespace) == asked.namespace.lower())
+        found["namespace"] = _adapter.repo_id.in_(owned)
+    if asked.ok:
+        found["ok"] = _adapter.errors == 0
+    if asked.q and asked.q.strip():
+        found["q"] = matches(conn, asked.q)
+    return found
+
+
+def _encode(offset: int) -> str:
+    return base64.urlsafe_b64encode(json.dumps([offset]).encode()).decode().rstrip("=")
+
+
+def _decode(cursor: str) -> int:
+    try:
+        (offset,) = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (ValueError, TypeError) as error:
+        raise BadRequest(f"cursor={cursor!r} is none of this hub. Begin at the first page.") from error
+    if not isinstance(offset, int) or not 0 <= offset < 2**31:
+        raise BadRequest(f"cursor={cursor!r} is none of this hub. Begin at the first page.")
+    return offset
+
+
+# ---- facets ---------------------------------------------------------------------------------------------------------
+
+_Counted = tuple[int, dict[str, list[tuple[str, int]]]]
+_cache: dict[Any, tuple[float, _Counted]] = {}
+
+
+async def _count(
+    conn: AsyncConnection,
+    where: Sequence[sa.ColumnElement[bool]],
+    filters: Mapping[str, sa.ColumnElement[bool]],
+    principal: Principal,
+    asked: Query,
+    facets: bool,
+) -> _Counted:
+    """The number of hits and of each facet's values; kept for some seconds, for pages are turned and reloaded."""
+    same = {
+        item.name: getattr(asked, item.name) for item in fields(asked) if item.name not in ("cursor", "limit", "sort")
+    }
+    key = (str(conn.engine.url), facets, tuple(sorted(principal.namespaces)), tuple(same.items()))
+    known = _cache.get(key)
+    if known and time.monotonic() - known[0] < _CACHE_SECONDS:
+        return known[1]
+    counted = await _count_now(conn, where, filters, facets)
+    if len(_cache) > 500:
+        _cache.clear()
+    _cache[key] = time.monotonic(), counted
+    return counted
+
+
+async def _count_now(
+    conn: AsyncConnection,
+    where: Sequence[sa.ColumnElement[bool]],
+    filters: Mapping[str, sa.ColumnElement[bool]],
+    facets: bool,
+) -> _Counted:
+    if not facets:
+        total = (await conn.execute(sa.select(sa.func.count()).select_from(schema.adapter).where(*where))).scalar_one()
+        return total, {}
+    free = [name for name in FACETS if name not in filters]
+    hits = sa.select(*(_adapter[name] for name in free)).where(*where).cte("hits").prefix_with("MATERIALIZED")
+    parts = [sa.select(sa.literal(""), sa.literal(None, sa.String), sa.func.count()).select_from(hits)]
+    parts += [
+        sa.select(sa.literal(name), hits.c[name], sa.func.count())
+        .where(hits.c[name].is_not(None))
+        .group_by(hits.c[name])
+        for name in free
+    ]
+    rows = list((await conn.execute(sa.union_all(*parts))).tuples())
+    fixed = where[:2]
+    for name in filters.keys() & set(FACETS):
+        others = [condition for other, condition in filters.items() if other != name]
+        counts = (
+            sa.select(sa.literal(name), _adapter[name], sa.func.count())
+            .where(*fixed, *others, _adapter[name].is_not(None))
+            .group_by(_adapter[name])
+        )
+        rows += (await conn.execute(counts)).tuples()
+    found: dict[str, list[tuple[str, int]]] = {name: [] for name in FACETS}
+    total = 0
+    for name, value, count in rows:
+        if name:
+            found[name].append((value, count))
+        else:
+            total = count
+    best = {
+        name: sorted(values, key=lambda item: (-item[1], item[0]))[:_FACET_VALUES] for name, values in found.items()
+    }
+    return total, best
+
+
+async def tree(conn: AsyncConnection) -> dict[str, dict[str, dict[str, int]]]:
+    """How many public adapters stand at each place: type -> task -> subtask (or "") -> count."""
+    place = (_adapter.type, _adapter.task, _adapter.subtask)
+    counts = sa.select(*place, sa.func.count()).where(_adapter.visible, _adapter.task.is_not(None)).group_by(*place)
+    found: dict[str, dict[str, dict[str, int]]] = {"text_task": {}, "text_lang": {}}
+    for kind, task, subtask, count in (await conn.execute(counts)).tuples():
+        found.setdefault(kind or "text_task", {}).setdefault(task, {})[subtask or ""] = count
+    return found

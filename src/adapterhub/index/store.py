@@ -1,0 +1,73 @@
+"""Records in the database: put there with each commit, and rebuilt as a whole on request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ..db import schema
+from . import search
+from .record import Record
+
+if TYPE_CHECKING:
+    from ..hub import Hub
+    from ..repos.commits import Commit
+    from ..repos.repos import Repo
+
+__all__ = ["put", "reindex", "remove"]
+
+_DERIVED = (schema.adapter_tag, schema.dependency, schema.evaluation, schema.adapter)
+
+
+async def put(conn: AsyncConnection, repo: Repo, commit: Commit, record: Record) -> None:
+    """Replaces what is known of a repository by the record of its newest commit."""
+    await remove(conn, repo.id)
+    yanked = (schema.yank.c.repo_id == repo.id, schema.yank.c.oid == commit.oid)
+    withdrawn = (await conn.execute(sa.select(schema.yank.c.oid).where(*yanked))).scalar() is not None
+    row = {
+        "repo_id": repo.id,
+        "oid": commit.oid,
+        "visible": not repo.private and repo.yanked is None and not withdrawn,
+        "updated": commit.date,
+        "downloads": repo.downloads,
+        **record.columns(),
+    }
+    row["search"] = f"{repo.full_name.lower()} {row['search']}"
+    await conn.execute(sa.insert(schema.adapter).values(**row))
+    many: list[tuple[sa.Table, list[dict[str, Any]]]] = [
+        (schema.adapter_tag, [{"tag": tag} for tag in record.tags]),
+        (schema.dependency, [{"target": target, "note": note} for target, note in record.dependencies.items()]),
+        (schema.evaluation, [{**item._asdict(), "source": "card"} for item in record.evaluations]),
+    ]
+    for table, rows in many:
+        if rows:
+            await conn.execute(sa.insert(table), [{"repo_id": repo.id, **row} for row in rows])
+    await search.put(conn, repo.id, row["search"])
+
+
+async def remove(conn: AsyncConnection, repo_id: int) -> None:
+    """Forgets what is known of a repository."""
+    await search.remove(conn, repo_id)
+    for table in _DERIVED:
+        await conn.execute(sa.delete(table).where(table.c.repo_id == repo_id))
+
+
+async def reindex(hub: Hub) -> int:
+    """Derives every repository's record anew from the head of its default branch; returns their number."""
+    from ..repos import commits, repos
+    from ..repos.files import RepoFiles
+    from .examine import examine
+
+    async with hub.db.read() as conn:
+        ids = (await conn.execute(sa.select(schema.repo.c.id).order_by(schema.repo.c.id))).scalars().all()
+    for repo_id in ids:
+        async with hub.db.read() as conn:
+            repo = await repos.by_id(conn, repo_id)
+            head = await commits.resolve(conn, repo, repo.default_branch)
+            manifest = await commits.manifest_of(conn, head.tree)
+        record = await examine(hub, repo, RepoFiles(hub, manifest))
+        async with hub.db.write() as conn:
+            await put(conn, repo, head, record)
+    return len(ids)
