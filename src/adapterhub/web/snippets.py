@@ -1,0 +1,138 @@
+"""How to load an adapter, as code to copy. Every name goes through `repr` or `shlex.quote`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+__all__ = ["Snippet", "snippets"]
+
+
+class Snippet(NamedTuple):
+    """Code of one tab.
+
+    Attributes:
+        id: for the address, such as `peft`.
+        label: of the tab.
+        language: for highlighting: `python` or `bash`.
+        code: what is copied.
+    """
+
+    id: str
+    label: str
+    language: str
+    code: str
+
+
+def snippets(info: Mapping[str, Any], *, endpoint: str, revision: str | None = None) -> list[Snippet]:
+    """The tabs of an adapter's page.
+
+    Args:
+        info: columns of `adapter` with `full_name` and, for curl, `weights`: the path of a file with weights.
+        endpoint: the hub's public address.
+        revision: a branch, tag or commit to pin; None for the newest commit of the default branch.
+    """
+    is_peft = info["library"] == "peft"
+    made = [_here(info, endpoint, revision)]
+    made += [_peft(info, endpoint, revision), _transformers(info, endpoint, revision)] if is_peft else []
+    made += [_upstream(info, endpoint, revision)] if info["library"] == "adapters" else []
+    return [*made, _command_line(info, endpoint, revision), _curl(info, endpoint, revision)]
+
+
+def _here(info: Mapping[str, Any], endpoint: str, revision: str | None) -> Snippet:
+    code = f"""\
+        import adapters
+        from adapters import AutoAdapterModel
+
+        adapters.hub.use({endpoint!r})
+        model = AutoAdapterModel.from_pretrained({_base(info)})
+        model.load_adapter({info["full_name"]!r}{_pinned("version", revision)}, set_active=True)"""
+    return Snippet("adapters", "AdapterHub", "python", _dedent(code))
+
+
+def _peft(info: Mapping[str, Any], endpoint: str, revision: str | None) -> Snippet:
+    code = f"""\
+        from huggingface_hub import snapshot_download
+        from peft import PeftModel
+        from transformers import {_auto_class(info)}
+
+        model = {_auto_class(info)}.from_pretrained({_base(info)})
+        model = PeftModel.from_pretrained(model, {_download(info, endpoint, revision)})"""
+    return Snippet("peft", "PEFT", "python", _dedent(code))
+
+
+def _transformers(info: Mapping[str, Any], endpoint: str, revision: str | None) -> Snippet:
+    code = f"""\
+        from huggingface_hub import snapshot_download
+        from transformers import {_auto_class(info)}
+
+        model = {_auto_class(info)}.from_pretrained({_base(info)})
+        model.load_adapter({_download(info, endpoint, revision)})"""
+    return Snippet("transformers", "Transformers", "python", _dedent(code))
+
+
+def _upstream(info: Mapping[str, Any], endpoint: str, revision: str | None) -> Snippet:
+    code = f"""\
+        from adapters import AutoAdapterModel
+        from huggingface_hub import snapshot_download
+
+        model = AutoAdapterModel.from_pretrained({_base(info)})
+        folder = {_download(info, endpoint, revision)}
+        model.load_adapter(folder, set_active=True)"""
+    return Snippet("upstream", "adapters 1.x", "python", _dedent(code))
+
+
+def _download(info: Mapping[str, Any], endpoint: str, revision: str | None) -> str:
+    """The adapter comes from this hub; the base model from wherever `HF_ENDPOINT` says."""
+    return f"snapshot_download({info['full_name']!r}{_pinned('revision', revision)}, endpoint={endpoint!r})"
+
+
+def _command_line(info: Mapping[str, Any], endpoint: str, revision: str | None) -> Snippet:
+    pinned = f" --revision {shlex.quote(revision)}" if revision else ""
+    code = f"export HF_ENDPOINT={shlex.quote(endpoint)}\nhf download {shlex.quote(info['full_name'])}{pinned}"
+    return Snippet("hf", "hf", "bash", code)
+
+
+def _curl(info: Mapping[str, Any], endpoint: str, revision: str | None) -> Snippet:
+    path = info.get("weights") or "adapter_config.json"
+    url = f"{endpoint}/{info['full_name']}/resolve/{quote(revision or 'main', safe='')}/{quote(path)}"
+    return Snippet("curl", "curl", "bash", f"curl -L -O {shlex.quote(url)}")
+
+
+def _base(info: Mapping[str, Any]) -> str:
+    return repr(info["base_model"]) if info.get("base_model") else '"<base model>"'
+
+
+def _pinned(option: str, revision: str | None) -> str:
+    return f", {option}={revision!r}" if revision else ""
+
+
+_AUTO_CLASSES = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "multiple-choice": "AutoModelForMultipleChoice",
+    "text-generation": "AutoModelForCausalLM",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+    "fill-mask": "AutoModelForMaskedLM",
+    "image-classification": "AutoModelForImageClassification",
+}
+_TASK_TYPES = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+}
+
+
+def _auto_class(info: Mapping[str, Any]) -> str:
+    """The class of the base model: by PEFT's task type, else by the card's pipeline."""
+    task_type = (info.get("config") or {}).get("task_type")
+    return _TASK_TYPES.get(str(task_type)) or _AUTO_CLASSES.get(str(info.get("pipeline_tag"))) or "AutoModel"
+
+
+def _dedent(code: str) -> str:
+    return "\n".join(line.removeprefix("        ") for line in code.splitlines())
