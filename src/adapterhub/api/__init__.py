@@ -1,0 +1,12 @@
+"""The hub's own API: adapters by what they are for. It is described in `/openapi.json`."""
+
+from fastapi import APIRouter
+
+from . import browse
+from .shared import ERRORS, PREFIX
+
+__all__ = ["router"]
+
+router = APIRouter(prefix=PREFIX, responses=ERRORS)
+for part in (browse,):
+    router.include_router(part.router)

@@ -1,0 +1,1 @@
+"""The old AdapterHub (2020 to 2024): its cards can be taken over, and its index is still served to its clients."""
