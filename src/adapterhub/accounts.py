@@ -318,7 +318,7 @@ async def principal(conn: AsyncConnection, account_id: int, *, role: str = "writ
         .where(schema.membership.c.user_id == account_id)
         .order_by(schema.account.c.name)
     )
-    namespaces = {row["name"]: "admin", **dict((await conn.execute(query)).tuples().all())}
+    namespaces = {row["name"]: "admin", **dict((await conn.execute(query)).all())}
     return Principal(account_id, row["name"], row["is_admin"], role, namespaces, **facts)
 
 

@@ -123,7 +123,7 @@ async def _drop_uses(hub: Hub, before: datetime) -> int:
     )
     by_repo: dict[int, list[str]] = defaultdict(list)
     async with hub.db.read() as conn:
-        for repo_id, sha256 in (await conn.execute(stale)):
+        for repo_id, sha256 in await conn.execute(stale):
             by_repo[repo_id].append(sha256)
     dropped = 0
     for repo_id, found in by_repo.items():

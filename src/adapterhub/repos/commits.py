@@ -335,7 +335,7 @@ async def usable(
         )
         .distinct()
     )
-    return {sha256: (oid, size) for sha256, oid, size in (await conn.execute(query)).tuples()}
+    return {sha256: (oid, size) for sha256, oid, size in (await conn.execute(query))}
 
 
 async def _open_pull(conn: AsyncConnection, principal: Principal, repo: Repo, base: str, made: _Made) -> int:

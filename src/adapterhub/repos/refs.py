@@ -29,7 +29,7 @@ async def oid_of(conn: AsyncConnection, repo: Repo, revision: str) -> str:
     query = sa.select(schema.ref.c.name, schema.ref.c.oid).where(
         schema.ref.c.repo_id == repo.id, schema.ref.c.name.in_(candidates)
     )
-    found = dict((await conn.execute(query)).tuples().all())
+    found = dict((await conn.execute(query)).all())
     for name in candidates:
         if name in found:
             return str(found[name])

@@ -142,6 +142,7 @@ def upgrade() -> None:
         sa.Column("namespace", sa.String(length=96), nullable=False),
         sa.Column("name", sa.String(length=96), nullable=False),
         sa.Column("key", sa.String(length=200), nullable=False),
+        sa.Column("name_key", sa.String(length=96), nullable=False),
         sa.Column("private", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("default_branch", sa.String(length=200), server_default="main", nullable=False),
         sa.Column("bytes", sa.BigInteger(), server_default="0", nullable=False),
@@ -159,6 +160,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("uid", name=op.f("uq_repo_uid")),
     )
     op.create_index("ix_repo_downloads", "repo", ["downloads"], unique=False)
+    op.create_index(op.f("ix_repo_name_key"), "repo", ["name_key"], unique=False)
     op.create_index("ix_repo_owner_updated", "repo", ["owner_id", "updated"], unique=False)
     op.create_index("ix_repo_updated", "repo", ["updated"], unique=False)
     op.create_table(
