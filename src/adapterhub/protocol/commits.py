@@ -15,6 +15,8 @@ from ..checks.card import validate_card
 from ..content import pickles
 from ..errors import BadRequest, Forbidden, Unauthorized, Unprocessable
 from ..http import flag, hub_of, json_body, unquote
+from ..index import taxonomy
+from ..index.examine import context_of
 from ..repos import commits, refs
 from ..repos.commits import Committed
 from ..repos.files import Manifest
@@ -36,7 +38,8 @@ async def validate_yaml(request: Request) -> Response:
     if not isinstance(content, str):
         raise BadRequest("The body needs the card's 'content', a text.")
     async with hub_of(request).db.read() as conn:
-        errors, warnings = await validate_card(conn, content)
+        context = await context_of(hub_of(request), conn, None, await taxonomy.read(conn))
+    errors, warnings = validate_card(content, context)
     shown = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
     return JSONResponse(shown, 400 if errors else 200)
 

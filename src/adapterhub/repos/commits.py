@@ -208,6 +208,8 @@ async def commit(
             moved = f"{refs.PULLS}{pull}" if pull else target
             await _store(conn, principal, repo, moved, made)
             await _index(conn, repo, moved, made, record)
+            if target.startswith(refs.PULLS):
+                await _publish(conn, repo, int(target.removeprefix(refs.PULLS)))
         return Committed(made.oid, pull, record.checks)
     raise Conflict(
         f"Others commit to {revision} of {repo.full_name} faster than this commit could be applied. Try again."
@@ -346,6 +348,13 @@ async def _open_pull(conn: AsyncConnection, principal: Principal, repo: Repo, ba
     )
     await conn.execute(sa.insert(schema.ref).values(repo_id=repo.id, name=f"{refs.PULLS}{number}", oid=made.oid))
     return number
+
+
+async def _publish(conn: AsyncConnection, repo: Repo, number: int) -> None:
+    """Opens a pull request that was a draft until its first commit."""
+    draft = (schema.discussion.c.repo_id == repo.id, schema.discussion.c.num == number)
+    update = sa.update(schema.discussion).where(*draft, schema.discussion.c.status == "draft")
+    await conn.execute(update.values(status="open"))
 
 
 async def _store(conn: AsyncConnection, principal: Principal, repo: Repo, target: str, made: _Made) -> None:
