@@ -127,7 +127,6 @@ def s3() -> Iterator[Callable[[], str]]:
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in given.items():
