@@ -291,13 +291,17 @@ adapter = sa.Table(
     sa.Column("legacy_id", sa.String(200), index=True),  # "@org/file" of the old hub
     sa.Column("search", sa.Text, nullable=False, server_default=""),  # what full-text search reads, in lower case
     # Copied from repo, so that a list needs one table: kept by repos.py and the indexer.
-    sa.Column("visible", sa.Boolean, nullable=False, server_default=sa.true()),  # public and not yanked
+    sa.Column("visible", sa.Boolean, nullable=False, server_default=sa.true()),  # an adapter, public, not yanked
     sa.Column("updated", Utc, nullable=False),
     sa.Column("downloads", sa.Integer, nullable=False, server_default="0"),
-    sa.Index("ix_adapter_place", "task", "subtask", "base_model"),
+    sa.Index("ix_adapter_place", "visible", "type", "task", "subtask", "base_model"),
     sa.Index("ix_adapter_base", "base_model", "visible"),
-    sa.Index("ix_adapter_model_type", "model_type", "visible"),
-    sa.Index("ix_adapter_method", "method", "visible"),
+    # Counts of facets are read from this index alone; rows are some kilobytes each.
+    sa.Index(
+        "ix_adapter_facets",
+        *("visible", "method", "base_model", "model_type", "type", "task", "subtask"),
+        *("config_name", "library", "head_type", "license", "downloads", "updated"),
+    ),
     sa.Index("ix_adapter_updated", "visible", "updated"),
     sa.Index("ix_adapter_downloads", "visible", "downloads"),
 )

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from .. import names
 from ..accounts import Principal
 from ..db import schema
 from ..errors import BadRequest
@@ -36,7 +37,7 @@ FACETS = (
 )
 SORTS = ("downloads", "updated", "created", "parameters")
 _FACET_VALUES = 60
-_CACHE_SECONDS = 15.0
+_CACHE_SECONDS, _CACHE_FACTOR = 10.0, 100.0
 
 _adapter = schema.adapter.c
 _fts = sa.table("adapter_fts", sa.column("rowid"), sa.column("text"), sa.column("adapter_fts"))
@@ -158,7 +159,7 @@ def visible_to(principal: Principal) -> sa.ColumnElement[bool]:
     if not own:
         return _adapter.visible
     mine = sa.select(schema.repo.c.id).where(schema.repo.c.namespace.in_(own), schema.repo.c.yanked.is_(None))
-    return sa.or_(_adapter.visible, _adapter.repo_id.in_(mine))
+    return sa.or_(_adapter.visible, sa.and_(_adapter.repo_id.in_(mine), _adapter.library != "other"))
 
 
 async def query(conn: AsyncConnection, asked: Query, principal: Principal, *, facets: bool = True) -> Page:
@@ -171,23 +172,33 @@ async def query(conn: AsyncConnection, asked: Query, principal: Principal, *, fa
         raise BadRequest(f"sort={asked.sort!r} is not one of {', '.join(SORTS)}.")
     limit = min(max(asked.limit, 1), 100)
     filters = _filters(conn, asked)
-    where = [_adapter.library != "other", visible_to(principal), *filters.values()]
-    key = {"created": schema.repo.c.created}.get(asked.sort)
-    key = _adapter[asked.sort] if key is None else key
-    columns = [column for column in schema.adapter.c if column.name not in ("search", "card")]
-    extra = [schema.repo.c[name] for name in ("namespace", "name", "private", "likes", "created")]
-    statement = sa.select(*columns, *extra).join(schema.repo, schema.repo.c.id == _adapter.repo_id).where(*where)
-    if asked.sort == "parameters":
-        key = sa.func.coalesce(key, 2**62)
+    where = [visible_to(principal), *filters.values()]
     start = _decode(asked.cursor) if asked.cursor else 0
-    order = (key.asc(), _adapter.repo_id.asc()) if asked.sort == "parameters" else (key.desc(), _adapter.repo_id.desc())
-    rows = [
-        {**row, "full_name": f"{row['namespace']}/{row['name']}"}
-        for row in (await conn.execute(statement.order_by(*order).limit(limit + 1).offset(start))).mappings()
-    ]
+    # Keys first, from an index where there is one, then the wide rows of this page only.
+    chosen = sa.select(_adapter.repo_id).where(*where).order_by(*_order(asked.sort)).limit(limit + 1).offset(start)
+    ids = (await conn.execute(chosen)).scalars().all()
+    rows = await _rows(conn, ids)
     total, counted = await _count(conn, where, filters, principal, asked, facets)
     following = _encode(start + limit) if len(rows) > limit else None
     return Page(rows[:limit], total, counted, following)
+
+
+def _order(sort: str) -> tuple[sa.ColumnElement[Any], ...]:
+    if sort == "parameters":
+        return sa.func.coalesce(_adapter.parameters, 2**62).asc(), _adapter.repo_id.asc()
+    if sort == "created":  # ids are given in the order of creation
+        return (_adapter.repo_id.desc(),)
+    return _adapter[sort].desc(), _adapter.repo_id.desc()
+
+
+async def _rows(conn: AsyncConnection, ids: Sequence[int]) -> list[Mapping[str, Any]]:
+    """The rows of some adapters, in the order of their ids."""
+    columns = [column for column in schema.adapter.c if column.name not in ("search", "card")]
+    extra = [schema.repo.c[name] for name in ("namespace", "name", "private", "likes", "created")]
+    statement = sa.select(*columns, *extra).join(schema.repo, schema.repo.c.id == _adapter.repo_id)
+    found = (await conn.execute(statement.where(_adapter.repo_id.in_(ids)))).mappings()
+    known = {row["repo_id"]: {**row, "full_name": f"{row['namespace']}/{row['name']}"} for row in found}
+    return [known[number] for number in ids if number in known]
 
 
 def _filters(conn: AsyncConnection, asked: Query) -> dict[str, sa.ColumnElement[bool]]:
@@ -205,7 +216,8 @@ def _filters(conn: AsyncConnection, asked: Query) -> dict[str, sa.ColumnElement[
         tagged = sa.select(schema.adapter_tag.c.repo_id).where(schema.adapter_tag.c.tag == asked.language)
         found["language"] = _adapter.repo_id.in_(tagged)
     if asked.namespace:
-        owned = sa.select(schema.repo.c.id).where(sa.func.lower(schema.repo.c.namespace) == asked.namespace.lower())
+        owner = sa.select(schema.account.c.id).where(schema.account.c.name_key == names.key(asked.namespace))
+        owned = sa.select(schema.repo.c.id).where(schema.repo.c.owner_id == owner.scalar_subquery())
         found["namespace"] = _adapter.repo_id.in_(owned)
     if asked.ok:
         found["ok"] = _adapter.errors == 0
@@ -231,7 +243,7 @@ def _decode(cursor: str) -> int:
 # ---- facets ---------------------------------------------------------------------------------------------------------
 
 _Counted = tuple[int, dict[str, list[tuple[str, int]]]]
-_cache: dict[Any, tuple[float, _Counted]] = {}
+_cache: dict[Any, tuple[float, _Counted]] = {}  # until when, and what
 
 
 async def _count(
@@ -242,18 +254,20 @@ async def _count(
     asked: Query,
     facets: bool,
 ) -> _Counted:
-    """The number of hits and of each facet's values; kept for some seconds, for pages are turned and reloaded."""
+    """The number of hits and of each facet's values; kept for a while, the longer the more they cost."""
     same = {
         item.name: getattr(asked, item.name) for item in fields(asked) if item.name not in ("cursor", "limit", "sort")
     }
     key = (str(conn.engine.url), facets, tuple(sorted(principal.namespaces)), tuple(same.items()))
     known = _cache.get(key)
-    if known and time.monotonic() - known[0] < _CACHE_SECONDS:
+    started = time.monotonic()
+    if known and started < known[0]:
         return known[1]
     counted = await _count_now(conn, where, filters, facets)
+    cost = time.monotonic() - started
     if len(_cache) > 500:
         _cache.clear()
-    _cache[key] = time.monotonic(), counted
+    _cache[key] = started + max(_CACHE_SECONDS, _CACHE_FACTOR * cost), counted
     return counted
 
 
@@ -276,7 +290,7 @@ async def _count_now(
         for name in free
     ]
     rows = list((await conn.execute(sa.union_all(*parts))).tuples())
-    fixed = where[:2]
+    fixed = where[:1]
     for name in filters.keys() & set(FACETS):
         others = [condition for other, condition in filters.items() if other != name]
         counts = (

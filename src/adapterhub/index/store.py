@@ -29,7 +29,7 @@ async def put(conn: AsyncConnection, repo: Repo, commit: Commit, record: Record)
     row = {
         "repo_id": repo.id,
         "oid": commit.oid,
-        "visible": not repo.private and repo.yanked is None and not withdrawn,
+        "visible": record.library != "other" and not repo.private and repo.yanked is None and not withdrawn,
         "updated": commit.date,
         "downloads": repo.downloads,
         **record.columns(),

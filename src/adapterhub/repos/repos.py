@@ -200,6 +200,6 @@ async def set_private(hub: Hub, principal: Principal, full_name: str, private: b
     async with hub.db.write() as conn:
         repo = await find(conn, principal, full_name, admin=True)
         await conn.execute(sa.update(schema.repo).where(schema.repo.c.id == repo.id).values(private=private))
-        visible = not private and repo.yanked is None
+        visible = schema.adapter.c.library != "other" if not private and repo.yanked is None else sa.false()
         await conn.execute(sa.update(schema.adapter).where(schema.adapter.c.repo_id == repo.id).values(visible=visible))
         await accounts.log(conn, principal, "repo.settings", repo.full_name, private=private)
