@@ -13,7 +13,7 @@ from adapterhub import names
 from adapterhub.data import load
 from adapterhub.db import schema
 from adapterhub.db.schema import now
-from adapterhub.index import configs, search
+from adapterhub.index import configs
 
 MODELS = (
     ("bert-base-uncased", "bert"),

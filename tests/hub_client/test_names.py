@@ -50,11 +50,15 @@ def test_what_is_asked(files: dict[str, bytes], fake: FakeHub) -> None:
     model.config.name_or_path = "org/bert"
     model.load_adapter("sst-2@ukp", config="pfeiffer", version="1")
     model.load_adapter("sst-2@ukp", model_name="org/other", token="t")
+    model.load_adapter("sst-2@ukp", config="lora[r=4]")
+    model.load_adapter("sst-2@ukp", config="9076f36a74755ac4")
     asked = [(query, token) for path, query, token in fake.seen if path == "/api/v1/resolve"]
-    config = get_adapter_config_hash(adapters.ADAPTER_CONFIG_MAP["seq_bn"].to_dict())
+    own = {"name": "sst-2@ukp", "model": "org/bert"}
     assert asked == [
-        ({"name": "sst-2@ukp", "model": "org/bert", "config": config, "version": "1"}, None),
-        ({"name": "sst-2@ukp", "model": "org/other"}, "Bearer t"),
+        ({**own, "config": "pfeiffer", "version": "1"}, None),
+        ({**own, "model": "org/other"}, "Bearer t"),
+        ({**own, "config": get_adapter_config_hash(adapters.LoRAConfig(r=4).to_dict())}, None),
+        ({**own, "config": "9076f36a74755ac4"}, None),
     ]
 
 

@@ -107,7 +107,7 @@ async def stage(
         if danger and hub.settings.pickle_policy == "refuse":
             raise Unprocessable(danger)
         quarantine = danger if hub.settings.pickle_policy == "quarantine" else None
-        git_oid = oid or await asyncio.to_thread(_git_oid, path, size)
+        git_oid = await asyncio.to_thread(_git_oid, path, size) if oid is None else oid
         return Staged(Blob(sha256, git_oid, size, header), path, quarantine)
     except BaseException as error:
         path.unlink(missing_ok=True)

@@ -12,10 +12,10 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import TextLexer, get_lexer_by_name, get_lexer_for_filename
-from pygments.util import ClassNotFound
+from pygments import highlight  # type: ignore[import-untyped]
+from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
+from pygments.lexers import TextLexer, get_lexer_by_name  # type: ignore[import-untyped]
+from pygments.util import ClassNotFound  # type: ignore[import-untyped]
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -106,9 +106,9 @@ def with_query(query: Any, **changes: Any) -> str:
 
 
 def code(text: str, language: str = "") -> Markup:
-    """Source code, highlighted; `language` is a name or a file's name."""
+    """Source code, highlighted."""
     try:
-        lexer = get_lexer_for_filename(language) if "." in language else get_lexer_by_name(language)
+        lexer = get_lexer_by_name(language)
     except ClassNotFound:
         lexer = TextLexer()
     return Markup(highlight(text, lexer, HtmlFormatter(nowrap=True)))  # noqa: S704 (Pygments escapes)

@@ -22,7 +22,8 @@ from adapters.errors import CheckpointError, CheckpointNotFound, choices
 from adapters.hub import session
 from adapters.hub.download import NoRepository, NotCached, fetch
 from adapters.hub.names import UnknownName, is_repo_id, resolve
-from adapters.methods.config import AdapterConfig, get_adapter_config_hash
+from adapters.methods.config import get_adapter_config_hash
+from adapters.methods.presets import ADAPTER_CONFIG_MAP
 from adapters.methods.presets import load as load_config
 
 logger = logging.getLogger(__name__)
@@ -155,9 +156,11 @@ def _base_model(name: str | None) -> str | None:
 
 
 def _config_name(config: Any) -> str | None:
-    """What the index knows a config by: its hash."""
+    """What the index knows a config by: its name, for any sizes, or its hash, for just these options."""
+    if isinstance(config, str) and (config in ADAPTER_CONFIG_MAP or re.fullmatch("[0-9a-f]{16}", config)):
+        return config
     found = load_config(config)
-    return get_adapter_config_hash(found.to_dict()) if isinstance(found, AdapterConfig) else None
+    return get_adapter_config_hash(found.to_dict()) if found is not None else None
 
 
 def wanted_files(

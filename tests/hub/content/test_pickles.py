@@ -10,6 +10,7 @@ import lzma
 import marshal
 import pickle
 import pickletools
+import re
 import struct
 import tarfile
 import time
@@ -310,8 +311,12 @@ def test_random_bytes_are_judged(data: bytes, name: str):
     assert found is None or found.endswith(".")
 
 
+# Without `r`, and without long numbers: the reference would take a memo of billions of places for them.
+OPCODES = st.text("abcdehilopqstuBCFGIJKLMNPQRSTUV()012.]}\n", max_size=30).filter(lambda t: not re.search(r"\d{5}", t))
+
+
 @settings(max_examples=300)
-@given(st.text("abcdehilopqrstuBCFGIJKLMNPQRSTUV()0123.]}\n", max_size=30).map(str.encode))
+@given(OPCODES.map(str.encode))
 def test_text_that_unpickles_is_refused(data: bytes):
     """The standard library's unpickler is the reference; `find_class` must not be reached in what is accepted."""
     reached = False
