@@ -114,7 +114,7 @@ def test_the_card(model: Any, hub: Server) -> None:
 def test_names_of_the_index(model: Any, hub: Server) -> None:
     told = {**TOLD, "task": "sentiment/imdb"}
     model.push_adapter_to_hub("acme/by-task", "rating", adapter_card_kwargs=told)
-    for name in ("sentiment/imdb@acme", "sentiment/imdb", "@acme/by-task"):
+    for name in ("sentiment/imdb@acme", "sentiment/imdb", "imdb", "acme/by-task@main"):
         other = fresh(1)
         assert other.load_adapter(name) == "rating"
         assert_equal(model, other, "rating")
