@@ -46,7 +46,14 @@ class World:
     async def add(self, name: str) -> None:
         async with self.hub.db.write() as conn:
             user = await accounts.create_user(conn, name)
-            values = {"uid": name, "owner_id": user, "namespace": name, "name": "m", "key": f"{name}/m"}
+            values = {
+                "uid": name,
+                "owner_id": user,
+                "namespace": name,
+                "name": "m",
+                "name_key": "m",
+                "key": f"{name}/m",
+            }
             repo_id = (await conn.execute(sa.insert(schema.repo).values(**values))).inserted_primary_key[0]
             self.users[name] = Principal(user, name, role="write", namespaces={name: "admin"})
             self.repos[name] = await repos.by_id(conn, repo_id)
