@@ -136,14 +136,14 @@ DISGUISES = {
 NAMES = ("", "adapter.safetensors", "README.md", "logo.png", "tokenizer.model", "model.gguf", "weights")
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("disguise", DISGUISES)
-def test_disguises_are_refused(disguise: str, name: str, tmp_path: Path):
+def test_disguises_are_refused(disguise: str, tmp_path: Path):
     (tmp_path / "file").write_bytes(DISGUISES[disguise])
-    header, danger = inspect(tmp_path / "file", name)
-    assert header is None
-    assert danger is not None
-    assert (repr(name) if name else "This file") in danger
+    for name in NAMES:
+        header, danger = inspect(tmp_path / "file", name)
+        assert header is None
+        assert danger is not None
+        assert (repr(name) if name else "This file") in danger
     assert not RAN
 
 

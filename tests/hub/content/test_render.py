@@ -333,8 +333,9 @@ def test_hostile_cards_take_little_time(text: str):
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.yaml", "a.py", "a.sh", "a.bib", "a.toml", "a.ini", "a.diff", "a.txt"])
-@pytest.mark.parametrize("pattern", ["{", "'\\", "a: ", "$(", "[[", '"', "<<E\n", "@a{b,", "# ", "x\n"])
-def test_hostile_files_take_little_time(name: str, pattern: str):
-    start = time.process_time()
-    render_text(name, pattern * ((60 << 10) // len(pattern)))
-    assert time.process_time() - start < 1
+def test_hostile_files_take_little_time(name: str):
+    for pattern in ("{", "'\\", "a: ", "a: \n", "$(", "[[", '"', "<<E\n", "@a{b,", "# ", "x\n"):
+        start = time.process_time()
+        render_text(name, pattern * ((60 << 10) // len(pattern)))
+        render_text(name, pattern * ((30 << 10) // len(pattern)))
+        assert time.process_time() - start < 1, pattern
