@@ -2,11 +2,11 @@
 
 from fastapi import APIRouter
 
-from . import browse
-from .shared import ERRORS, PREFIX
+from . import accounts, adapters, checking, places, yanks
+from .shared import ERRORS
 
 __all__ = ["router"]
 
-router = APIRouter(prefix=PREFIX, responses=ERRORS)
-for part in (browse,):
+router = APIRouter(prefix="/api/v1", responses=ERRORS)
+for part in (places, adapters, yanks, checking, accounts):
     router.include_router(part.router)

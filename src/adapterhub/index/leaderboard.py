@@ -1,0 +1,168 @@
+"""Adapters of a place, ordered by what their cards report."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ..accounts import Principal
+from ..db import schema
+from . import base_models, taxonomy
+from .search import visible_to
+
+__all__ = ["Board", "Line", "board", "scores"]
+
+_adapter, _evaluation = schema.adapter.c, schema.evaluation.c
+_SHOWN = ("base_model", "model_type", "method", "config_name", "reduction_factor", "rank", "parameters", "bytes")
+
+
+@dataclass(frozen=True)
+class Line:
+    """An adapter on the board.
+
+    Attributes:
+        rank: 1 for the best; adapters with equal values share one.
+        full_name: its repository.
+        value: what is compared: percentages as fractions.
+        reported: the number as the card has it.
+        split: of the data set, if the card says it.
+        adapter: columns of the index, such as `base_model`, `method` and `parameters`.
+    """
+
+    rank: int
+    full_name: str
+    value: float
+    reported: float
+    split: str | None
+    adapter: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Board:
+    """The adapters of a place.
+
+    Attributes:
+        metric: what they are ordered by; None where none of them reports a number.
+        higher_is_better: its direction.
+        metrics: all metrics that are reported, with how many adapters report each.
+        lines: adapters with a number, the best first.
+        missing: names of adapters that report none.
+    """
+
+    task: str
+    subtask: str
+    metric: str | None
+    higher_is_better: bool
+    metrics: Mapping[str, int]
+    lines: Sequence[Line]
+    missing: Sequence[str]
+
+
+async def board(
+    conn: AsyncConnection,
+    principal: Principal,
+    task: str,
+    subtask: str,
+    *,
+    metric: str | None = None,
+    base_model: str | None = None,
+) -> Board:
+    """The leaderboard of a data set.
+
+    Args:
+        metric: by default the place's own, else the one that most adapters report.
+        base_model: only adapters for this model.
+    """
+    adapters = await _adapters(conn, principal, task, subtask, base_model)
+    values = await _values(conn, task, subtask, adapters)
+    metrics = {name: len(found) for name, found in sorted(values.items(), key=lambda item: (-len(item[1]), item[0]))}
+    usual, direction = await _usual(conn, task, subtask)
+    chosen = taxonomy.canonical_metric(metric) if metric else usual if usual in values else next(iter(metrics), None)
+    higher = _direction(chosen, usual, direction)
+    found = values.get(chosen or "", {})
+    best = {repo_id: _best(rows, chosen or "", higher) for repo_id, rows in found.items()}
+    order = sorted(best, key=lambda repo_id: (-best[repo_id][0] if higher else best[repo_id][0], repo_id))
+    lines: list[Line] = []
+    for position, repo_id in enumerate(order, 1):
+        value, reported, split = best[repo_id]
+        rank = lines[-1].rank if lines and lines[-1].value == value else position
+        row = adapters[repo_id]
+        shown = {key: row[key] for key in _SHOWN}
+        lines.append(Line(rank, row["full_name"], value, reported, split, shown))
+    missing = sorted(row["full_name"] for repo_id, row in adapters.items() if repo_id not in best)
+    return Board(task, subtask, chosen, higher, metrics, lines, missing)
+
+
+async def scores(
+    conn: AsyncConnection, task: str | None, subtask: str | None, repo_ids: Iterable[int]
+) -> dict[int, float]:
+    """How good adapters are by their place's metric: repository to a number that is larger for better ones."""
+    usual, direction = await _usual(conn, task or "", subtask or "")
+    if usual is None:
+        return {}
+    higher = _direction(usual, usual, direction)
+    found = (await _values(conn, task or "", subtask or "", repo_ids)).get(usual, {})
+    sign = 1 if higher else -1
+    return {repo_id: sign * _best(rows, usual, higher)[0] for repo_id, rows in found.items()}
+
+
+async def _adapters(
+    conn: AsyncConnection, principal: Principal, task: str, subtask: str, base_model: str | None
+) -> dict[int, Mapping[str, Any]]:
+    full_name = (schema.repo.c.namespace + "/" + schema.repo.c.name).label("full_name")
+    statement = (
+        sa.select(_adapter.repo_id, full_name, *(_adapter[key] for key in _SHOWN))
+        .join(schema.repo, schema.repo.c.id == _adapter.repo_id)
+        .where(visible_to(principal), _adapter.task == task, _adapter.subtask == subtask)
+    )
+    if base_model:
+        statement = statement.where(base_models.same(base_model))
+    return {row["repo_id"]: dict(row) for row in (await conn.execute(statement)).mappings()}
+
+
+_Values = dict[str, dict[int, list[tuple[float, str | None]]]]
+
+
+async def _values(conn: AsyncConnection, task: str, subtask: str, repo_ids: Iterable[int]) -> _Values:
+    """Metric to repository to the values reported for this place, each with its split."""
+    statement = sa.select(_evaluation.repo_id, _evaluation.metric, _evaluation.value, _evaluation.split).where(
+        _evaluation.task == task, _evaluation.subtask == subtask
+    )
+    wanted = set(repo_ids)
+    found: _Values = defaultdict(lambda: defaultdict(list))
+    for repo_id, metric, value, split in (await conn.execute(statement)).tuples():
+        if repo_id in wanted:
+            found[metric][repo_id].append((value, split))
+    return found
+
+
+async def _usual(conn: AsyncConnection, task: str, subtask: str) -> tuple[str | None, bool | None]:
+    """The metric of a place, and its direction."""
+    same = (schema.subtask.c.task == task, schema.subtask.c.id == subtask)
+    row = (
+        await conn.execute(sa.select(schema.subtask.c.metric, schema.subtask.c.higher_is_better).where(*same))
+    ).first()
+    return (row[0], row[1]) if row else (None, None)
+
+
+def _direction(metric: str | None, usual: str | None, direction: bool | None) -> bool:
+    if metric == usual and direction is not None:
+        return direction
+    return taxonomy.higher_is_better(metric or "")
+
+
+def _best(rows: Sequence[tuple[float, str | None]], metric: str, higher: bool) -> tuple[float, float, str | None]:
+    """The best of an adapter's numbers: as a fraction, as reported, and its split."""
+    ordered = [(_fraction(metric, value), value, split) for value, split in rows]
+    return (max if higher else min)(ordered, key=lambda item: item[0])
+
+
+def _fraction(metric: str, value: float) -> float:
+    """A percentage as a fraction: cards write 0.93 as well as 93."""
+    _, _, (_, highest) = taxonomy.METRICS.get(metric, ((), True, (None, None)))
+    return round(value / 100 if highest == 100 and abs(value) > 1 else value, 9)
