@@ -14,10 +14,10 @@ from . import configs
 from .record import Evaluation, Record
 from .taxonomy import Taxonomy
 
-__all__ = ["Files", "derive", "read_card", "read_json"]
+__all__ = ["ADAPTER_WEIGHTS", "Files", "derive", "read_card", "read_json"]
 
 _CARD, _CONFIG, _HEAD, _MODEL = "README.md", "adapter_config.json", "head_config.json", "config.json"
-_ADAPTER_WEIGHTS = ("adapter.safetensors", "adapter_model.safetensors")
+ADAPTER_WEIGHTS = ("adapter.safetensors", "adapter_model.safetensors")
 
 # Head of a flexible model -> pipeline tag of the Hugging Face hub.
 PIPELINES: Mapping[str, str] = {
@@ -163,7 +163,7 @@ async def _read_weights(record: Record, files: Files) -> None:
     if record.library == "other":
         return
     record.parameters = None
-    for path in _ADAPTER_WEIGHTS:
+    for path in ADAPTER_WEIGHTS:
         header = await files.header(path)
         if header is None:
             continue
