@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta, timezone
@@ -37,30 +38,17 @@ from tests.hub.xet.encoder import Upload
 class World:
     """A hub with two users, a repository of each, and a client for the Xet addresses."""
 
-    def __init__(self, hub: Hub, client: httpx.AsyncClient) -> None:
+    def __init__(self, hub: Hub, client: httpx.AsyncClient, owned: dict[str, repos.Repo]) -> None:
         self.hub = hub
         self.client = client
-        self.repos: dict[str, repos.Repo] = {}
-        self.users: dict[str, Principal] = {}
+        self.repos = owned
 
-    async def add(self, name: str) -> None:
-        async with self.hub.db.write() as conn:
-            user = await accounts.create_user(conn, name)
-            values = {
-                "uid": name,
-                "owner_id": user,
-                "namespace": name,
-                "name": "m",
-                "name_key": "m",
-                "key": f"{name}/m",
-            }
-            repo_id = (await conn.execute(sa.insert(schema.repo).values(**values))).inserted_primary_key[0]
-            self.users[name] = Principal(user, name, role="write", namespaces={name: "admin"})
-            self.repos[name] = await repos.by_id(conn, repo_id)
+    def user(self, name: str) -> Principal:
+        return Principal(NAMES.index(name) + 1, name, role="write", namespaces={name: "admin"})
 
     def token(self, name: str) -> tuple[str, dict[str, str]]:
         """The path of the Xet addresses and the headers to call them with."""
-        answer = routes.token_answer(self.hub, self.users[name], self.repos[name])
+        answer = routes.token_answer(self.hub, self.user(name), self.repos[name])
         shown = json.loads(bytes(answer.body))
         assert answer.headers["X-Xet-Cas-Url"] == shown["casUrl"]
         assert answer.headers["X-Xet-Access-Token"] == shown["accessToken"]
@@ -86,11 +74,36 @@ class World:
         return [name async for name in self.hub.blobs.names()]
 
 
+NAMES = ("alice", "bob")
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with two users and a repository of each."""
+    folder = tmp_path_factory.mktemp("xet")
+
+    async def create() -> None:
+        hub = await Hub.open(Settings(data=folder))
+        async with hub.db.engine.begin() as conn:
+            await conn.run_sync(schema.metadata.create_all)
+        async with hub.db.write() as conn:
+            for name in NAMES:
+                owner = await accounts.create_user(conn, name)
+                await conn.execute(
+                    sa.insert(schema.repo).values(
+                        uid=name, owner_id=owner, namespace=name, name="m", name_key="m", key=f"{name}/m"
+                    )
+                )
+        await hub.close()
+
+    asyncio.run(create())
+    return folder / "hub.db"
+
+
 @asynccontextmanager
-async def open_world(folder: Path, **settings: Any) -> AsyncIterator[World]:
+async def open_world(folder: Path, database: Path, **settings: Any) -> AsyncIterator[World]:
+    shutil.copy(database, folder / "hub.db")
     hub = await Hub.open(Settings(data=folder, public_url="http://hub.test", **settings))
-    async with hub.db.engine.begin() as conn:
-        await conn.run_sync(schema.metadata.create_all)
     app = FastAPI()
     app.state.hub = hub
     app.include_router(routes.router)
@@ -100,11 +113,10 @@ async def open_world(folder: Path, **settings: Any) -> AsyncIterator[World]:
         return JSONResponse({"error": error.message}, error.status)
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://hub.test") as client:
-        world = World(hub, client)
         try:
-            for name in ("alice", "bob"):
-                await world.add(name)
-            yield world
+            async with hub.db.read() as conn:
+                owned = {name: await repos.by_id(conn, i + 1) for i, name in enumerate(NAMES)}
+            yield World(hub, client, owned)
         finally:
             await hub.close()
 
@@ -113,12 +125,12 @@ Check = Callable[[World], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., None]:
+def run(tmp_path: Path, database: Path) -> Callable[..., None]:
     """Runs a coroutine function on a new hub."""
 
     def runner(check: Check, **settings: Any) -> None:
         async def main() -> None:
-            async with open_world(tmp_path, **settings) as world:
+            async with open_world(tmp_path, database, **settings) as world:
                 await check(world)
 
         asyncio.run(main())
@@ -255,8 +267,8 @@ def test_scopes_are_apart(run: Any):
         ((name, body),) = upload.xorbs.items()
         base, headers = world.token("alice")
         others, _ = world.token("bob")
-        week = ingest.scope_of(world.users["alice"].id or 0, now() - timedelta(days=7))
-        older = ingest.scope_of(world.users["alice"].id or 0, now() - timedelta(days=14))
+        week = ingest.scope_of(1, now() - timedelta(days=7))
+        older = ingest.scope_of(1, now() - timedelta(days=14))
         status = {}
         for scope in (others, f"/xet/{older}", "/xet/x", f"/xet/{week}", base):
             answer = await world.client.post(f"{scope}/v1/xorbs/default/{name}", content=body, headers=headers)
