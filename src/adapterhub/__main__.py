@@ -1,0 +1,7 @@
+"""`python -m adapterhub` is the command `adapterhub`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
