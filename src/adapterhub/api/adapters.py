@@ -161,7 +161,7 @@ async def _dependents(conn: AsyncConnection, caller: Principal, repo: Repo) -> l
         .order_by(schema.repo.c.key)
         .limit(_FOUND)
     )
-    return [f"{namespace}/{name}" for namespace, name in (await conn.execute(query)).tuples()]
+    return [f"{namespace}/{name}" for namespace, name in (await conn.execute(query))]
 
 
 async def _yanked(conn: AsyncConnection, repo: Repo, oid: str) -> str | None:
@@ -233,7 +233,7 @@ async def _files(conn: AsyncConnection, repo: Repo, sha256: str) -> Sequence[Map
         .order_by(schema.commit.c.date.desc(), schema.commit.c.oid)
         .limit(1)
     )
-    for oid, tree in [(head.oid, head.tree), *(await conn.execute(named)).tuples()]:
+    for oid, tree in [(head.oid, head.tree), *(await conn.execute(named))]:
         files = (await commits.manifest_of(conn, tree)).values()
         if same := [file for file in files if file.sha256 == sha256]:
             place = {"full_name": repo.full_name, "revision": oid}

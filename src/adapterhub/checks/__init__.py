@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import card, repository
+from . import card, configfile, repository, weights
 from .finding import Check, Finding
 from .subject import CheckContext, Subject, gather
 
@@ -35,6 +35,12 @@ CHECKS: Sequence[Rule] = (
     Rule("card.results", card.results, "The results name known metrics and are in their range."),
     Rule("files.format", repository.no_pickle, "No file can run code when it is opened."),
     Rule("files.safetensors", repository.safetensors, "Every safetensors file is valid."),
+    Rule("files.config", configfile.adapter_config, "The config can be read, and its fields hold what they should."),
+    Rule("weights.shape", weights.shape, "Every tensor has the shape that the config tells."),
+    Rule("weights.finite", weights.finite, "No tensor holds NaN or infinity."),
+    Rule("weights.unused", weights.unused, "Every tensor belongs to the adapter."),
+    Rule("weights.missing", weights.missing, "No tensor is missing."),
+    Rule("head.pair", configfile.head_pair, "The head has its config and its tensors, and fits the adapter."),
     Rule("deps.exist", repository.dependencies, "All dependencies are on this hub."),
     Rule("name.confusable", repository.confusable, "The name looks like no other."),
     Rule("size.quota", repository.quota, "There is room for it."),

@@ -6,14 +6,17 @@ import asyncio
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..content import cards
 from ..content.cards import Card, InvalidCard
 from ..errors import HubError
+from ..index.configs import aliases, named
 from ..settings import MiB
-from . import finite
+from . import finite, layout, peft
+from .layout import Comparison, Header
 
 if TYPE_CHECKING:
     from ..index.derive import Files
@@ -26,8 +29,6 @@ HEAD_WEIGHTS = "model_head.safetensors"
 FINITE_LIMIT = 64 * MiB  # of weights whose numbers are looked at
 _MAX_ADAPTERS = 50
 _LIBRARIES = frozenset(("adapters", "adapter-transformers", "peft"))
-
-Header = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Adapter:
         config: what is in `adapter_config.json`; None where it is not a JSON object.
         problem: why it cannot be read.
         weights: path of its tensors, if there are any.
-        tensors: their names, types and shapes.
+        tensors: their names, types and shapes; None where there are none that can be read.
         head: what is in `head_config.json`; None where there is none that can be read.
         head_tensors: the tensors of the head; None where there are none.
         not_finite: names of tensors that hold NaN or infinity; None where they were not looked at.
@@ -70,7 +71,7 @@ class Adapter:
     config: Mapping[str, Any] | None
     problem: str = ""
     weights: str | None = None
-    tensors: Header = field(default_factory=dict)
+    tensors: Header | None = None
     head: Mapping[str, Any] | None = None
     head_tensors: Header | None = None
     not_finite: Sequence[str] | None = None
@@ -85,7 +86,24 @@ class Adapter:
         """The config of the method: that of an adapter of ours lies one level deeper than PEFT's."""
         config = self.config or {}
         found = config if self.is_peft else config.get("config")
+        if isinstance(found, str):
+            found = named().get(aliases().get(found, found))
         return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """How its tensors differ from what its config makes."""
+        config, tensors = self.config or {}, self.tensors or {}
+        if self.is_peft:
+            return peft.compare(config, tensors)
+        name, hidden, model_type = (config.get(key) for key in ("name", "hidden_size", "model_type"))
+        return layout.compare(
+            self.inner,
+            tensors,
+            name=name if isinstance(name, str) else None,
+            hidden=hidden if isinstance(hidden, int) and hidden > 0 else None,
+            model_type=str(model_type or ""),
+        )
 
 
 @dataclass(frozen=True)
@@ -152,7 +170,7 @@ async def _adapter(files: Files, path: str, headers: Mapping[str, Header | None]
         config,
         problem,
         weights,
-        (headers.get(weights) if weights else None) or {},
+        headers.get(weights) if weights else None,
         head,
         headers.get(folder + HEAD_WEIGHTS),
         bad,

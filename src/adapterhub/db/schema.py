@@ -39,7 +39,7 @@ def now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+JSON = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 
 
 def _id() -> sa.Column[int]:
@@ -301,6 +301,7 @@ adapter = sa.Table(
         "ix_adapter_facets",
         *("visible", "method", "base_model", "model_type", "type", "task", "subtask"),
         *("config_name", "library", "head_type", "license", "downloads", "updated"),
+        *("errors", "parameters", "reduction_factor", "rank"),
     ),
     sa.Index("ix_adapter_updated", "visible", "updated"),
     sa.Index("ix_adapter_downloads", "visible", "downloads"),

@@ -78,4 +78,4 @@ async def _similar(conn: AsyncConnection, repo: Repo) -> list[str]:
         sa.func.lower(schema.repo.c.name) != repo.name.lower(),
         sa.not_(schema.repo.c.private),
     )
-    return [f"{namespace}/{name}" for namespace, name in (await conn.execute(query.limit(5))).tuples()]
+    return [f"{namespace}/{name}" for namespace, name in (await conn.execute(query.limit(5)))]

@@ -344,14 +344,14 @@ def _loose_readings(name: str) -> Iterable[list[sa.ColumnElement[bool]]]:
 async def _known_names(conn: AsyncConnection, asked: _Asked) -> list[str]:
     """Names that a slip may have been meant for."""
     tasks = (await conn.execute(sa.select(schema.task.c.id))).scalars().all()
-    subtasks = (await conn.execute(sa.select(schema.subtask.c.task, schema.subtask.c.id))).tuples().all()
+    subtasks = (await conn.execute(sa.select(schema.subtask.c.task, schema.subtask.c.id))).all()
     start = asked.name.lstrip("@")[:2].lower()
     query = (
         sa.select(_repo.namespace, _repo.name, _adapter.legacy_id)
         .join(schema.adapter, _adapter.repo_id == _repo.id)
         .where(*asked.allowed(), _repo.key.startswith(start, autoescape=True))
     )
-    rows = (await conn.execute(query.limit(_POOL))).tuples().all()
+    rows = (await conn.execute(query.limit(_POOL))).all()
     names = [*tasks, *(id for _, id in subtasks), *(f"{task}/{id}" for task, id in subtasks)]
     names += [f"{namespace}/{name}" for namespace, name, _ in rows]
     names += [legacy_id for _, _, legacy_id in rows if legacy_id]

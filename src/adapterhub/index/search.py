@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -38,6 +39,9 @@ FACETS = (
 SORTS = ("downloads", "updated", "created", "parameters")
 _FACET_VALUES = 60
 _CACHE_SECONDS, _CACHE_FACTOR = 10.0, 100.0
+_MAX_WORDS, _MAX_GRAMS = 12, 60
+_COMMON = 2000
+_UNKNOWN = 2**62  # parameters of adapters that do not tell: they come last
 
 _adapter = schema.adapter.c
 _fts = sa.table("adapter_fts", sa.column("rowid"), sa.column("text"), sa.column("adapter_fts"))
@@ -77,21 +81,37 @@ async def remove(conn: AsyncConnection, repo_id: int) -> None:
 
 def matches(conn: AsyncConnection, words: str) -> sa.ColumnElement[bool]:
     """Whether the text of `adapter.repo_id` holds every word."""
-    found: list[sa.ColumnElement[bool]] = []
-    for word in words.lower().split()[:12]:
-        if conn.dialect.name == "sqlite" and len(word) >= 3:
-            # Without positions, a longer word is found by its trigrams; LIKE then looks at the few that are left.
-            grams = " AND ".join(f'"{_quoted(word[i : i + 3])}"' for i in range(len(word) - 2))
-            ids = sa.select(_fts.c.rowid).where(
-                sa.text("adapter_fts MATCH :grams").bindparams(sa.bindparam("grams", grams, unique=True))
-            )
-            found.append(_adapter.repo_id.in_(ids))
-        found.append(_adapter.search.contains(word, autoescape=True))
+    split = _words(words)
+    found: list[sa.ColumnElement[bool]] = [_adapter.search.contains(word, autoescape=True) for word in split]
+    grams = _grams(split)
+    if grams and conn.dialect.name == "sqlite":
+        # The index keeps no positions: it finds texts with all trigrams, of which those with all words are taken.
+        found.insert(0, _adapter.repo_id.in_(sa.select(_fts.c.rowid).where(_has(grams))))
     return sa.and_(sa.true(), *found)
 
 
-def _quoted(text: str) -> str:
-    return text.replace('"', '""')
+def _words(text: str) -> list[str]:
+    return list(dict.fromkeys(text.lower().replace("\0", " ").split()))[:_MAX_WORDS]
+
+
+def _grams(words: Sequence[str]) -> str:
+    """The query that finds all trigrams of some words; empty where the words are too short to have any."""
+    grams = (word[i : i + 3] for word in words for i in range(len(word) - 2))
+    quoted = ('"{}"'.format(gram.replace('"', '""')) for gram in list(dict.fromkeys(grams))[:_MAX_GRAMS])
+    return " AND ".join(quoted)
+
+
+def _has(grams: str) -> sa.ColumnElement[bool]:
+    return sa.literal_column("adapter_fts").bool_op("MATCH")(grams)
+
+
+async def _is_common(conn: AsyncConnection, words: str) -> bool:
+    """Whether so many texts have some words that it is quicker to look for them in the order of the list."""
+    grams = _grams(_words(words))
+    if conn.dialect.name != "sqlite" or not grams:
+        return False
+    some = sa.select(_fts.c.rowid).where(_has(grams)).limit(_COMMON).subquery()
+    return (await conn.execute(sa.select(sa.func.count()).select_from(some))).scalar_one() == _COMMON
 
 
 # ---- lists ----------------------------------------------------------------------------------------------------------
@@ -155,11 +175,23 @@ class Page:
 
 def visible_to(principal: Principal) -> sa.ColumnElement[bool]:
     """Whether a row of `adapter` may be listed: it is public, or in a namespace of the caller's; and not yanked."""
-    own = [name for name in principal.namespaces if principal.may_read(name, name)]
+    own = _readable(principal)
     if not own:
         return _adapter.visible
-    mine = sa.select(schema.repo.c.id).where(schema.repo.c.namespace.in_(own), schema.repo.c.yanked.is_(None))
-    return sa.or_(_adapter.visible, sa.and_(_adapter.repo_id.in_(mine), _adapter.library != "other"))
+    mine = sa.select(schema.repo.c.id).where(
+        schema.repo.c.owner_id.in_(sa.select(schema.account.c.id).where(schema.account.c.name.in_(own))),
+        schema.repo.c.private,
+        schema.repo.c.yanked.is_(None),
+    )
+    withdrawn = sa.exists().where(schema.yank.c.repo_id == _adapter.repo_id, schema.yank.c.oid == _adapter.oid)
+    return sa.or_(
+        _adapter.visible, sa.and_(_adapter.repo_id.in_(mine), _adapter.library != "other", sa.not_(withdrawn))
+    )
+
+
+def _readable(principal: Principal) -> tuple[str, ...]:
+    """The namespaces whose private repositories the caller may list."""
+    return tuple(sorted(name for name in principal.namespaces if principal.may_read(name, name)))
 
 
 async def query(conn: AsyncConnection, asked: Query, principal: Principal, *, facets: bool = True) -> Page:
@@ -173,22 +205,27 @@ async def query(conn: AsyncConnection, asked: Query, principal: Principal, *, fa
     limit = min(max(asked.limit, 1), 100)
     filters = _filters(conn, asked)
     where = [visible_to(principal), *filters.values()]
-    start = _decode(asked.cursor) if asked.cursor else 0
+    walked = dict(filters)
+    if asked.q and await _is_common(conn, asked.q):
+        walked["q"] = sa.and_(*(_adapter.search.contains(word, autoescape=True) for word in _words(asked.q)))
+    key, largest_first = _order(asked.sort)
+    after = [_after(key, largest_first, asked.cursor, asked.sort)] if asked.cursor else []
+    order = [column.desc() if largest_first else column.asc() for column in (key, _adapter.repo_id)]
     # Keys first, from an index where there is one, then the wide rows of this page only.
-    chosen = sa.select(_adapter.repo_id).where(*where).order_by(*_order(asked.sort)).limit(limit + 1).offset(start)
-    ids = (await conn.execute(chosen)).scalars().all()
-    rows = await _rows(conn, ids)
+    chosen = sa.select(_adapter.repo_id, key).where(visible_to(principal), *walked.values(), *after)
+    found = (await conn.execute(chosen.order_by(*order).limit(limit + 1))).all()
+    rows = await _rows(conn, [number for number, _ in found[:limit]])
     total, counted = await _count(conn, where, filters, principal, asked, facets)
-    following = _encode(start + limit) if len(rows) > limit else None
-    return Page(rows[:limit], total, counted, following)
+    following = _encode(asked.sort, *found[limit - 1]) if len(found) > limit else None
+    return Page(rows, total, counted, following)
 
 
-def _order(sort: str) -> tuple[sa.ColumnElement[Any], ...]:
+def _order(sort: str) -> tuple[sa.ColumnElement[Any], bool]:
+    """What a list is sorted by before the id, and whether the largest comes first."""
     if sort == "parameters":
-        return sa.func.coalesce(_adapter.parameters, 2**62).asc(), _adapter.repo_id.asc()
-    if sort == "created":  # ids are given in the order of creation
-        return (_adapter.repo_id.desc(),)
-    return _adapter[sort].desc(), _adapter.repo_id.desc()
+        return sa.func.coalesce(_adapter.parameters, _UNKNOWN), False
+    # Ids are given in the order of creation.
+    return _adapter["repo_id" if sort == "created" else sort], True
 
 
 async def _rows(conn: AsyncConnection, ids: Sequence[int]) -> list[Mapping[str, Any]]:
@@ -226,18 +263,31 @@ def _filters(conn: AsyncConnection, asked: Query) -> dict[str, sa.ColumnElement[
     return found
 
 
-def _encode(offset: int) -> str:
-    return base64.urlsafe_b64encode(json.dumps([offset]).encode()).decode().rstrip("=")
+# A page begins after the last adapter of the one before, so that nothing is shown twice when others are added.
 
 
-def _decode(cursor: str) -> int:
+def _encode(sort: str, number: int, value: Any) -> str:
+    shown = value.isoformat() if isinstance(value, datetime) else value
+    return base64.urlsafe_b64encode(json.dumps([sort, shown, number]).encode()).decode().rstrip("=")
+
+
+def _after(key: sa.ColumnElement[Any], largest_first: bool, cursor: str, sort: str) -> sa.ColumnElement[bool]:
     try:
-        (offset,) = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        its_sort, value, number = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        last = (datetime.fromisoformat(value) if sort == "updated" else _whole(value), _whole(number))
     except (ValueError, TypeError) as error:
         raise BadRequest(f"cursor={cursor!r} is none of this hub. Begin at the first page.") from error
-    if not isinstance(offset, int) or not 0 <= offset < 2**31:
-        raise BadRequest(f"cursor={cursor!r} is none of this hub. Begin at the first page.")
-    return offset
+    if its_sort != sort:
+        raise BadRequest(f"cursor={cursor!r} is of a list in another order. Begin at the first page.")
+    here = sa.tuple_(key, _adapter.repo_id)
+    bound = sa.tuple_(*(sa.literal(item, column.type) for item, column in zip(last, (key, _adapter.repo_id))))
+    return here < bound if largest_first else here > bound
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(value)
+    return value
 
 
 # ---- facets ---------------------------------------------------------------------------------------------------------
@@ -258,7 +308,7 @@ async def _count(
     same = {
         item.name: getattr(asked, item.name) for item in fields(asked) if item.name not in ("cursor", "limit", "sort")
     }
-    key = (str(conn.engine.url), facets, tuple(sorted(principal.namespaces)), tuple(same.items()))
+    key = (str(conn.engine.url), facets, _readable(principal), tuple(same.items()))
     known = _cache.get(key)
     started = time.monotonic()
     if known and started < known[0]:
@@ -289,7 +339,7 @@ async def _count_now(
         .group_by(hits.c[name])
         for name in free
     ]
-    rows = list((await conn.execute(sa.union_all(*parts))).tuples())
+    rows = list((await conn.execute(sa.union_all(*parts))))
     fixed = where[:1]
     for name in filters.keys() & set(FACETS):
         others = [condition for other, condition in filters.items() if other != name]
@@ -298,7 +348,7 @@ async def _count_now(
             .where(*fixed, *others, _adapter[name].is_not(None))
             .group_by(_adapter[name])
         )
-        rows += (await conn.execute(counts)).tuples()
+        rows += (await conn.execute(counts))
     found: dict[str, list[tuple[str, int]]] = {name: [] for name in FACETS}
     total = 0
     for name, value, count in rows:
@@ -317,6 +367,6 @@ async def tree(conn: AsyncConnection) -> dict[str, dict[str, dict[str, int]]]:
     place = (_adapter.type, _adapter.task, _adapter.subtask)
     counts = sa.select(*place, sa.func.count()).where(_adapter.visible, _adapter.task.is_not(None)).group_by(*place)
     found: dict[str, dict[str, dict[str, int]]] = {"text_task": {}, "text_lang": {}}
-    for kind, task, subtask, count in (await conn.execute(counts)).tuples():
+    for kind, task, subtask, count in (await conn.execute(counts)):
         found.setdefault(kind or "text_task", {}).setdefault(task, {})[subtask or ""] = count
     return found

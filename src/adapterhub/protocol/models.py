@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from ..accounts import Principal
 from ..db import schema
 from ..errors import BadRequest, EntryNotFound, TooLarge
-from ..http import flag, hub_of, json_body, principal_of, unquote
+from ..http import flag, hub_of, iso, json_body, principal_of, unquote
 from ..index import search
 from ..repos import commits, git
 from ..repos.commits import Commit
@@ -166,7 +166,7 @@ async def tree(request: Request) -> Response:
             headers={"X-Repo-Commit": head.oid},
         )
     if flag(query.get("expand")):
-        last = {"id": head.oid, "title": head.title, "date": head.date.isoformat()}
+        last = {"id": head.oid, "title": head.title, "date": iso(head.date)}
         shown = [{**item, "lastCommit": last} for item in shown]
     headers = {"X-Repo-Commit": head.oid}
     if offset + _PAGE < len(shown):

@@ -61,6 +61,7 @@ class Commit:
     date: datetime
 
 
+_IS_SAFETENSORS = schema.blob.c.header.is_not(None)
 _COLUMNS = [schema.commit.c[name] for name in ("oid", "parent", "tree", "author", "title", "message", "date")]
 
 
@@ -278,7 +279,9 @@ async def _apply(
     for operation in operations:
         path = names.check_path(operation.path.rstrip("/"))
         if isinstance(operation, Put):
-            oid, size = blobs[operation.sha256]
+            oid, size, is_safetensors = blobs[operation.sha256]
+            if path.endswith(".safetensors") and not is_safetensors:
+                raise BadRequest(f"{path} is not a valid safetensors file. Save it with safetensors, or rename it.")
             pointer = git.blob_oid(git.lfs_pointer(operation.sha256, size)) if operation.lfs else oid
             files[path] = Entry(path, operation.sha256, pointer, size, operation.lfs)
         elif isinstance(operation, Remove):
@@ -310,8 +313,8 @@ def _check_tree(files: Manifest) -> None:
 
 async def _blobs(
     conn: AsyncConnection, principal: Principal, repo: Repo, wanted: set[str]
-) -> dict[str, tuple[str, int]]:
-    """Git's id and the size of blobs that the caller may use: to know a hash is not to hold the bytes."""
+) -> dict[str, tuple[str, int, bool]]:
+    """As `usable`, but all of them must be: to know a hash is not to hold the bytes."""
     known = await usable(conn, principal, repo, wanted)
     for sha256 in wanted - known.keys():
         raise BadRequest(f"The bytes with SHA-256 {sha256} were not uploaded to {repo.full_name}. Upload them first.")
@@ -320,10 +323,14 @@ async def _blobs(
 
 async def usable(
     conn: AsyncConnection, principal: Principal, repo: Repo, wanted: Iterable[str]
-) -> dict[str, tuple[str, int]]:
-    """Which of some blobs are here, and in `repo` or another repository that the caller may read."""
+) -> dict[str, tuple[str, int, bool]]:
+    """Blobs that are here, and in `repo` or another repository that the caller may read.
+
+    Returns:
+        SHA-256 to git's id, the size, and whether it is a safetensors file.
+    """
     query = (
-        sa.select(schema.blob.c.sha256, schema.blob.c.git_oid, schema.blob.c.size)
+        sa.select(schema.blob.c.sha256, schema.blob.c.git_oid, schema.blob.c.size, _IS_SAFETENSORS)
         .join(schema.blob_use, schema.blob_use.c.sha256 == schema.blob.c.sha256)
         .join(schema.repo, schema.repo.c.id == schema.blob_use.c.repo_id)
         .where(
@@ -337,7 +344,7 @@ async def usable(
         )
         .distinct()
     )
-    return {sha256: (oid, size) for sha256, oid, size in (await conn.execute(query))}
+    return {sha256: (oid, size, bool(header)) for sha256, oid, size, header in await conn.execute(query)}
 
 
 async def _open_pull(conn: AsyncConnection, principal: Principal, repo: Repo, base: str, made: _Made) -> int:

@@ -241,12 +241,32 @@ def upgrade() -> None:
     )
     op.create_index("ix_adapter_base", "adapter", ["base_model", "visible"], unique=False)
     op.create_index("ix_adapter_downloads", "adapter", ["visible", "downloads"], unique=False)
+    op.create_index(
+        "ix_adapter_facets",
+        "adapter",
+        [
+            "visible",
+            "method",
+            "base_model",
+            "model_type",
+            "type",
+            "task",
+            "subtask",
+            "config_name",
+            "library",
+            "head_type",
+            "license",
+            "downloads",
+            "updated",
+            "errors",
+            "parameters",
+            "reduction_factor",
+            "rank",
+        ],
+        unique=False,
+    )
     op.create_index(op.f("ix_adapter_legacy_id"), "adapter", ["legacy_id"], unique=False)
-    facets = ["visible", "method", "base_model", "model_type", "type", "task", "subtask", "config_name"]
-    facets += ["library", "head_type", "license", "downloads", "updated"]
-    op.create_index("ix_adapter_facets", "adapter", facets, unique=False)
-    place = ["visible", "type", "task", "subtask", "base_model"]
-    op.create_index("ix_adapter_place", "adapter", place, unique=False)
+    op.create_index("ix_adapter_place", "adapter", ["visible", "type", "task", "subtask", "base_model"], unique=False)
     op.create_index("ix_adapter_updated", "adapter", ["visible", "updated"], unique=False)
     op.create_table(
         "adapter_tag",
