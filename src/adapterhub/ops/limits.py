@@ -89,7 +89,7 @@ class Limiter:
         began = time.perf_counter()
         kind = kind_of(scope["method"], scope["path"])
         state = scope.setdefault("state", {})
-        status = 500
+        status = 0
         extra: dict[str, str] = {}
 
         async def sender(message: Message) -> None:
@@ -106,13 +106,15 @@ class Limiter:
                 receive = _capped(scope, receive)
             await self.app(scope, receive, sender)
         except HubError as error:
+            if status:  # an answer has begun already
+                raise
             response = await self._refusal(scope, receive, error)
             await response(scope, receive, sender)
         finally:
             principal = state.get("principal")
             if digest and principal is not None and principal.token_id is not None:
                 self._accept(digest)
-            metrics.observe(kind or "other", scope["method"], status, time.perf_counter() - began)
+            metrics.observe(kind or "other", scope["method"], status or 500, time.perf_counter() - began)
 
     # ---- who ----------------------------------------------------------------------------------------------------
 

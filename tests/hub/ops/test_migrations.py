@@ -1,0 +1,123 @@
+"""The migrations against the tables that the program uses."""
+
+import asyncio
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from adapterhub import accounts
+from adapterhub.db import migrate, schema
+from adapterhub.db.engine import Database
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request, tmp_path):
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/hub.db"
+    cluster = request.getfixturevalue("postgres_cluster")
+    return cluster.url(cluster.create())
+
+
+def with_database(url, work):
+    async def run():
+        db = Database(url)
+        try:
+            return await work(db)
+        finally:
+            await db.close()
+
+    return asyncio.run(run())
+
+
+def differences(connection):
+    options = {"include_name": migrate.is_ours, "compare_type": True}
+    return compare_metadata(MigrationContext.configure(connection, opts=options), schema.metadata)
+
+
+async def compared(db):
+    async with db.read() as conn:
+        return await conn.run_sync(differences)
+
+
+def test_the_migrations_make_the_tables_of_the_schema(url):
+    async def work(db):
+        await migrate.upgrade(db)
+        return await compared(db)
+
+    assert with_database(url, work) == []
+
+
+def reflected(connection):
+    """All that the database says of its tables."""
+    inspector = sa.inspect(connection)
+    return {
+        name: (
+            [(column["name"], str(column["type"]), column["nullable"], column["default"]) for column in columns],
+            inspector.get_pk_constraint(name),
+            sorted(inspector.get_foreign_keys(name), key=str),
+            sorted(inspector.get_indexes(name), key=str),
+            sorted(inspector.get_unique_constraints(name), key=str),
+        )
+        for name in sorted(inspector.get_table_names())
+        if name != "alembic_version"
+        for columns in [sorted(inspector.get_columns(name), key=lambda column: column["name"])]
+    }
+
+
+def test_migrated_tables_have_the_defaults_keys_and_indexes_of_the_schema(url):
+    async def work(db):
+        async with db.write() as conn:
+            await conn.run_sync(schema.metadata.create_all)
+            wanted = await conn.run_sync(reflected)
+            await conn.run_sync(schema.metadata.drop_all)
+        await migrate.upgrade(db)
+        async with db.read() as conn:
+            return wanted, await conn.run_sync(reflected)
+
+    wanted, found = with_database(url, work)
+    assert found == wanted
+    assert len(found) == len(schema.metadata.tables)
+
+
+def test_the_comparison_sees_a_column_that_is_missing(url):
+    async def work(db):
+        await migrate.upgrade(db)
+        async with db.write() as conn:
+            await conn.execute(sa.text("ALTER TABLE account DROP COLUMN about"))
+        return await compared(db)
+
+    ((kind, _, table, column),) = with_database(url, work)
+    assert (kind, table, column.name) == ("add_column", "account", "about")
+
+
+def test_an_upgrade_keeps_what_is_there_and_says_what_was_there_before(url):
+    async def work(db):
+        before = await migrate.upgrade(db)
+        async with db.write() as conn:
+            await accounts.create_user(conn, "alice")
+        again = await migrate.upgrade(db)
+        async with db.read() as conn:
+            return before, again, await migrate.current(db), (await accounts.find_account(conn, "alice"))["name"]
+
+    assert with_database(url, work) == (None, migrate.HEAD, migrate.HEAD, "alice")
+
+
+def test_several_may_upgrade_at_once(url):
+    async def work(db):
+        await asyncio.gather(*(migrate.upgrade(db) for _ in range(4)))
+        return await compared(db)
+
+    assert with_database(url, work) == []
+
+
+def test_a_database_of_a_newer_version_is_left_alone(url):
+    async def work(db):
+        await migrate.upgrade(db)
+        async with db.write() as conn:
+            await conn.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        with pytest.raises(ValueError, match="revision 9999"):
+            await migrate.upgrade(db)
+
+    with_database(url, work)
