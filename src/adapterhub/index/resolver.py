@@ -18,7 +18,7 @@ from ..repos import refs, repos
 from ..repos.repos import Repo
 from . import base_models, configs, leaderboard, search
 
-__all__ = ["Hit", "facts", "prefer", "resolve", "unprefer"]
+__all__ = ["Hit", "default_of", "facts", "prefer", "resolve", "unprefer"]
 
 _LISTED = 500  # candidates in an error
 _POOL = 2000  # names that are looked through for near ones
@@ -263,13 +263,22 @@ async def _choose(conn: AsyncConnection, asked: _Asked, rows: list[Row], revisio
 
     if len(rows) == 1:
         return hit(rows[0], "only")
-    places = {_place(row) for row in rows}
-    if len(places) == 1:
-        if preferred := await _preferred(conn, rows):
-            return hit(preferred, "preferred")
-        if len({row["namespace"] for row in rows}) == 1:
-            return hit(*await _best(conn, rows))
+    if chosen := await default_of(conn, rows):
+        return hit(*chosen)
     raise _ambiguous(asked, [facts({**row, "oid": revisions[row["repo_id"]]}) for row in rows])
+
+
+async def default_of(conn: AsyncConnection, rows: Sequence[Row]) -> tuple[Row, str] | None:
+    """The one of several adapters that is meant when nothing more is said, with the reason; see `resolve`.
+
+    Args:
+        rows: at least the columns `repo_id`, `namespace`, `created`, `base_model`, `task` and `subtask`.
+    """
+    if len({_place(row) for row in rows}) != 1:
+        return None
+    if preferred := await _preferred(conn, rows):
+        return preferred, "preferred"
+    return await _best(conn, rows) if len({row["namespace"] for row in rows}) == 1 else None
 
 
 def _without(rows: Iterable[Row], one: Row) -> list[Row]:
@@ -304,6 +313,7 @@ def _ambiguous(asked: _Asked, candidates: Sequence[Mapping[str, Any]]) -> Confli
         text
         for key, text in (
             ("base_model", "name the base model"),
+            ("task", "name the task as in 'task/subtask'"),
             ("subtask", "name the subtask as in 'task/subtask'"),
             ("config", "name the config"),
             ("org", "add '@org'"),
