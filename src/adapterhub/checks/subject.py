@@ -103,6 +103,8 @@ class Adapter:
             name=name if isinstance(name, str) else None,
             hidden=hidden if isinstance(hidden, int) and hidden > 0 else None,
             model_type=str(model_type or ""),
+            # Old task adapters were saved without the invertible adapter of the language that they stand on.
+            may_lack=("invertible_adapters",) if config.get("type") == "text_task" else (),
         )
 
 
