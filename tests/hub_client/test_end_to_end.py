@@ -92,6 +92,17 @@ def test_a_bottleneck_with_its_head(model: Any, hub: Server, monkeypatch: pytest
     assert_equal(model, offline, "rating")
 
 
+def test_the_hub_of_the_environment(model: Any, hub: Server, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # what HF_ENDPOINT sets when huggingface_hub is imported
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    with adapters.hub.use(None):
+        model.push_adapter_to_hub("acme/secret", "style", private=True)
+        other = fresh(1)
+        assert other.load_adapter("acme/secret") == "style"
+    assert_equal(model, other, "style")
+    assert list((home / "hub").glob("models--acme--secret"))
+
+
 def test_the_card(model: Any, hub: Server) -> None:
     model.push_adapter_to_hub("acme/carded", "rating", datasets_tag=["glue"], adapter_card_kwargs=TOLD)
 

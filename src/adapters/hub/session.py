@@ -136,7 +136,7 @@ def advice(error: BaseException) -> str:
         return f"If it is private or yours, log in: {LOGIN}"
     if status == 403:
         return "The token does not give this right: take one with the role 'write', of a member of this namespace."
-    if is_unreachable(error):
+    if status is None and is_unreachable(error):
         return "Check the address (adapters.hub.endpoint()), the network and HF_HUB_OFFLINE."
     return ""
 
