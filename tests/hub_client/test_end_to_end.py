@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +95,22 @@ def test_a_bottleneck_with_its_head(model: Any, hub: Server, monkeypatch: pytest
     assert_equal(model, offline, "rating")
 
 
-def test_the_hub_of_the_environment(model: Any, hub: Server, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # what HF_ENDPOINT sets when huggingface_hub is imported
-    monkeypatch.setenv("HF_TOKEN", hub.token)
-    with adapters.hub.use(None):
-        model.push_adapter_to_hub("acme/secret", "style", private=True)
-        other = fresh(1)
-        assert other.load_adapter("acme/secret") == "style"
+@pytest.mark.slow
+def test_the_hub_of_the_environment(model: Any, hub: Server, tmp_path: Path) -> None:
+    model.push_adapter_to_hub("acme/secret", "style", private=True)
+    fresh().save_pretrained(tmp_path / "base")
+    code = f"""
+import adapters
+model = adapters.AutoAdapterModel.from_pretrained({str(tmp_path / "base")!r})
+model.load_adapter("acme/secret")
+model.save_adapter({str(tmp_path / "saved")!r}, "style")
+"""
+    env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, check=True)
+    assert list((tmp_path / "hf" / "hub").glob("models--acme--secret"))
+    other = fresh(1)
+    other.load_adapter(tmp_path / "saved")
     assert_equal(model, other, "style")
-    assert list((home / "hub").glob("models--acme--secret"))
 
 
 def test_the_card(model: Any, hub: Server) -> None:
