@@ -10,16 +10,21 @@ CONSTRAINTS ?= constraints.txt
 # Installed first and by exact version, because a plain `torch` may resolve to a much larger build.
 TORCH ?= $(shell sed -n 's/^\(torch==[^; ]*\).*/\1/p' constraints.txt)
 TRANSFORMERS_LOWEST ?= $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
+# Versions of huggingface_hub, besides the installed one, with which the hub is tried; empty where there is no network.
+HUB_CLIENTS ?= 0.25.2
+HUB_CLIENTS_ALL ?= 0.25.2 0.34.4 0.36.2 1.0.1 1.29.0
 LOWEST_ARGS ?= -m "not slow and not gpu" tests/contract tests/heads tests/training tests/checkpoint
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 VENV_LOWEST := $(VENV)-lowest
+CLIENTS := $(VENV)-clients
+export ADAPTERHUB_CLIENTS ?= $(CURDIR)/$(CLIENTS)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help demo demo-short test fast test-lowest lint format types bench hooks venv constraints clean
+.PHONY: help demo demo-short test fast test-lowest hub-clients lint format types bench hooks venv constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,7 +36,7 @@ demo: $(STAMPS)/demo  ## train, save, load, compose and compare adapters on real
 demo-short: $(STAMPS)/demo  ## the same on a small part of the data
 	$(BIN)/python demo/run.py --short $(ARGS)
 
-test: $(STAMPS)/test  ## all tests
+test: $(STAMPS)/test $(HUB_CLIENTS:%=$(CLIENTS)/%/.stamp)  ## all tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 fast: $(STAMPS)/test  ## the tests that need no more than a moment each
@@ -39,6 +44,8 @@ fast: $(STAMPS)/test  ## the tests that need no more than a moment each
 
 test-lowest: $(VENV_LOWEST)/.stamps/test  ## the fast tests on the lowest supported transformers
 	$(VENV_LOWEST)/bin/python -m pytest -n $(JOBS) --dist worksteal $(LOWEST_ARGS) $(ARGS)
+
+hub-clients: $(HUB_CLIENTS_ALL:%=$(CLIENTS)/%/.stamp)  ## all versions of huggingface_hub with which the hub is tried
 
 lint: $(STAMPS)/dev  ## ruff (rules and format) and codespell
 	$(BIN)/ruff check .
@@ -65,7 +72,7 @@ constraints: venv  ## rewrite constraints.txt from .venv
 	mv constraints.txt.new constraints.txt
 
 clean:  ## remove environments, caches and results
-	rm -rf $(VENV) $(VENV_LOWEST) build dist results .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_LOWEST) $(CLIENTS) build dist results .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp says that an extra is installed as pyproject.toml and constraints.txt want it.
@@ -86,4 +93,9 @@ $(VENV_LOWEST)/.stamps/test: pyproject.toml constraints.txt
 	grep -v -E '^(transformers|tokenizers|huggingface_hub)==' constraints.txt > $(@D)/constraints.txt
 	$(VENV_LOWEST)/bin/python -m pip install --quiet -c $(@D)/constraints.txt \
 		"transformers==$(TRANSFORMERS_LOWEST)" -e ".[test]"
+	@touch $@
+
+$(CLIENTS)/%/.stamp: | $(STAMPS)/base
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --target $(@D) "huggingface_hub==$*"
 	@touch $@
