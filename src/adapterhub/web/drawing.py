@@ -71,7 +71,8 @@ def placement_svg(
     lines = "\n".join(body)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" {_FONT} font-size="13">\n'
-        f"<title>{escape(title)}</title>\n<desc>{escape(placement_text(config, layers=layers))}</desc>\n{lines}\n</svg>\n"
+        f"<title>{escape(title)}</title>\n<desc>{escape(placement_text(config, layers=layers))}</desc>\n"
+        f"{lines}\n</svg>\n"
     )
 
 

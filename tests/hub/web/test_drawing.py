@@ -8,10 +8,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from .configs_of_drawings import NAMED, OTHERS
 
 from adapterhub.web.drawing import placement_svg
 from adapterhub.web.placement import left_out, marks, placement_text
+
+from .configs_of_drawings import NAMED, OTHERS
 
 GOLDEN = Path(__file__).parent / "golden"
 ALL = {**NAMED, **OTHERS}

@@ -1,0 +1,304 @@
+"""Pages that find adapters: the front page, tasks and languages, lists with facets, methods and base models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from fastapi import APIRouter
+from markupsafe import Markup
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..accounts import Principal
+from ..data import load
+from ..db import schema
+from ..errors import BadRequest, NotFound
+from ..http import hub_of, principal_of, unquote
+from ..index import compat, leaderboard, search, taxonomy
+from ..index.search import Query
+from ..index.taxonomy import Taxonomy
+from . import queries
+from .charts import Point, scatter
+from .drawing import placement_svg
+from .formats import path
+from .methods import FAMILIES, METHODS, method_of
+from .pages import page, redirect
+from .placement import placement_text
+
+router = APIRouter(include_in_schema=False)
+
+TYPES = {
+    "text_task": ("Tasks", "Classify, tag, answer: adapters for a task and a data set, often with a prediction head."),
+    "text_lang": ("Languages", "Adapters that teach a model a language; stack one under a task adapter."),
+}
+FACETS = {
+    "base_model": "Base model",
+    "method": "Method",
+    "config_name": "Named config",
+    "task": "Task",
+    "subtask": "Data set",
+    "library": "Library",
+    "head_type": "Prediction head",
+    "model_type": "Model type",
+    "license": "Licence",
+    "type": "Kind",
+}
+SORTS = {"downloads": "Most used", "updated": "Newest", "created": "First published", "parameters": "Fewest parameters"}
+# Method and model type of the drawing on the front page.
+_SHOWN = ("unipelt", "bert")
+
+
+@router.get("/")
+async def home(request: Request) -> Response:
+    """The front page."""
+    me = await principal_of(request)
+    async with hub_of(request).db.read() as conn:
+        known, counts = await taxonomy.read(conn), await search.tree(conn)
+        numbers = await queries.numbers(conn)
+        newest = await search.query(conn, Query(sort="updated", limit=6), me, facets=False)
+        used = await search.query(conn, Query(sort="downloads", limit=6), me, facets=False)
+    doors = [{"type": kind, "title": title, "text": text} for kind, (title, text) in TYPES.items()]
+    for door in doors:
+        door["places"] = _busiest(known, counts.get(door["type"], {}))  # type: ignore[assignment]
+    config = load("configs.json")["configs"][_SHOWN[0]]
+    return await page(
+        request,
+        "home.html",
+        numbers=numbers,
+        newest=newest.rows,
+        most_used=used.rows,
+        doors=doors,
+        drawing=Markup(placement_svg(config, layers=12, model_type=_SHOWN[1])),
+    )
+
+
+def _busiest(known: Taxonomy, counts: Mapping[str, Mapping[str, int]], limit: int = 14) -> list[dict[str, Any]]:
+    totals = sorted(
+        ((sum(parts.values()), task) for task, parts in counts.items()), key=lambda item: (-item[0], item[1])
+    )
+    return [{"id": task, "name": _name(known, task), "count": total} for total, task in totals[:limit]]
+
+
+def _name(known: Taxonomy, task: str) -> str:
+    row = known.tasks.get(task)
+    return str(row["displayname"]) if row else task
+
+
+# ---- tasks and languages --------------------------------------------------------------------------------------------
+
+
+@router.get("/explore")
+async def explore(request: Request) -> Response:
+    """Both kinds of tasks begin with the more common one."""
+    return redirect("/explore/text_task", 307)
+
+
+@router.get("/explore/{name}")
+async def explore_one(request: Request, name: str) -> Response:
+    """All tasks of a kind, or one task with its data sets."""
+    async with hub_of(request).db.read() as conn:
+        known, counts = await taxonomy.read(conn), await search.tree(conn)
+    if name in TYPES:
+        words = request.query_params.get("q", "").strip().lower()
+        tasks = [_entry(known, counts.get(name, {}), task) for task in _tasks(known, counts, name)]
+        shown = [task for task in tasks if words in task["text"]]
+        shown.sort(key=lambda task: (-task["count"], task["name"].lower()))
+        return await page(request, "explore.html", type=name, types=TYPES, tasks=shown, all=len(tasks))
+    kind = known.type_of(name) or next((kind for kind, tasks in counts.items() if name in tasks), None)
+    if kind is None:
+        near = known.near(name)
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise NotFound(f"There is no task or language {name!r}.{hint}")
+    entry = _entry(known, counts.get(kind, {}), name)
+    return await page(request, "task.html", type=kind, types=TYPES, task=entry)
+
+
+def _tasks(known: Taxonomy, counts: Mapping[str, Mapping[str, Any]], kind: str) -> set[str]:
+    return {task for task, row in known.tasks.items() if row["type"] == kind} | set(counts.get(kind, {}))
+
+
+def _entry(known: Taxonomy, counts: Mapping[str, Mapping[str, int]], task: str) -> dict[str, Any]:
+    """A task with its data sets, those with most adapters first."""
+    here = counts.get(task, {})
+    names = {subtask for place, subtask in known.subtasks if place == task} | (set(here) - {""})
+    subtasks = [
+        {"id": name, "count": here.get(name, 0), **_described(known.subtasks.get((task, name)), name)} for name in names
+    ]
+    subtasks.sort(key=lambda row: (-row["count"], row["name"].lower()))
+    described = _described(known.tasks.get(task), task)
+    text = " ".join([task, described["name"], *(f"{row['id']} {row['name']}" for row in subtasks)]).lower()
+    return {"id": task, "count": sum(here.values()), "subtasks": subtasks, "text": text, **described}
+
+
+def _described(row: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+    return {"name": (row and row["displayname"]) or name, "description": (row and row["description"]) or ""}
+
+
+@router.get("/explore/{task}/{subtask}")
+async def place(request: Request, task: str, subtask: str) -> Response:
+    """Adapters for a data set: the list, or the leaderboard."""
+    view = request.query_params.get("view", "list")
+    me = await principal_of(request)
+    async with hub_of(request).db.read() as conn:
+        known = await taxonomy.read(conn)
+        asked = query_of(request.query_params, task=task, subtask=subtask)
+        found = await search.query(conn, asked, me)
+        row = known.subtasks.get((task, subtask))
+        if row is None and not found.total and not set(request.query_params):
+            near = known.near(task, subtask)
+            hint = f" Did you mean {', '.join(near)}?" if near else " The tasks are listed at /explore."
+            raise NotFound(f"There is no data set {task}/{subtask}.{hint}")
+        chosen = request.query_params
+        board = await leaderboard.board(
+            conn, me, task, subtask, metric=chosen.get("metric"), base_model=chosen.get("base_model")
+        )
+    points = [Point(line.full_name, line.adapter["parameters"] or 0, line.value) for line in board.lines]
+    plot = scatter(points, board.metric or "score", higher_is_better=board.higher_is_better)
+    return await page(
+        request,
+        "place.html",
+        view=view if view == "leaderboard" else "list",
+        task={"id": task, "name": _name(known, task), "type": known.type_of(task, subtask) or "text_task"},
+        subtask=row or {"id": subtask, "displayname": subtask, "description": ""},
+        title=(row and row["displayname"]) or subtask,
+        found=found,
+        facets=_facets(found.facets, ("task", "subtask", "type")),
+        board=board,
+        plot=plot,
+        sorts=SORTS,
+        fixed=("view",),
+    )
+
+
+@router.get("/explore/{task}/{subtask}/{model_type}")
+@router.get("/explore/{task}/{subtask}/{model_type}/{model:path}")
+async def old_place(request: Request, task: str, subtask: str, model_type: str, model: str = "") -> Response:
+    """Addresses of the old hub."""
+    model = unquote(model).strip("/")
+    chosen = f"base_model={path(model, whole=True)}" if model else f"model_type={path(model_type)}"
+    return redirect(f"/explore/{path(task)}/{path(subtask)}?{chosen}", 301)
+
+
+# ---- lists ----------------------------------------------------------------------------------------------------------
+
+
+@router.get("/adapters")
+async def adapters(request: Request) -> Response:
+    """All adapters, by words and facets."""
+    me = await principal_of(request)
+    async with hub_of(request).db.read() as conn:
+        found = await search.query(conn, query_of(request.query_params), me)
+    return await page(request, "adapters.html", found=found, facets=_facets(found.facets), sorts=SORTS, fixed=())
+
+
+def query_of(params: QueryParams, **fixed: str) -> Query:
+    """What a page's address asks for; options that are empty or none of ours are left out."""
+    given: dict[str, Any] = {name: params[name] for name in _READERS if params.get(name)}
+    for name, value in given.items():
+        try:
+            given[name] = _READERS[name](value)
+        except ValueError as error:
+            raise BadRequest(f"{name}={value!r} must be a number.") from error
+    if given.get("sort") not in SORTS:
+        given.pop("sort", None)
+    return Query(**{**given, **fixed})
+
+
+def _text(value: str) -> str:
+    return value.replace("\0", "")[:200]
+
+
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("q", "sort", "cursor", "namespace", "language", *search.FACETS), _text),
+    "head": lambda value: value in ("1", "true", "yes"),
+    "ok": lambda value: value in ("1", "true", "yes"),
+    "rank_min": int,
+    "rank_max": int,
+    "parameters_max": int,
+    "reduction_factor_min": float,
+    "reduction_factor_max": float,
+}
+
+
+def _facets(counted: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "label": label, "values": [(str(value), number) for value, number in counted.get(name, ())]}
+        for name, label in FACETS.items()
+        if name not in without and counted.get(name)
+    ]
+
+
+# ---- methods and base models ----------------------------------------------------------------------------------------
+
+
+@router.get("/architectures")
+async def methods(request: Request) -> Response:
+    """All methods with their drawings."""
+    me = await principal_of(request)
+    async with hub_of(request).db.read() as conn:
+        found = await search.query(conn, Query(limit=1), me)
+    counts = dict(found.facets.get("config_name", ()))
+    return await page(request, "methods.html", families=FAMILIES, methods=METHODS, counts=counts, draw=_draw)
+
+
+@router.get("/architectures/{name}")
+async def method(request: Request, name: str) -> Response:
+    """A named config: where it sits, its options, its paper and its adapters."""
+    shown = method_of(name)
+    me = await principal_of(request)
+    async with hub_of(request).db.read() as conn:
+        old = None if shown else await _architecture(conn, name)
+        if shown is None and old is None:
+            raise NotFound(f"There is no method {name!r}. All of them are listed at /architectures.")
+        found = await search.query(conn, Query(config_name=shown.name if shown else name, limit=10), me, facets=False)
+    described = shown._asdict() if shown else old
+    assert described is not None
+    return await page(request, "method.html", method=described, found=found, **_drawn(described["config"]))
+
+
+async def _architecture(conn: AsyncConnection, name: str) -> dict[str, Any] | None:
+    """An architecture of the old hub that is no named config."""
+    query = sa.select(schema.architecture).where(schema.architecture.c.name == name)
+    row = (await conn.execute(query)).mappings().one_or_none()
+    if row is None:
+        return None
+    return {
+        "name": name,
+        "title": row["displayname"],
+        "text": row["description"],
+        "citation": row["citation"] or "",
+        "config": row["config"],
+        "aliases": (),
+    }
+
+
+def _draw(config: Mapping[str, Any]) -> Markup:
+    return Markup(placement_svg(config))
+
+
+def _drawn(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"drawing": _draw(config), "placement": placement_text(config)}
+
+
+@router.get("/models/{name:path}")
+async def model(request: Request, name: str) -> Response:
+    """A base model with its adapters, and those whose tensors would fit."""
+    me: Principal = await principal_of(request)
+    name = unquote(name)
+    async with hub_of(request).db.read() as conn:
+        found = await search.query(conn, query_of(request.query_params, base_model=name), me)
+        fitting = await compat.compatible(conn, me, name)
+    return await page(
+        request,
+        "model.html",
+        name=name,
+        found=found,
+        fitting=fitting,
+        facets=_facets(found.facets, ("base_model", "model_type")),
+        sorts=SORTS,
+        fixed=(),
+    )
