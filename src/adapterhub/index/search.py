@@ -175,18 +175,24 @@ class Page:
 
 def visible_to(principal: Principal) -> sa.ColumnElement[bool]:
     """Whether a row of `adapter` may be listed: it is public, or in a namespace of the caller's; and not yanked."""
+    return sa.or_(*_visible_parts(principal))
+
+
+def _visible_parts(principal: Principal) -> list[sa.ColumnElement[bool]]:
+    """The public adapters, and those only the caller's namespaces see; apart, each is found through an index."""
     own = _readable(principal)
     if not own:
-        return _adapter.visible
+        return [_adapter.visible]
     mine = sa.select(schema.repo.c.id).where(
         schema.repo.c.owner_id.in_(sa.select(schema.account.c.id).where(schema.account.c.name.in_(own))),
         schema.repo.c.private,
         schema.repo.c.yanked.is_(None),
     )
     withdrawn = sa.exists().where(schema.yank.c.repo_id == _adapter.repo_id, schema.yank.c.oid == _adapter.oid)
-    return sa.or_(
-        _adapter.visible, sa.and_(_adapter.repo_id.in_(mine), _adapter.library != "other", sa.not_(withdrawn))
+    hidden = sa.and_(
+        sa.not_(_adapter.visible), _adapter.repo_id.in_(mine), _adapter.library != "other", sa.not_(withdrawn)
     )
+    return [_adapter.visible, hidden]
 
 
 def _readable(principal: Principal) -> tuple[str, ...]:
@@ -203,21 +209,37 @@ async def query(conn: AsyncConnection, asked: Query, principal: Principal, *, fa
     if asked.sort not in SORTS:
         raise BadRequest(f"sort={asked.sort!r} is not one of {', '.join(SORTS)}.")
     limit = min(max(asked.limit, 1), 100)
-    filters = _filters(conn, asked)
-    where = [visible_to(principal), *filters.values()]
+    filters, parts = _filters(conn, asked), _visible_parts(principal)
     walked = dict(filters)
     if asked.q and await _is_common(conn, asked.q):
         walked["q"] = sa.and_(*(_adapter.search.contains(word, autoescape=True) for word in _words(asked.q)))
-    key, largest_first = _order(asked.sort)
-    after = [_after(key, largest_first, asked.cursor, asked.sort)] if asked.cursor else []
-    order = [column.desc() if largest_first else column.asc() for column in (key, _adapter.repo_id)]
+    if asked.cursor:
+        walked["cursor"] = _after(asked.cursor, asked.sort)
+    found = (await conn.execute(_page(parts, list(walked.values()), asked.sort, limit + 1))).all()
     # Keys first, from an index where there is one, then the wide rows of this page only.
-    chosen = sa.select(_adapter.repo_id, key).where(visible_to(principal), *walked.values(), *after)
-    found = (await conn.execute(chosen.order_by(*order).limit(limit + 1))).all()
     rows = await _rows(conn, [number for number, _ in found[:limit]])
-    total, counted = await _count(conn, where, filters, principal, asked, facets)
+    total, counted = await _count(conn, parts, filters, principal, asked, facets)
     following = _encode(asked.sort, *found[limit - 1]) if len(found) > limit else None
     return Page(rows, total, counted, following)
+
+
+def _page(
+    parts: Sequence[sa.ColumnElement[bool]], where: Sequence[sa.ColumnElement[bool]], sort: str, limit: int
+) -> sa.CompoundSelect[Any]:
+    """Ids and sort keys of the first `limit` adapters of all parts."""
+    key, largest_first = _order(sort)
+
+    def ordered(*columns: sa.ColumnElement[Any]) -> list[sa.ColumnElement[Any]]:
+        return [column.desc() if largest_first else column.asc() for column in columns]
+
+    columns = (_adapter.repo_id.label("number"), key.label("sort_key"))
+    firsts = [
+        sa.select(*columns).where(part, *where).order_by(*ordered(key, _adapter.repo_id)).limit(limit).subquery()
+        for part in parts
+    ]
+    merged = sa.union_all(*(sa.select(first.c.number, first.c.sort_key) for first in firsts))
+    shown = merged.selected_columns
+    return merged.order_by(*ordered(shown.sort_key, shown.number)).limit(limit)
 
 
 def _order(sort: str) -> tuple[sa.ColumnElement[Any], bool]:
@@ -271,7 +293,7 @@ def _encode(sort: str, number: int, value: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps([sort, shown, number]).encode()).decode().rstrip("=")
 
 
-def _after(key: sa.ColumnElement[Any], largest_first: bool, cursor: str, sort: str) -> sa.ColumnElement[bool]:
+def _after(cursor: str, sort: str) -> sa.ColumnElement[bool]:
     try:
         its_sort, value, number = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         last = (datetime.fromisoformat(value) if sort == "updated" else _whole(value), _whole(number))
@@ -279,6 +301,7 @@ def _after(key: sa.ColumnElement[Any], largest_first: bool, cursor: str, sort: s
         raise BadRequest(f"cursor={cursor!r} is none of this hub. Begin at the first page.") from error
     if its_sort != sort:
         raise BadRequest(f"cursor={cursor!r} is of a list in another order. Begin at the first page.")
+    key, largest_first = _order(sort)
     here = sa.tuple_(key, _adapter.repo_id)
     bound = sa.tuple_(*(sa.literal(item, column.type) for item, column in zip(last, (key, _adapter.repo_id))))
     return here < bound if largest_first else here > bound
@@ -298,7 +321,7 @@ _cache: dict[Any, tuple[float, _Counted]] = {}  # until when, and what
 
 async def _count(
     conn: AsyncConnection,
-    where: Sequence[sa.ColumnElement[bool]],
+    parts: Sequence[sa.ColumnElement[bool]],
     filters: Mapping[str, sa.ColumnElement[bool]],
     principal: Principal,
     asked: Query,
@@ -313,7 +336,7 @@ async def _count(
     started = time.monotonic()
     if known and started < known[0]:
         return known[1]
-    counted = await _count_now(conn, where, filters, facets)
+    counted = await _count_now(conn, parts, filters, facets)
     cost = time.monotonic() - started
     if len(_cache) > 500:
         _cache.clear()
@@ -323,32 +346,28 @@ async def _count(
 
 async def _count_now(
     conn: AsyncConnection,
-    where: Sequence[sa.ColumnElement[bool]],
+    parts: Sequence[sa.ColumnElement[bool]],
     filters: Mapping[str, sa.ColumnElement[bool]],
     facets: bool,
 ) -> _Counted:
     if not facets:
-        total = (await conn.execute(sa.select(sa.func.count()).select_from(schema.adapter).where(*where))).scalar_one()
-        return total, {}
+        hit = _hits([sa.func.count().label("count")], parts, list(filters.values())).subquery()
+        return (await conn.execute(sa.select(sa.func.sum(hit.c.count)))).scalar_one(), {}
     free = [name for name in FACETS if name not in filters]
-    hits = sa.select(*(_adapter[name] for name in free)).where(*where).cte("hits").prefix_with("MATERIALIZED")
-    parts = [sa.select(sa.literal(""), sa.literal(None, sa.String), sa.func.count()).select_from(hits)]
-    parts += [
+    hits = _hits([_adapter[name] for name in free], parts, list(filters.values())).cte("hits")
+    hits = hits.prefix_with("MATERIALIZED")
+    queries = [sa.select(sa.literal(""), sa.literal(None, sa.String), sa.func.count()).select_from(hits)]
+    queries += [
         sa.select(sa.literal(name), hits.c[name], sa.func.count())
         .where(hits.c[name].is_not(None))
         .group_by(hits.c[name])
         for name in free
     ]
-    rows = list((await conn.execute(sa.union_all(*parts))))
-    fixed = where[:1]
+    rows = list(await conn.execute(sa.union_all(*queries)))
     for name in filters.keys() & set(FACETS):
         others = [condition for other, condition in filters.items() if other != name]
-        counts = (
-            sa.select(sa.literal(name), _adapter[name], sa.func.count())
-            .where(*fixed, *others, _adapter[name].is_not(None))
-            .group_by(_adapter[name])
-        )
-        rows += (await conn.execute(counts))
+        hit = _hits([_adapter[name]], parts, [*others, _adapter[name].is_not(None)]).subquery()
+        rows += await conn.execute(sa.select(sa.literal(name), hit.c[name], sa.func.count()).group_by(hit.c[name]))
     found: dict[str, list[tuple[str, int]]] = {name: [] for name in FACETS}
     total = 0
     for name, value, count in rows:
@@ -362,11 +381,19 @@ async def _count_now(
     return total, best
 
 
+def _hits(
+    columns: Sequence[sa.ColumnElement[Any]],
+    parts: Sequence[sa.ColumnElement[bool]],
+    where: Sequence[sa.ColumnElement[bool]],
+) -> sa.CompoundSelect[Any]:
+    return sa.union_all(*(sa.select(*columns).select_from(schema.adapter).where(part, *where) for part in parts))
+
+
 async def tree(conn: AsyncConnection) -> dict[str, dict[str, dict[str, int]]]:
     """How many public adapters stand at each place: type -> task -> subtask (or "") -> count."""
     place = (_adapter.type, _adapter.task, _adapter.subtask)
     counts = sa.select(*place, sa.func.count()).where(_adapter.visible, _adapter.task.is_not(None)).group_by(*place)
     found: dict[str, dict[str, dict[str, int]]] = {"text_task": {}, "text_lang": {}}
-    for kind, task, subtask, count in (await conn.execute(counts)):
+    for kind, task, subtask, count in await conn.execute(counts):
         found.setdefault(kind or "text_task", {}).setdefault(task, {})[subtask or ""] = count
     return found

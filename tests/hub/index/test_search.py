@@ -1,0 +1,254 @@
+"""Lists, facets, pages and full text against the same questions asked of plain Python."""
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adapterhub.accounts import ANONYMOUS, Principal
+from adapterhub.db import schema
+from adapterhub.db.engine import Database
+from adapterhub.errors import BadRequest
+from adapterhub.index import search
+from adapterhub.index.search import FACETS, SORTS, Query
+from benchmarks.hub.rows import fill
+
+COUNT = 400
+
+
+@pytest.fixture(scope="module")
+def loop():
+    made = asyncio.new_event_loop()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory, loop):
+    """A database of adapters, some private and some yanked, and its rows."""
+    db = Database(f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('search') / 'hub.db'}")
+    adapter, repo = schema.adapter.c, schema.repo.c
+
+    async def make():
+        async with db.write() as conn:
+            await conn.run_sync(schema.metadata.create_all)
+            await search.prepare(conn)
+            await fill(conn, COUNT, seed=3)
+            for table, column in ((schema.repo, repo.id), (schema.adapter, adapter.repo_id)):
+                hidden = {"private": True} if table is schema.repo else {"visible": False}
+                await conn.execute(sa.update(table).where(column % 10 == 0).values(**hidden))
+            await conn.execute(sa.update(schema.repo).where(repo.id % 70 == 0).values(yanked="wrong"))
+            await conn.execute(sa.update(schema.adapter).where(adapter.repo_id % 3 == 0).values(parameters=None))
+            await conn.execute(sa.update(schema.adapter).where(adapter.repo_id % 7 == 0).values(errors=2))
+            yanked = {"repo_id": 40, "oid": f"{39:040x}", "reason": "wrong", "actor": "somebody"}
+            await conn.execute(sa.insert(schema.yank).values(**yanked))
+            query = sa.select(schema.adapter, repo.namespace, repo.yanked, repo.private).join(
+                schema.repo, repo.id == adapter.repo_id
+            )
+            return (await conn.execute(query)).mappings().all()
+
+    found = loop.run_until_complete(make())
+    yield db, found
+    loop.run_until_complete(db.close())
+
+
+@pytest.fixture
+def ask(rows, loop):
+    db, _ = rows
+
+    def asked(query, principal=ANONYMOUS, **options):
+        async def work():
+            async with db.read() as conn:
+                return await search.query(conn, query, principal, **options)
+
+        return loop.run_until_complete(work())
+
+    return asked
+
+
+def member(*namespaces, **more):
+    return Principal(id=1, name="m", role="read", namespaces=dict.fromkeys(namespaces, "read"), **more)
+
+
+def may_see(row, namespaces=()):
+    if row["yanked"] or row["repo_id"] == 40:
+        return False
+    return not row["private"] or row["namespace"] in namespaces
+
+
+ASKED = [
+    Query(),
+    Query(type="text_task"),
+    Query(model_type="bert", method="lora"),
+    Query(task="nli", base_model="roberta-base"),
+    Query(head=True, license="mit"),
+    Query(head=False, ok=True),
+    Query(reduction_factor_min=3, reduction_factor_max=20),
+    Query(rank_min=8, parameters_max=2_000_000),
+    Query(q="roberta nli"),
+    Query(q="argument", library="adapters"),
+    Query(q="qa"),
+    Query(namespace="ORG1", sort="updated"),
+]
+
+
+def passes(row, query, without=None):
+    def equal(name):
+        wanted = getattr(query, name)
+        return name == without or wanted is None or row[name] == wanted
+
+    def within(name):
+        low, high = getattr(query, f"{name}_min", None), getattr(query, f"{name}_max", None)
+        value = row[name]
+        return (low is None or (value is not None and value >= low)) and (
+            high is None or (value is not None and value <= high)
+        )
+
+    return (
+        all(equal(name) for name in FACETS)
+        and all(within(name) for name in ("reduction_factor", "rank", "parameters"))
+        and (query.head is None or (row["head_type"] is not None) == query.head)
+        and (not query.ok or row["errors"] == 0)
+        and (query.namespace is None or row["namespace"] == query.namespace.lower())
+        and all(word in row["search"] for word in (query.q or "").split())
+    )
+
+
+@pytest.mark.parametrize("query", ASKED, ids=str)
+@pytest.mark.parametrize("namespaces", [(), ("org0", "org1")], ids=["visitor", "member"])
+def test_a_list_and_its_facets(rows, ask, query, namespaces):
+    principal = member(*namespaces) if namespaces else ANONYMOUS
+    seen = [row for row in rows[1] if may_see(row, namespaces)]
+    expected = [row for row in seen if passes(row, query)]
+    page = ask(query, principal)
+    assert page.total == len(expected) == ask(query, principal, facets=False).total
+    for name in FACETS:
+        counts = Counter(row[name] for row in seen if passes(row, query, without=name) and row[name] is not None)
+        shown = dict(page.facets[name])
+        assert shown.items() <= counts.items()
+        assert len(shown) == min(len(counts), search._FACET_VALUES)
+
+
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("namespaces", [(), ("org0",)], ids=["visitor", "member"])
+def test_pages_show_everything_once_and_in_order(rows, ask, sort, namespaces):
+    principal = member(*namespaces) if namespaces else ANONYMOUS
+    query, found = Query(sort=sort, limit=37), []
+    while True:
+        page = ask(query, principal, facets=False)
+        found += page.rows
+        if page.cursor is None:
+            break
+        query = replace(query, cursor=page.cursor)
+    assert {row["repo_id"] for row in found} == {row["repo_id"] for row in rows[1] if may_see(row, namespaces)}
+    assert len(found) == page.total
+    if sort == "parameters":
+        keys = [(row["parameters"] is None, row["parameters"] or 0, row["repo_id"]) for row in found]
+        assert keys == sorted(keys)
+    else:
+        keys = [(row["repo_id"] if sort == "created" else row[sort], row["repo_id"]) for row in found]
+        assert keys == sorted(keys, reverse=True)
+
+
+def test_a_page_is_not_shifted_by_what_changes_meanwhile(rows, ask, loop):
+    first = ask(Query(limit=5), facets=False)
+    following = ask(Query(limit=5, cursor=first.cursor), facets=False).rows
+
+    async def show_first(visible):
+        async with rows[0].write() as conn:
+            own = schema.adapter.c.repo_id == first.rows[0]["repo_id"]
+            await conn.execute(sa.update(schema.adapter).where(own).values(visible=visible))
+
+    loop.run_until_complete(show_first(False))
+    try:
+        again = ask(Query(limit=5, cursor=first.cursor), facets=False).rows
+    finally:
+        loop.run_until_complete(show_first(True))
+    assert [row["repo_id"] for row in again] == [row["repo_id"] for row in following]
+
+
+@pytest.mark.parametrize("cursor", ["!", "e30", "W10", "WyJ1cGRhdGVkIiwxLDFd", "WyJkb3dubG9hZHMiLCJhIiwxXQ", "\x00"])
+def test_cursors_from_elsewhere_are_refused(ask, cursor):
+    with pytest.raises(BadRequest, match="cursor="):
+        ask(Query(cursor=cursor))
+
+
+def test_a_sort_we_do_not_have_is_refused(ask):
+    with pytest.raises(BadRequest, match="downloads, updated, created, parameters"):
+        ask(Query(sort="beauty"))
+
+
+def test_tokens_see_only_what_their_scope_allows(rows, ask):
+    everything = ask(Query(), member("org0", "org1"))
+    some = ask(Query(), member("org0", "org1", scope=("org1",)))
+    hidden = [row for row in rows[1] if row["private"] and may_see(row, ("org0",)) and row["namespace"] == "org0"]
+    assert hidden
+    assert everything.total - some.total == len(hidden)
+
+
+TEXT = st.text(st.sampled_from("aAbBßİıé漢字 %_\\\"'*()-+:^.0"), max_size=12)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(TEXT, min_size=1, max_size=4), words=TEXT)
+def test_full_text_finds_what_holds_every_word(full_text, loop, texts, words):
+    texts = [text.lower() for text in texts]
+
+    async def found():
+        async with full_text.write() as conn:
+            for number, text in enumerate(texts, 1):
+                await search.remove(conn, number)
+                await search.put(conn, number, text)
+                own = schema.adapter.c.repo_id == number
+                await conn.execute(sa.update(schema.adapter).where(own).values(search=text))
+            query = sa.select(schema.adapter.c.repo_id).where(
+                search.matches(conn, words), schema.adapter.c.repo_id <= len(texts)
+            )
+            return set((await conn.execute(query)).scalars())
+
+    expected = {n for n, text in enumerate(texts, 1) if all(word in text for word in words.lower().split())}
+    assert loop.run_until_complete(found()) == expected
+
+
+@pytest.fixture(scope="module")
+def full_text(tmp_path_factory, loop):
+    db = Database(f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('text') / 'hub.db'}")
+
+    async def make():
+        async with db.write() as conn:
+            await conn.run_sync(schema.metadata.create_all)
+            await search.prepare(conn)
+            await fill(conn, 4)
+
+    loop.run_until_complete(make())
+    yield db
+    loop.run_until_complete(db.close())
+
+
+@pytest.mark.parametrize("words", ["", "   ", "\0", "a" * 5000, " ".join(f"w{i}" for i in range(500)), '"', "a\0b"])
+def test_strange_words_are_no_errors(ask, words):
+    ask(Query(q=words), facets=False)
+
+
+def test_common_words_give_the_same_list(ask, monkeypatch):
+    query = Query(q="bert adapters", limit=20)
+    usual = ask(query, facets=False)
+    monkeypatch.setattr(search, "_COMMON", 5)
+    common = ask(query, facets=False)
+    assert [row["repo_id"] for row in common.rows] == [row["repo_id"] for row in usual.rows]
+    assert common.total == usual.total > 20
+
+
+def test_the_tree_counts_what_is_public(rows, loop):
+    async def work():
+        async with rows[0].read() as conn:
+            return await search.tree(conn)
+
+    counts = Counter((row["type"], row["task"], row["subtask"]) for row in rows[1] if row["visible"])
+    found = loop.run_until_complete(work())
+    flat = {(t, task, sub): n for t, tasks in found.items() for task, subs in tasks.items() for sub, n in subs.items()}
+    assert flat == counts
