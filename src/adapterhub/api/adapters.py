@@ -21,7 +21,6 @@ from ..repos import commits, repos
 from ..repos.commits import Commit
 from ..repos.files import RepoFiles
 from ..repos.repos import Repo
-from ..web import snippets
 from .models import Ambiguous, Compatible, Detail, FoundFile, Page, Resolved, Snippet, Unknown
 from .shared import Caller, Choice, Name, Revision, Text, part
 
@@ -180,6 +179,8 @@ async def snippet(
     rev: Revision = None,
 ) -> Any:
     """Code that loads an adapter, for each library that can."""
+    from ..web import snippets
+
     hub = hub_of(request)
     async with hub.db.read() as conn:
         repo = await repos.find(conn, caller, f"{namespace}/{name}")
