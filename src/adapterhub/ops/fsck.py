@@ -258,7 +258,7 @@ async def _index_differs(hub: Hub, repo_id: int, repair: bool) -> str | None:
             head = await commits.resolve(conn, repo, refs.HEADS + repo.default_branch)
             manifest = await commits.manifest_of(conn, head.tree)
         record = await examine(hub, repo, RepoFiles(hub, manifest))
-    except NotFound:
+    except (NotFound, sa.exc.NoResultFound):
         return None  # deleted meanwhile, or found by `_refs` already
     differs = False
     try:

@@ -1,0 +1,61 @@
+"""Repositories, uploads and commits for tests, made without HTTP."""
+
+import hashlib
+
+from adapterhub import accounts
+from adapterhub.db import schema
+from adapterhub.repos import commits, repos
+from adapterhub.repos.commits import Put, Remove
+from adapterhub.storage.ingest import ingest
+
+
+async def member(hub, name="alice"):
+    async with hub.db.read() as conn:
+        return await accounts.principal(conn, (await accounts.find_account(conn, name))["id"])
+
+
+async def new_repo(hub, full_name="acme/one", *, owner="alice"):
+    return await repos.create(hub, await member(hub, owner), full_name)
+
+
+async def pieces(data):
+    yield data
+
+
+async def upload(hub, repo, data):
+    return (await ingest(hub, pieces(data), repo_id=repo.id, expect_size=len(data))).sha256
+
+
+async def put(hub, repo, path, data, *, lfs=True, revision="main"):
+    operation = Put(path, await upload(hub, repo, data), lfs)
+    made = await commits.commit(hub, await member(hub), repo, revision, [operation], title=f"Add {path}")
+    return made.oid
+
+
+async def remove(hub, repo, path):
+    return (await commits.commit(hub, await member(hub), repo, "main", [Remove(path)], title=f"Remove {path}")).oid
+
+
+async def stored(hub):
+    return {name async for name in hub.blobs.names()}
+
+
+async def rows(hub, table, *columns):
+    import sqlalchemy as sa
+
+    async with hub.db.read() as conn:
+        return (await conn.execute(sa.select(*(columns or [table])))).all()
+
+
+async def age(hub, **delta):
+    """Makes everything look as if it was named last so long ago."""
+    from datetime import timedelta
+
+    import sqlalchemy as sa
+
+    async with hub.db.write() as conn:
+        await conn.execute(sa.update(schema.blob).values(last_ref=schema.now() - timedelta(**delta)))
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
