@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import api, protocol, web
@@ -69,9 +70,9 @@ def create_app(settings: Settings, *, jobs: bool = True) -> ASGIApp:
         redoc_url=None,
         openapi_url="/openapi.json",
     )
+    app.mount("/static", web.static)
     for router in (metrics.router, protocol.router, xet.router, api.router, dist.router, web.router):
         app.include_router(router)
-    app.mount("/static", web.static)
     app.add_exception_handler(HubError, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
@@ -128,11 +129,19 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         known: HubError = NotFound(f"There is nothing at {request.method} {path}.")
     elif error.status_code == 405:
-        known = BadRequest(f"{path} does not take {request.method}.", headers=dict(error.headers or {}))
+        allowed = ", ".join(_methods(request))
+        known = BadRequest(f"{path} takes {allowed}, not {request.method}.", headers={"Allow": allowed})
     else:
         known = BadRequest(str(error.detail))
     known.status = error.status_code
     return await _answer(request, known)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of all routes of a path; the error itself knows those of the first one."""
+    routes = request.app.routes
+    known = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+    return [m for m in known if any(r.matches({**request.scope, "method": m})[0] is Match.FULL for r in routes)]
 
 
 async def _answer_invalid(request: Request, error: Exception) -> Response:
