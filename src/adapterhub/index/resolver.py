@@ -188,12 +188,12 @@ async def _by_id(conn: AsyncConnection, asked: _Asked) -> tuple[Hit | None, HubE
     full_name, at, revision = asked.name.partition("@")
     if full_name.count("/") != 1:
         return None, None
-    if at and asked.version and revision != asked.version:
-        raise BadRequest(f"{asked.name!r} and version={asked.version!r} ask for two revisions. Leave one out.")
     try:
         repo = await repos.find(conn, asked.principal, full_name)
     except RepoNotFound:
         return None, None
+    if at and asked.version and revision != asked.version:
+        raise BadRequest(f"{asked.name!r} and version={asked.version!r} ask for two revisions. Leave one out.")
     rows = await _rows(conn, [_adapter.repo_id == repo.id, *asked.filters()])
     if not rows:
         return None, None
