@@ -352,7 +352,7 @@ async def _count_now(
 ) -> _Counted:
     if not facets:
         hit = _hits([sa.func.count().label("count")], parts, list(filters.values())).subquery()
-        return (await conn.execute(sa.select(sa.func.sum(hit.c.count)))).scalar_one(), {}
+        return int((await conn.execute(sa.select(sa.func.sum(hit.c.count)))).scalar_one()), {}
     free = [name for name in FACETS if name not in filters]
     hits = _hits([_adapter[name] for name in free], parts, list(filters.values())).cte("hits")
     hits = hits.prefix_with("MATERIALIZED")

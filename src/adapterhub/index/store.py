@@ -8,6 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..db import schema
+from ..errors import RepoNotFound
+from ..repos import refs, repos
 from . import search
 from .record import Record
 
@@ -22,7 +24,12 @@ _DERIVED = (schema.adapter_tag, schema.dependency, schema.evaluation, schema.ada
 
 
 async def put(conn: AsyncConnection, repo: Repo, commit: Commit, record: Record) -> None:
-    """Replaces what is known of a repository by the record of its newest commit."""
+    """Replaces what is known of a repository by the record of its newest commit.
+
+    Raises:
+        RepoNotFound: it was deleted meanwhile.
+    """
+    repo = await repos.by_id(conn, repo.id)  # it may have been hidden or renamed since the caller read it
     await remove(conn, repo.id)
     yanked = (schema.yank.c.repo_id == repo.id, schema.yank.c.oid == commit.oid)
     withdrawn = (await conn.execute(sa.select(schema.yank.c.oid).where(*yanked))).scalar() is not None
@@ -55,19 +62,29 @@ async def remove(conn: AsyncConnection, repo_id: int) -> None:
 
 
 async def reindex(hub: Hub) -> int:
-    """Derives every repository's record anew from the head of its default branch; returns their number."""
-    from ..repos import commits, repos
+    """Derives every repository's record anew from the head of its default branch; returns their number.
+
+    A repository that changes meanwhile is left to the commit that changes it.
+    """
+    async with hub.db.read() as conn:
+        ids = (await conn.execute(sa.select(schema.repo.c.id).order_by(schema.repo.c.id))).scalars().all()
+    return sum([await _reindex_one(hub, repo_id) for repo_id in ids])
+
+
+async def _reindex_one(hub: Hub, repo_id: int) -> bool:
+    from ..repos import commits
     from ..repos.files import RepoFiles
     from .examine import examine
 
-    async with hub.db.read() as conn:
-        ids = (await conn.execute(sa.select(schema.repo.c.id).order_by(schema.repo.c.id))).scalars().all()
-    for repo_id in ids:
+    try:
         async with hub.db.read() as conn:
             repo = await repos.by_id(conn, repo_id)
             head = await commits.resolve(conn, repo, repo.default_branch)
             manifest = await commits.manifest_of(conn, head.tree)
         record = await examine(hub, repo, RepoFiles(hub, manifest))
         async with hub.db.write() as conn:
-            await put(conn, repo, head, record)
-    return len(ids)
+            if await refs.oid_of(conn, repo, repo.default_branch) == head.oid:
+                await put(conn, repo, head, record)
+    except RepoNotFound:
+        return False
+    return True
