@@ -38,11 +38,11 @@ def sparkline(values: Sequence[int]) -> Markup:
     )
 
 
-_LEFT, _TOP, _WIDTH, _HEIGHT = 56, 14, 620, 250
+_LEFT, _TOP, _WIDTH, _HEIGHT = 56, 34, 880, 260
 
 
 def scatter(points: Sequence[Point], metric: str, *, higher_is_better: bool = True) -> Markup:
-    """Scores against numbers of parameters, with the line of those that no smaller adapter beats."""
+    """Scores against numbers of parameters, with a line of the best at each size."""
     points = [point for point in points if point.parameters > 0 and math.isfinite(point.score)]
     if len(points) < 2:
         return Markup("")
@@ -60,7 +60,11 @@ def scatter(points: Sequence[Point], metric: str, *, higher_is_better: bool = Tr
     for point in ordered:
         if not front or ((point.score > front[-1].score) == higher_is_better and point.score != front[-1].score):
             front.append(point)
-    line = "".join(f"{'L' if index else 'M'}{x(p)} {y(p)}" for index, p in enumerate(front))
+    steps = "".join(f"H{x(point)}V{y(point)}" for point in front[1:])
+    line = f"M{x(front[0])} {y(front[0])}{steps}H{_LEFT + _WIDTH}"
+    names = "".join(
+        f'<text x="{x(p) + 10}" y="{y(p) - 9}">{escape(p.name.rpartition("/")[2])}</text>' for p in front[-6:]
+    )
     dots = "".join(
         f'<a href="/{escape(p.name)}"><circle class="point" cx="{x(p)}" cy="{y(p)}" r="6"/>'
         f"<title>{escape(p.name)}: {decimal(p.score)}, {count(p.parameters)} parameters</title></a>"
@@ -69,7 +73,7 @@ def scatter(points: Sequence[Point], metric: str, *, higher_is_better: bool = Tr
     return Markup(
         f'<svg class="plot" viewBox="0 0 {_LEFT + _WIDTH + 14} {_TOP + _HEIGHT + 46}" role="group" '
         f'aria-label="{escape(metric)} against number of parameters">{_axes(x_axis, y_axis, metric)}'
-        f'<path class="front" d="{line}"/>{dots}</svg>'
+        f'<path class="front" d="{line}"/>{dots}{names}</svg>'
     )
 
 
@@ -95,5 +99,5 @@ def _axes(x_axis: tuple[float, float], y_axis: tuple[float, float], metric: str)
         x = _LEFT + _WIDTH * step / 4
         parts.append(f'<text x="{x:g}" y="{bottom + 20}" text-anchor="middle">{count(round(10**value))}</text>')
     parts.append(f'<text x="{_LEFT + _WIDTH}" y="{bottom + 40}" text-anchor="end">parameters (log)</text>')
-    parts.append(f'<text x="{_LEFT}" y="{_TOP - 3}">{escape(metric)}</text>')
+    parts.append(f'<text x="0" y="14">{escape(metric)}</text>')
     return "".join(parts)

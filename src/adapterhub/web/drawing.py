@@ -27,17 +27,17 @@ _ROWS = {
     "after ffn": (176, 36),
     "ffn": (222, 88),
     "norm1": (340, 24),
-    "after attention": (374, 36),
-    "attention": (420, 100),
+    "after attention": (372, 36),
+    "attention": (416, 104),
     "embeddings": (590, 28),
     "invertible": (552, 26),
 }
 _FRAME = (88, 448)  # top and height of the layer
 _LINEAR = {  # centres of the linear layers inside the blocks
-    "o": (_CENTRE, 452),
-    "q": (112, 484),
-    "k": (186, 484),
-    "v": (260, 484),
+    "o": (_CENTRE, 454),
+    "q": (112, 487),
+    "k": (186, 487),
+    "v": (260, 487),
     "output": (_CENTRE, 258),
     "intermediate": (_CENTRE, 290),
 }
@@ -209,9 +209,9 @@ def _draw_prefix(mark: Mark) -> Iterable[str]:
     """Tokens that come in from the right, to keys and values."""
     (key, y), (value, _) = _LINEAR["k"], _LINEAR["v"]
     bottom = y + 12
-    yield _path(f"M{_RIGHT + 12} 509H{key + 6}a6 6 0 0 1 -6 -6V{bottom}M{value} 509V{bottom}", "new-wire")
+    yield _path(f"M{_RIGHT + 12} 510H{key + 6}a6 6 0 0 1 -6 -6V{bottom}M{value} 510V{bottom}", "new-wire")
     for index in range(3):
-        yield _rect(_RIGHT + 12 + 17 * index, 502, 14, 14, "new", 3)
+        yield _rect(_RIGHT + 12 + 17 * index, 503, 14, 14, "new", 3)
     for part, row in zip(mark.note.split(" · "), (526, 492), strict=False):
         yield _text(_RIGHT + 36, row, part, "new-text")
 

@@ -176,7 +176,7 @@ async def config(request: Request) -> Response:
 
 
 def _options(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, Any, bool]]]]:
-    """Options in groups, one for each member of a union, each with whether it differs from its method's default."""
+    """Options in groups, one for each member of a union, each with whether it says nothing."""
     members = config.get("configs") if config.get("architecture") == "union" else None
     if isinstance(members, list):
         named = [member for member in members if isinstance(member, dict)]
@@ -185,8 +185,17 @@ def _options(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, Any, 
 
 
 def _rows(config: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    rows = [(str(key), json.dumps(value, ensure_ascii=False), not value) for key, value in config.items()]
+    has_phm = bool(config.get("phm_layer"))
+    rows = [
+        (str(key), json.dumps(value, ensure_ascii=False), not value or (_is_phm(str(key)) and not has_phm))
+        for key, value in config.items()
+    ]
     return sorted(rows, key=lambda row: row[2])
+
+
+def _is_phm(key: str) -> bool:
+    """Whether an option only matters to Compacter."""
+    return key.startswith("hypercomplex") or "phm" in key.lower()
 
 
 def _pretty(text: str | None) -> str:

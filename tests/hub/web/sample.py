@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+import math
+from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -43,31 +44,123 @@ class Made(NamedTuple):
 
 
 SAMPLE = (
-    Made("bert-sst2", "seq_bn", "bert-base-uncased", "bert", "sentiment/sst-2", 0.924,
-         "Tells whether a sentence from a film review is favourable."),
-    Made("bert-sst2-houlsby", "double_seq_bn", "bert-base-uncased", "bert", "sentiment/sst-2", 0.931,
-         "The same task with two bottlenecks per layer."),
-    Made("roberta-sst2-lora", "lora", "roberta-base", "roberta", "sentiment/sst-2", 0.946,
-         "Low-rank updates of query and value, which can be merged.", changes={"r": 8}),
-    Made("roberta-sst2-ia3", "ia3", "roberta-base", "roberta", "sentiment/sst-2", 0.928,
-         "Learned factors only: the smallest of the family."),
-    Made("roberta-imdb", "par_bn", "roberta-base", "roberta", "sentiment/imdb", 0.957,
-         "Long film reviews, read to their end."),
-    Made("bert-mrpc-mam", "mam", "bert-base-uncased", "bert", "sts/mrpc", 0.889,
-         "Do two sentences say the same? Prefixes and parallel bottlenecks together.", metric="f1"),
-    Made("roberta-squad-unipelt", "unipelt", "roberta-base", "roberta", "qa/squad1", 0.911,
-         "Finds the answer to a question in a paragraph.", metric="f1"),
-    Made("bert-mnli-prefix", "prefix_tuning", "bert-base-uncased", "bert", "nli/multinli", 0.817,
-         "Entailment, contradiction or neither."),
-    Made("xlmr-swahili", "seq_bn_inv", "xlm-roberta-base", "xlm-roberta", "sw/wiki", None,
-         "Swahili from Wikipedia, trained by masked language modelling. Stack a task adapter on it.", language="sw"),
-    Made("xlmr-quechua", "seq_bn_inv", "xlm-roberta-base", "xlm-roberta", "qu/wiki", None,
-         "Quechua from Wikipedia.", language="qu", license="mit"),
-    Made("xlmr-english-sst2", "seq_bn", "xlm-roberta-base", "xlm-roberta", "sentiment/sst-2", 0.902,
-         "Made to be stacked on a language adapter.", changes={"leave_out": [11]},
-         more="dependencies:\n- key: acme/xlmr-swahili\n  description: Any language adapter of this model will do.\n"),
-    Made("bert-loreft", "loreft", "bert-base-uncased", "bert", "nli/rte", 0.741,
-         "Edits three positions of each layer.", license=""),
+    Made(
+        "bert-sst2",
+        "seq_bn",
+        "bert-base-uncased",
+        "bert",
+        "sentiment/sst-2",
+        0.924,
+        "Tells whether a sentence from a film review is favourable.",
+    ),
+    Made(
+        "bert-sst2-houlsby",
+        "double_seq_bn",
+        "bert-base-uncased",
+        "bert",
+        "sentiment/sst-2",
+        0.931,
+        "The same task with two bottlenecks per layer.",
+    ),
+    Made(
+        "roberta-sst2-lora",
+        "lora",
+        "roberta-base",
+        "roberta",
+        "sentiment/sst-2",
+        0.946,
+        "Low-rank updates of query and value, which can be merged.",
+        changes={"r": 8},
+    ),
+    Made(
+        "roberta-sst2-ia3",
+        "ia3",
+        "roberta-base",
+        "roberta",
+        "sentiment/sst-2",
+        0.928,
+        "Learned factors only: the smallest of the family.",
+    ),
+    Made(
+        "roberta-imdb",
+        "par_bn",
+        "roberta-base",
+        "roberta",
+        "sentiment/imdb",
+        0.957,
+        "Long film reviews, read to their end.",
+    ),
+    Made(
+        "bert-mrpc-mam",
+        "mam",
+        "bert-base-uncased",
+        "bert",
+        "sts/mrpc",
+        0.889,
+        "Do two sentences say the same? Prefixes and parallel bottlenecks together.",
+        metric="f1",
+    ),
+    Made(
+        "roberta-squad-unipelt",
+        "unipelt",
+        "roberta-base",
+        "roberta",
+        "qa/squad1",
+        0.911,
+        "Finds the answer to a question in a paragraph.",
+        metric="f1",
+    ),
+    Made(
+        "bert-mnli-prefix",
+        "prefix_tuning_flat",
+        "bert-base-uncased",
+        "bert",
+        "nli/multinli",
+        0.817,
+        "Entailment, contradiction or neither.",
+    ),
+    Made(
+        "xlmr-swahili",
+        "seq_bn_inv",
+        "xlm-roberta-base",
+        "xlm-roberta",
+        "sw/wiki",
+        None,
+        "Swahili from Wikipedia, trained by masked language modelling. Stack a task adapter on it.",
+        language="sw",
+    ),
+    Made(
+        "xlmr-quechua",
+        "seq_bn_inv",
+        "xlm-roberta-base",
+        "xlm-roberta",
+        "qu/wiki",
+        None,
+        "Quechua from Wikipedia.",
+        language="qu",
+        license="mit",
+    ),
+    Made(
+        "xlmr-english-sst2",
+        "seq_bn",
+        "xlm-roberta-base",
+        "xlm-roberta",
+        "sentiment/sst-2",
+        0.902,
+        "Made to be stacked on a language adapter.",
+        changes={"leave_out": [0]},
+        more="dependencies:\n- key: acme/xlmr-swahili\n  description: Any language adapter of this model will do.\n",
+    ),
+    Made(
+        "bert-loreft",
+        "loreft",
+        "bert-base-uncased",
+        "bert",
+        "nli/rte",
+        0.741,
+        "Edits three positions of each layer.",
+        license="",
+    ),
 )
 _CARD = """---
 {license}base_model: {base}
@@ -110,14 +203,14 @@ _RESULTS = """model-index:
 
 def files(made: Made, *, hidden: int = 32, layers: int = 2) -> dict[str, bytes]:
     """The files of an adapter, as the library saves them."""
-    task, dataset = made.place.split("/")
+    _, dataset = made.place.split("/")
     results = _RESULTS.format(name=made.name, dataset=dataset, metric=made.metric, score=made.score)
     card = _CARD.format(
         **{**made._asdict(), "license": f"license: {made.license}\n" if made.license else ""},
         title=made.name.replace("-", " ").title(),
         results=results if made.score else "",
     )
-    config = {**CONFIGS[made.method], **made.changes}
+    config = config_of(made)
     saved = {
         "config": config,
         "hidden_size": hidden,
@@ -134,19 +227,73 @@ def files(made: Made, *, hidden: int = 32, layers: int = 2) -> dict[str, bytes]:
     }
 
 
-def weights(made: Made, hidden: int, layers: int) -> bytes:
-    """Zeros, in tensors that are named and shaped as those of a bottleneck."""
-    narrow = max(hidden // int(CONFIGS[made.method].get("reduction_factor") or 64), 1)
+def config_of(made: Made) -> dict[str, Any]:
+    """The config of an adapter; prefixes are flat, which keeps files small."""
+    config = {**CONFIGS[made.method], **made.changes}
+    if "configs" in config:
+        return {
+            **config,
+            "configs": [{**member, "flat": True} if "flat" in member else member for member in config["configs"]],
+        }
+    return config
+
+
+def tensors(made: Made, hidden: int, layers: int) -> Iterator[tuple[str, list[int]]]:
+    """Names and shapes of what the library saves for this config of a BERT or RoBERTa."""
+    model = "bert" if made.model_type == "bert" else "roberta"
+    config = config_of(made)
+    for member in config.get("configs", [config]):
+        left_out = member.get("leave_out") or []
+        for layer in (layer for layer in range(layers) if layer not in left_out):
+            for place, shapes in _in_layer(member, hidden).items():
+                place, _, container = place.rpartition(" ")
+                for inner, shape in shapes.items():
+                    yield f"{model}.encoder.layer.{layer}.{place}{container}.{made.name}.{inner}", shape
+        if member.get("architecture") == "prefix_tuning":
+            size = member["prefix_length"] * layers * 2 * hidden
+            yield f"{model}.prefix_tuning.prefix_tunings.{made.name}.self_prefix.control_trans", [size]
+        if member.get("inv_adapter"):
+            half = hidden // 2
+            for part in ("F", "G"):
+                for index, (out, given) in {0: (half // 2, half), 2: (half, half // 2)}.items():
+                    yield f"{model}.invertible_adapters.{made.name}.{part}.{index}.weight", [out, given]
+                    yield f"{model}.invertible_adapters.{made.name}.{part}.{index}.bias", [out]
+
+
+def _in_layer(member: Mapping[str, Any], hidden: int) -> dict[str, dict[str, list[int]]]:
+    """Place in a layer, and container, to its tensors."""
+    gate = {"gate.weight": [1, hidden], "gate.bias": [1]} if member.get("use_gating") else {}
+    kind = member.get("architecture")
+    if kind == "lora":
+        wide = {"intermediate.dense.": 4 * hidden} if member["intermediate_lora"] else {}
+        names = {"q": "query", "k": "key", "v": "value"}
+        out = {f"attention.self.{names[key]}.": hidden for key in member["attn_matrices"]} | wide
+        both = {} if member["composition_mode"] == "scale" else {"lora_A": [member["r"], hidden]}
+        return {f"{place} loras": {**both, "lora_B": [size, member["r"]], **gate} for place, size in out.items()}
+    if kind == "prefix_tuning":
+        gates = {"weight": [1, hidden], "bias": [1]}
+        return {"attention.self.prefix_tuning. prefix_gates": gates} if gate else {}
+    if kind == "reft":
+        projection = "units.0.projection.parametrizations.weight"
+        shapes = {"units.0.learned_source.weight": [1, hidden], "units.0.learned_source.bias": [1]}
+        return {
+            "reft_layer. refts": {**shapes, f"{projection}.original": [1, hidden], f"{projection}.0.base": [hidden] * 2}
+        }
+    narrow = max(1, int(hidden // member["reduction_factor"]))
     shapes = {"adapter_down.0.weight": [narrow, hidden], "adapter_down.0.bias": [narrow]}
-    shapes |= {"adapter_up.weight": [hidden, narrow], "adapter_up.bias": [hidden]}
+    shapes |= {"adapter_up.weight": [hidden, narrow], "adapter_up.bias": [hidden], **gate}
+    places = {"attention.output. adapters": member["mh_adapter"], "output. adapters": member["output_adapter"]}
+    return {place: shapes for place, used in places.items() if used}
+
+
+def weights(made: Made, hidden: int, layers: int) -> bytes:
+    """Zeros, in tensors that are named and shaped as those of the adapter."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for layer in range(layers):
-        for name, shape in shapes.items():
-            size = 4 * (shape[0] * shape[1] if len(shape) == 2 else shape[0])
-            full = f"{made.model_type}.encoder.layer.{layer}.output.adapters.{made.name}.{name}"
-            header[full] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + size]}
-            offset += size
+    for name, shape in tensors(made, hidden, layers):
+        size = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 256)
     return len(text).to_bytes(8, "little") + text + bytes(offset)
