@@ -159,11 +159,13 @@ def _listen(host: str, port: int) -> socket.socket:
 async def _prepare(settings: Settings) -> str | None:
     """What is done once, before any worker starts."""
     from .hub import Hub
+    from .ops.fsck import finish_creations
     from .ops.setup import prepare, setup_key
 
     hub = await Hub.open(settings)
     try:
         await prepare(hub)
+        await finish_creations(hub)
         return await setup_key(hub)
     finally:
         await hub.close()
