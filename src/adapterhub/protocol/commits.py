@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -13,11 +15,11 @@ from .. import names
 from ..accounts import Principal
 from ..checks.card import validate_card
 from ..content import pickles
-from ..errors import BadRequest, Forbidden, Unauthorized, Unprocessable
+from ..errors import BadRequest, Forbidden, NotFound, Unauthorized, Unprocessable
 from ..http import flag, hub_of, json_body, unquote
 from ..index import taxonomy
 from ..index.examine import context_of
-from ..repos import commits, refs
+from ..repos import commits, pulls, refs
 from ..repos.commits import Committed
 from ..repos.files import Manifest
 from ..repos.repos import Repo
@@ -56,7 +58,7 @@ async def preupload(request: Request) -> dict[str, Any]:
     create_pull = flag(request.query_params.get("create_pr"))
     async with hub.db.read() as conn:
         principal, repo = await caller_and_repo(request, conn)
-        _require_committer(principal, repo, create_pull or _is_own_pull(request))
+        await _require_committer(request, conn, principal, repo, create_pull=create_pull)
         head = await commit_of(request, conn, repo)
         manifest = await commits.manifest_of(conn, head.tree)
     return {"files": [_upload_mode(hub.settings, file, manifest) for file in files], "commitOid": head.oid}
@@ -83,7 +85,7 @@ async def commit(request: Request) -> Response:
     create_pull = flag(request.query_params.get("create_pr"))
     async with hub.db.read() as conn:
         principal, repo = await caller_and_repo(request, conn)
-        _require_committer(principal, repo, create_pull or _is_own_pull(request))
+        await _require_committer(request, conn, principal, repo, create_pull=create_pull)
         # Before its bytes are taken: a commit that has nowhere to go.
         await refs.oid_of(conn, repo, refs.head_of(revision))
     header, operations = await read_operations(hub, repo, _lines(request))
@@ -101,20 +103,31 @@ async def commit(request: Request) -> Response:
     return JSONResponse(_answer(request, repo, made), headers=_warnings(made))
 
 
-def _is_own_pull(request: Request) -> bool:
-    return unquote(request.path_params["revision"]).startswith(refs.PULLS)
-
-
-def _require_committer(principal: Principal, repo: Repo, to_pull: bool) -> None:
-    """Members may commit; everybody with a token that writes may propose a change to a repository they see."""
+async def _require_committer(
+    request: Request, conn: AsyncConnection, principal: Principal, repo: Repo, *, create_pull: bool
+) -> None:
+    """Members may commit; others may open a pull request in a repository that they see, and commit to their own."""
     if principal.is_anonymous:
         raise Unauthorized(f"You need a token with role 'write' to commit to {repo.full_name}.")
-    if principal.may_write(repo.namespace, repo.full_name) or (to_pull and principal.role == "write"):
+    if principal.may_write(repo.namespace, repo.full_name):
+        return
+    if create_pull or await _is_own_pull(request, conn, principal, repo):
+        pulls.require_participant(principal, repo)
         return
     raise Forbidden(
         f"You don't have write access to {repo.full_name}. Use a token with role 'write' of a member, or open a pull "
         "request: create_pr=True."
     )
+
+
+async def _is_own_pull(request: Request, conn: AsyncConnection, principal: Principal, repo: Repo) -> bool:
+    number = re.fullmatch(refs.PULLS + r"([1-9][0-9]{0,8})", unquote(request.path_params["revision"]))
+    if number is None:
+        return False
+    try:
+        return bool((await pulls.find(conn, repo, int(number[1])))["author"] == principal.name)
+    except NotFound:
+        return False
 
 
 def _answer(request: Request, repo: Repo, made: Committed) -> dict[str, Any]:
@@ -152,7 +165,7 @@ async def xet_write_token(request: Request) -> Response:
     hub = hub_of(request)
     async with hub.db.read() as conn:
         principal, repo = await caller_and_repo(request, conn)
-        _require_committer(principal, repo, to_pull=True)
+        pulls.require_participant(principal, repo)
     if hub.settings.upload_mode != "auto":
         raise Unprocessable(
             "This hub takes no Xet uploads. Set HF_HUB_DISABLE_XET=1 in the environment of the client and try again."

@@ -97,23 +97,24 @@ def send(request: Request, hub: Hub, sha256: str, size: int, headers: dict[str, 
         return Response(headers={**headers, "X-Accel-Redirect": inside})
     start, end = 0, size
     status = 200
-    if asked := request.headers.get("range"):
-        found = _range(asked, size)
-        if found is None:
-            return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
+    if (found := _range(request, size, headers["ETag"])) is not None:
         start, end = found
+        if start >= end:
+            return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
         status, headers["Content-Range"] = 206, f"bytes {start}-{end - 1}/{size}"
     headers["Content-Length"] = str(end - start)
     return StreamingResponse(hub.blobs.open(sha256, start, end), status, headers)
 
 
-def _range(text: str, size: int) -> tuple[int, int] | None:
-    """The one range of a `Range` header, as a half-open interval; None where it cannot be met."""
-    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", text.strip())
-    if match is None or not (match[1] or match[2]):
+def _range(request: Request, size: int, etag: str) -> tuple[int, int] | None:
+    """The range that is asked for, as a half-open interval, empty where it lies behind the end.
+
+    None for the whole: where no range is asked for, or of another version, or several, or something that is no range.
+    """
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", request.headers.get("range", "").strip(), re.ASCII)
+    if match is None or not (match[1] or match[2]) or request.headers.get("if-range", etag) != etag:
         return None
     if not match[1]:
-        start, end = max(size - int(match[2]), 0), size
-    else:
-        start, end = int(match[1]), min(int(match[2]) + 1, size) if match[2] else size
-    return (start, end) if start < end else None
+        return max(size - int(match[2]), 0), size
+    first, last = int(match[1]), int(match[2]) if match[2] else size - 1
+    return None if match[2] and last < first else (first, min(last + 1, size))

@@ -20,11 +20,11 @@ from ..db.schema import now
 from ..errors import BadRequest, EntryNotFound, Forbidden, NotFound, TooLarge
 from ..http import hub_of, json_body
 from ..hub import Hub
-from ..repos import commits, repos
+from ..repos import commits, pulls, repos
 from ..repos.repos import Repo
 from ..storage.blobs import CHUNK
 from ..storage.disk import fsync_file
-from ..storage.ingest import ingest
+from ..storage.ingest import ingest, storage_error
 from .shared import caller_and_repo
 
 router = APIRouter()
@@ -48,8 +48,7 @@ async def batch(request: Request) -> Response:
     )
     async with hub.db.read() as conn:
         principal, repo = await caller_and_repo(request, conn)
-        if principal.is_anonymous or principal.role != "write":
-            raise Forbidden("You need a token with role 'write' to upload files.")
+        pulls.require_participant(principal, repo)
         present = await commits.usable(conn, principal, repo, {oid for oid, _ in objects})
     shown = []
     for oid, size in objects:
@@ -119,11 +118,13 @@ async def put_part(request: Request, upload: str, number: int) -> Response:
     hub.signer.verify(expires, signature, "part", upload, number, size)
     await _find(hub, upload)
     path = _part(hub, upload, number)
-    path.parent.mkdir(exist_ok=True)
     arriving = path.with_suffix(f".{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(exist_ok=True)
         await _receive(request.stream(), arriving, size)
         arriving.replace(path)
+    except OSError as error:
+        raise storage_error(error) from error
     finally:
         arriving.unlink(missing_ok=True)
     return Response(headers={"ETag": f'"{upload}-{number}"'})

@@ -190,13 +190,18 @@ async def commit(
     for _ in range(_TRIES):
         async with hub.db.read() as conn:
             head = await _head(conn, repo, target)
-            if parent is not None and head.oid != parent:
-                raise StaleParent(
-                    f"{revision} of {repo.full_name} is at {head.oid}, not at {parent}. Get its newest commit, then "
-                    "try again."
-                )
-            before = await manifest_of(conn, head.tree)
-            after = await _apply(conn, principal, repo, before, operations)
+            try:
+                if parent is not None and head.oid != parent:
+                    raise StaleParent(
+                        f"{revision} of {repo.full_name} is at {head.oid}, not at {parent}. Get its newest commit, "
+                        "then try again."
+                    )
+                before = await manifest_of(conn, head.tree)
+                after = await _apply(conn, principal, repo, before, operations)
+            except (StaleParent, EntryNotFound):
+                if not create_pull and await _is_made(conn, principal, repo, head, operations, title.strip(), parent):
+                    return Committed(head.oid, changed=False)
+                raise
         made = _Made.of(head, after, principal, title.strip(), message.strip())
         if made.tree == head.tree and not create_pull:
             return Committed(head.oid, changed=False)
@@ -215,6 +220,26 @@ async def commit(
     raise Conflict(
         f"Others commit to {revision} of {repo.full_name} faster than this commit could be applied. Try again."
     )
+
+
+async def _is_made(
+    conn: AsyncConnection,
+    principal: Principal,
+    repo: Repo,
+    head: Commit,
+    operations: Sequence[Operation],
+    title: str,
+    parent: str | None,
+) -> bool:
+    """Whether the head is this very commit, sent again: then its parent is stale and its deletions are done."""
+    if head.parent is None or (head.author, head.title) != (principal.name, title) or parent not in (None, head.parent):
+        return False
+    before = await manifest_of(conn, (await find(conn, repo, head.parent)).tree)
+    try:
+        after = await _apply(conn, principal, repo, before, operations)
+    except EntryNotFound:
+        return False
+    return git.tree_oid((entry.path, entry.oid) for entry in after.values()) == head.tree
 
 
 async def create_first(hub: Hub, repo: Repo, principal: Principal) -> None:
@@ -286,7 +311,8 @@ async def _apply(
             files[path] = Entry(path, operation.sha256, pointer, size, operation.lfs)
         elif isinstance(operation, Remove):
             if files.pop(path, None) is None:
-                raise EntryNotFound(f"{path} does not exist, so it cannot be deleted.")
+                # The client knows the first words, and adds a hint to them.
+                raise EntryNotFound(f"A file with this name doesn't exist: {path}. So it cannot be deleted.")
         else:
             files = {name: entry for name, entry in files.items() if not name.startswith(f"{path}/")}
     _check_tree(files)
@@ -329,6 +355,7 @@ async def usable(
     Returns:
         SHA-256 to git's id, the size, and whether it is a safetensors file.
     """
+    own = [name for name in principal.namespaces if principal.may_read(name, name)]
     query = (
         sa.select(schema.blob.c.sha256, schema.blob.c.git_oid, schema.blob.c.size, _IS_SAFETENSORS)
         .join(schema.blob_use, schema.blob_use.c.sha256 == schema.blob.c.sha256)
@@ -339,7 +366,7 @@ async def usable(
             sa.or_(
                 schema.repo.c.id == repo.id,
                 sa.not_(schema.repo.c.private),
-                schema.repo.c.namespace.in_(list(principal.namespaces)),
+                schema.repo.c.namespace.in_(own),
             ),
         )
         .distinct()

@@ -6,8 +6,10 @@ import hashlib
 from collections.abc import Iterable
 from datetime import datetime
 
-__all__ = ["BlobHash", "blob_oid", "lfs_pointer", "tree_oid", "commit_oid", "EMPTY_SHA256"]
+__all__ = ["BlobHash", "blob_oid", "is_lfs_pointer", "lfs_pointer", "tree_oid", "commit_oid", "EMPTY_SHA256"]
 
+MAX_POINTER = 1024
+_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
 
@@ -22,7 +24,12 @@ def blob_oid(data: bytes) -> str:
 
 def lfs_pointer(sha256: str, size: int) -> bytes:
     """The small text that stands in git's tree for a file in large file storage."""
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    return _POINTER + f"oid sha256:{sha256}\nsize {size}\n".encode()
+
+
+def is_lfs_pointer(data: bytes) -> bool:
+    """Whether a file's bytes are such a text."""
+    return len(data) <= MAX_POINTER and data.startswith(_POINTER)
 
 
 def tree_oid(files: Iterable[tuple[str, str]]) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..hub import Hub
 
 __all__ = ["Change", "Comparison", "comment", "comments", "compare", "discussions", "find", "merge", "open_discussion"]
-__all__ += ["open_pull", "set_status"]
+__all__ += ["open_pull", "require_participant", "set_status"]
 
 _MAX_BODY = 64 * 1024
 
@@ -56,6 +56,21 @@ class Comparison:
     checks: Sequence[dict[str, Any]]
 
 
+def require_participant(principal: Principal, repo: Repo) -> None:
+    """Lets those pass who may talk about a repository that they see, and propose changes to it.
+
+    Raises:
+        Unauthorized: nobody is logged in.
+        Forbidden: the token only reads, or is limited to other repositories.
+    """
+    principal.require_user()
+    if principal.role != "write":
+        raise Forbidden("This token may only read. Use one with role 'write'.")
+    scope = {part.lower() for part in principal.scope}
+    if scope and not scope & {repo.namespace.lower(), repo.full_name.lower()}:
+        raise Forbidden(f"This token is limited to {', '.join(principal.scope)}. Use one for {repo.full_name}.")
+
+
 async def open_discussion(
     conn: AsyncConnection,
     repo: Repo,
@@ -70,12 +85,10 @@ async def open_discussion(
     """Begins a discussion or a pull request; returns its number.
 
     Raises:
-        Unauthorized: nobody is logged in.
+        Unauthorized, Forbidden: as for `require_participant`.
         BadRequest: it has no title, or too long a text.
     """
-    principal.require_user()
-    if principal.role != "write":
-        raise Forbidden("This token may only read. Use one with role 'write'.")
+    require_participant(principal, repo)
     title = title.strip()
     if not 1 <= len(title) <= 300:
         raise BadRequest("A discussion needs a title of 1 to 300 characters.")
@@ -141,11 +154,11 @@ async def comment(
     """Adds a comment; returns its id.
 
     Raises:
-        Unauthorized: nobody is logged in.
+        Unauthorized, Forbidden: as for `require_participant`.
         BadRequest: it is empty or longer than 64 KiB.
         NotFound: there is no such discussion.
     """
-    principal.require_user()
+    require_participant(principal, repo)
     if not body.strip() or len(body) > _MAX_BODY:
         raise BadRequest(f"A comment needs 1 to {_MAX_BODY} characters.")
     await find(conn, repo, number)
@@ -159,13 +172,14 @@ async def set_status(conn: AsyncConnection, repo: Repo, number: int, principal: 
     Raises:
         BadRequest: `status` is neither `open` nor `closed`.
         Conflict: it is merged.
+        Unauthorized: nobody is logged in.
         Forbidden: the caller neither began it nor may write to the repository.
     """
     if status not in ("open", "closed"):
         raise BadRequest(f"status={status!r} is not one of open, closed.")
+    require_participant(principal, repo)
     row = await find(conn, repo, number)
-    mine = principal.role == "write" and row["author"] == principal.name
-    if not mine and not principal.may_write(repo.namespace, repo.full_name):
+    if row["author"] != principal.name and not principal.may_write(repo.namespace, repo.full_name):
         raise Forbidden("Only its author and those who may write to the repository can open or close it.")
     if row["status"] == "merged":
         raise Conflict(f"Pull request {number} is merged; its status cannot change any more.")
@@ -222,8 +236,8 @@ async def merge(hub: Hub, principal: Principal, repo: Repo, number: int) -> Comm
     """
     async with hub.db.read() as conn:
         row = await find(conn, repo, number)
-        if row["status"] in ("closed", "merged"):
-            raise Conflict(f"Pull request {number} is {row['status']}.")
+        if row["is_pull"] and row["status"] != "open":
+            raise Conflict(f"Pull request {number} is {row['status']}, so it cannot be merged.")
         compared = await compare(conn, repo, number)
     if compared.conflicts:
         raise Conflict(

@@ -128,7 +128,12 @@ async def create(hub: Hub, principal: Principal, full_name: str, *, private: boo
         repo = await by_id(conn, repo_id)
         await conn.execute(sa.delete(schema.redirect).where(schema.redirect.c.key == full_name.lower()))
         await accounts.log(conn, principal, "repo.create", full_name, private=private)
-    await create_first(hub, repo, principal)
+    try:
+        await create_first(hub, repo, principal)
+    except BaseException:
+        async with hub.db.write() as conn:
+            await conn.execute(sa.delete(schema.repo).where(schema.repo.c.id == repo_id))
+        raise
     return repo
 
 

@@ -23,13 +23,13 @@ from ..db import schema
 from ..db.engine import insert_missing
 from ..db.schema import now
 from ..errors import DiskFull, Forbidden, HubError, StorageUnavailable, TooLarge, Unprocessable
-from ..repos.git import BlobHash
+from ..repos.git import MAX_POINTER, BlobHash, is_lfs_pointer
 from .blobs import CHUNK
 
 if TYPE_CHECKING:
     from ..hub import Hub
 
-__all__ = ["Blob", "Staged", "ingest", "keep", "stage"]
+__all__ = ["Blob", "Staged", "ingest", "keep", "stage", "storage_error"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ async def stage(
             )
         if expect_size is not None and size != expect_size:
             raise Unprocessable(f"{size} bytes came, but {expect_size} were announced. Upload them again.")
+        _refuse_pointer(path, size, name)
         header, danger = await asyncio.to_thread(inspect, path, name)
         if danger and hub.settings.pickle_policy == "refuse":
             raise Unprocessable(danger)
@@ -111,11 +112,16 @@ async def stage(
         return Staged(Blob(sha256, git_oid, size, header), path, quarantine)
     except BaseException as error:
         path.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, HubError):
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFull("The hub's disk is full. Nothing was stored; tell its administrator.") from error
-            raise StorageUnavailable(f"The bytes cannot be written: {error.strerror}.") from error
+        if isinstance(error, OSError):
+            raise storage_error(error) from error
         raise
+
+
+def storage_error(error: OSError) -> HubError:
+    """What to answer when bytes cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull("The hub's disk is full. Nothing was stored; tell its administrator.")
+    return StorageUnavailable(f"The bytes cannot be written: {error.strerror}.")
 
 
 async def _write(
@@ -151,6 +157,14 @@ async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             parts, size = [], 0
     if parts:
         yield b"".join(parts)
+
+
+def _refuse_pointer(path: Path, size: int, name: str) -> None:
+    """In a tree, a file whose text is a pointer would have the object id of the large file that it points to."""
+    if size <= MAX_POINTER and is_lfs_pointer(path.read_bytes()):
+        raise Unprocessable(
+            f"{name or 'This file'} is a pointer of Git LFS, not the file itself. Fetch the file first: git lfs pull."
+        )
 
 
 def _flush(file: IO[bytes]) -> None:
