@@ -43,7 +43,7 @@ async def architectures(request: Request) -> dict[str, Any]:
     """Name of each architecture to its config."""
     async with hub_of(request).db.read() as conn:
         rows = await conn.execute(sa.select(schema.architecture.c.name, schema.architecture.c.config))
-        return dict(rows.tuples().all())
+        return dict(list(rows))
 
 
 @router.get("/all.json")
