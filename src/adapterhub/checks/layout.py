@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..index.configs import members
 
-__all__ = ["Comparison", "Layout", "compare", "layouts"]
+__all__ = ["Comparison", "Header", "Layout", "compare", "hidden_sizes", "layouts"]
 
 Config = Mapping[str, Any]
 Size = int | str | range
@@ -218,8 +218,7 @@ def _prefix_tuning(config: Config, hidden: int | None, layer: int | None) -> lis
         }
     found = [Layout("prefix_tunings", tensors)]
     if config.get("use_gating"):
-        gates = range(1, 3)
-        found.append(Layout("prefix_gates", {"weight": (gates, "H"), "bias": (gates,)}))
+        found.append(Layout("prefix_gates", {"weight": ("gates", "H"), "bias": ("gates",)}))
     return found
 
 
@@ -256,6 +255,11 @@ def _whole(config: Config, key: str, default: int) -> int:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def hidden_sizes(config: Config, tensors: Header, name: str | None = None) -> set[int]:
+    """The hidden sizes of the models that tensors are made for; more than one where a model has several towers."""
+    return set(_hidden_sizes(_sites(tensors, name, Comparison(), False), members(config)).values())
 
 
 # ---- what is there --------------------------------------------------------------------------------------------------
