@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..repos.commits import Commit
     from ..repos.repos import Repo
 
-__all__ = ["put", "reindex", "remove"]
+__all__ = ["put", "refresh_visible", "reindex", "remove", "rename"]
 
 _DERIVED = (schema.adapter_tag, schema.dependency, schema.evaluation, schema.adapter)
 
@@ -31,12 +31,9 @@ async def put(conn: AsyncConnection, repo: Repo, commit: Commit, record: Record)
     """
     repo = await repos.by_id(conn, repo.id)  # it may have been hidden or renamed since the caller read it
     await remove(conn, repo.id)
-    yanked = (schema.yank.c.repo_id == repo.id, schema.yank.c.oid == commit.oid)
-    withdrawn = (await conn.execute(sa.select(schema.yank.c.oid).where(*yanked))).scalar() is not None
     row = {
         "repo_id": repo.id,
         "oid": commit.oid,
-        "visible": record.library != "other" and not repo.private and repo.yanked is None and not withdrawn,
         "updated": commit.date,
         "downloads": repo.downloads,
         **record.columns(),
@@ -52,6 +49,29 @@ async def put(conn: AsyncConnection, repo: Repo, commit: Commit, record: Record)
         if rows:
             await conn.execute(sa.insert(table), [{"repo_id": repo.id, **row} for row in rows])
     await search.put(conn, repo.id, row["search"])
+    await refresh_visible(conn, repo.id)
+
+
+async def refresh_visible(conn: AsyncConnection, repo_id: int) -> None:
+    """Sets what the index copies: whether it is a public adapter, and neither it nor its newest commit is yanked."""
+    adapter = schema.adapter.c
+    public = sa.exists().where(
+        schema.repo.c.id == repo_id, sa.not_(schema.repo.c.private), schema.repo.c.yanked.is_(None)
+    )
+    newest = sa.exists().where(schema.yank.c.repo_id == adapter.repo_id, schema.yank.c.oid == adapter.oid)
+    visible = sa.and_(adapter.library != "other", public, ~newest)
+    await conn.execute(sa.update(schema.adapter).where(adapter.repo_id == repo_id).values(visible=visible))
+
+
+async def rename(conn: AsyncConnection, repo_id: int, full_name: str) -> None:
+    """Makes a repository found by its new name, and no longer by its old one."""
+    same = schema.adapter.c.repo_id == repo_id
+    text = (await conn.execute(sa.select(schema.adapter.c.search).where(same))).scalar()
+    if text is not None:
+        renamed = f"{full_name.lower()} {text.partition(' ')[2]}"
+        await conn.execute(sa.update(schema.adapter).where(same).values(search=renamed))
+        await search.remove(conn, repo_id)
+        await search.put(conn, repo_id, renamed)
 
 
 async def remove(conn: AsyncConnection, repo_id: int) -> None:

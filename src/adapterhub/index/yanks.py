@@ -10,8 +10,9 @@ from ..accounts import Principal
 from ..db import schema
 from ..repos import refs
 from ..repos.repos import Repo
+from . import store
 
-__all__ = ["refresh_visible", "set_yank"]
+__all__ = ["set_yank"]
 
 
 async def set_yank(
@@ -31,17 +32,6 @@ async def set_yank(
         if reason is not None:
             row = {"repo_id": repo.id, "oid": oid, "reason": reason, "actor": caller.name}
             await conn.execute(sa.insert(schema.yank).values(**row))
-    await refresh_visible(conn, repo.id)
+    await store.refresh_visible(conn, repo.id)
     action = "unyank" if reason is None else "yank"
     await accounts.log(conn, caller, action, repo.full_name, revision=revision, reason=reason)
-
-
-async def refresh_visible(conn: AsyncConnection, repo_id: int) -> None:
-    """Sets what the index copies: whether it is a public adapter, and neither it nor its newest commit is yanked."""
-    adapter = schema.adapter.c
-    public = sa.exists().where(
-        schema.repo.c.id == repo_id, sa.not_(schema.repo.c.private), schema.repo.c.yanked.is_(None)
-    )
-    newest = sa.exists().where(schema.yank.c.repo_id == adapter.repo_id, schema.yank.c.oid == adapter.oid)
-    visible = sa.and_(adapter.library != "other", public, ~newest)
-    await conn.execute(sa.update(schema.adapter).where(adapter.repo_id == repo_id).values(visible=visible))

@@ -174,6 +174,8 @@ async def move(hub: Hub, principal: Principal, old: str, new: str) -> Repo:
     Raises:
         RepoNotFound, Unauthorized, Forbidden, BadRequest, Conflict: as for `find` and `create`.
     """
+    from ..index import store
+
     namespace, name = names.split(new)
     async with hub.db.write() as conn:
         repo = await find(conn, principal, old, admin=True)
@@ -192,6 +194,7 @@ async def move(hub: Hub, principal: Principal, old: str, new: str) -> Repo:
         values = {"namespace": owner["name"], "name": name, "owner_id": owner["id"], "key": new_key}
         values["name_key"] = names.key(name)
         await conn.execute(sa.update(schema.repo).where(schema.repo.c.id == repo.id).values(**values))
+        await store.rename(conn, repo.id, full_name)
         await accounts.log(conn, principal, "repo.move", repo.full_name, to=full_name)
         return await by_id(conn, repo.id)
 
@@ -202,9 +205,10 @@ async def set_private(hub: Hub, principal: Principal, full_name: str, private: b
     Raises:
         RepoNotFound, Unauthorized, Forbidden: as for `find`.
     """
+    from ..index import store
+
     async with hub.db.write() as conn:
         repo = await find(conn, principal, full_name, admin=True)
         await conn.execute(sa.update(schema.repo).where(schema.repo.c.id == repo.id).values(private=private))
-        visible = schema.adapter.c.library != "other" if not private and repo.yanked is None else sa.false()
-        await conn.execute(sa.update(schema.adapter).where(schema.adapter.c.repo_id == repo.id).values(visible=visible))
+        await store.refresh_visible(conn, repo.id)
         await accounts.log(conn, principal, "repo.settings", repo.full_name, private=private)
