@@ -173,10 +173,15 @@ def _readings(name: str) -> Iterable[list[sa.ColumnElement[bool]]]:
     task, slash, subtask = place.partition("/")
     of_org = [_same(_repo.namespace, org)] if at else []
     if slash:
-        yield [_same(_adapter.task, task), _same(_adapter.subtask, subtask), *of_org]
+        yield [_named(_adapter.task, task), _named(_adapter.subtask, subtask), *of_org]
     elif place:
-        yield [_same(_adapter.task, place), *of_org]
-        yield [_same(_adapter.subtask, place), *of_org]
+        yield [_named(_adapter.task, place), *of_org]
+        yield [_named(_adapter.subtask, place), *of_org]
+
+
+def _named(column: sa.ColumnElement[Any], text: str) -> sa.ColumnElement[bool]:
+    """Whether a task or data set is called so, or so in lower case; an index can answer it."""
+    return column.in_({text, text.lower()})
 
 
 def _same(column: sa.ColumnElement[Any], text: str) -> sa.ColumnElement[bool]:
