@@ -16,7 +16,7 @@ from starlette.types import Message
 from .. import accounts
 from ..accounts import Principal
 from ..errors import Forbidden, TooLarge
-from ..http import principal_of
+from ..http import check_values, principal_of
 from ..settings import MiB
 
 __all__ = [
@@ -91,6 +91,7 @@ class _Limited(APIRoute):
                 body += chunk
                 if len(body) > _MAX_BODY:
                     raise TooLarge(f"The request's body has more than {_MAX_BODY} bytes.")
+            check_values(body)
 
             async def receive() -> Message:
                 return {"type": "http.request", "body": bytes(body), "more_body": False}

@@ -328,7 +328,7 @@ def _shown(row: Mapping[str, Any]) -> str:
 
 # ---- what the Markdown says -----------------------------------------------------------------------------------------
 
-_BEGINNING = 16 << 10  # of the Markdown: the title and the first sentence stand there
+_BEGINNING = 4 << 10  # of the Markdown: the title and the first sentence stand there
 _MARKDOWN = MarkdownIt("commonmark", {"maxNesting": 10}).enable("table")
 _SENTENCE_END = re.compile(r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\betc\.)(?<!\bvs\.)(?<=[.!?])\s+(?=[^a-z\s])")
 _LONGEST = 300

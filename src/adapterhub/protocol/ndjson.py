@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..content import pickles
 from ..errors import BadRequest, TooLarge
+from ..http import check_values
 from ..names import check_path
 from ..repos.commits import Operation, Put, Remove, RemoveFolder
 from ..repos.repos import Repo
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Header", "read_operations"]
 
-_MAX_LINE = 200 * MiB
+_MAX_LINE = 8 * MiB
+_MAX_INLINE = 200 * MiB  # where all bytes come inside of commits
 _MAX_LINES = 25_000
 _BATCH = 64  # files that are kept together: one transaction for all of them
 
@@ -47,8 +49,9 @@ async def read_operations(hub: Hub, repo: Repo, body: AsyncIterator[bytes]) -> t
     header: Header | None = None
     operations: list[Operation] = []
     staged: list[ingest.Staged] = []
+    longest = _MAX_INLINE if hub.settings.upload_mode == "inline" else max(_MAX_LINE, 2 * hub.settings.lfs_bytes)
     try:
-        async for number, line in _numbered(body):
+        async for number, line in _numbered(body, longest):
             kind, value = _parse(number, line)
             if kind == "header":
                 header = _header(value)
@@ -71,7 +74,7 @@ async def read_operations(hub: Hub, repo: Repo, body: AsyncIterator[bytes]) -> t
     return header, operations
 
 
-async def _numbered(body: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, bytes]]:
+async def _numbered(body: AsyncIterator[bytes], longest: int) -> AsyncIterator[tuple[int, bytes]]:
     """The lines that are not empty, with their numbers from one."""
     buffer, number = bytearray(), 0
     async for chunk in body:
@@ -86,15 +89,16 @@ async def _numbered(body: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, byte
                 raise TooLarge(f"A commit may have {_MAX_LINES} lines. Split it.")
             if line.strip():
                 yield number, line
-        if len(buffer) > _MAX_LINE:
+        if len(buffer) > longest:
             raise TooLarge(
-                f"Line {number + 1} has more than {_MAX_LINE} bytes. Upload large files apart from the commit."
+                f"Line {number + 1} has more than {longest} bytes. Upload large files apart from the commit."
             )
     if buffer.strip():
         yield number + 1, bytes(buffer)
 
 
 def _parse(number: int, line: bytes) -> tuple[str, dict[str, Any]]:
+    check_values(line)
     try:
         parsed = json.loads(line)
         kind, value = parsed["key"], parsed["value"]
