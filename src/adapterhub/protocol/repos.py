@@ -59,13 +59,15 @@ async def move(request: Request) -> dict[str, Any]:
 @router.put(API + "/settings")
 async def settings(request: Request) -> dict[str, Any]:
     """Hides or shows a repository."""
-    principal, body = await principal_of(request), await json_body(request)
+    hub, body = hub_of(request), await json_body(request)
+    async with hub.db.read() as conn:
+        principal, repo = await caller_and_repo(request, conn, admin=True)
     if body.get("gated"):
         raise BadRequest("This hub has no gated repositories; set visibility to 'private' instead.")
+    if not {"private", "visibility"} & body.keys():
+        return {"private": repo.private}
     private = body.get("private") is True or body.get("visibility") == "private"
-    if "private" in body or "visibility" in body:
-        full_name = f"{request.path_params['namespace']}/{request.path_params['name']}"
-        await repos.set_private(hub_of(request), principal, full_name, private)
+    await repos.set_private(hub, principal, repo.full_name, private)
     return {"private": private}
 
 
