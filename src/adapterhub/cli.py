@@ -232,7 +232,7 @@ def _greet(settings: Settings, key: str | None) -> None:
         lines += [
             "",
             "There is no administrator yet. Open this link within a day to become one; it works once:",
-            f"  {url}/setup?key={key}",
+            f"  {url}/setup/{key}",
             "or, in another terminal:",
             "  adapterhub user add NAME --admin",
         ]
