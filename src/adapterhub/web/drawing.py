@@ -85,11 +85,11 @@ _STYLE = {
     "wire": 'class="drawing-wire" fill="none" stroke="#7d8a94" stroke-width="1.5"',
     "tip": 'class="drawing-tip" fill="#7d8a94"',
     "off": 'class="drawing-off" fill="none" stroke="#7d8a94" stroke-dasharray="2 2"',
-    "new": 'class="drawing-new" fill="#fde8dc" stroke="#c2410c" stroke-width="1.8" stroke-linejoin="round"',
-    "new-wire": 'class="drawing-new-wire" fill="none" stroke="#c2410c" stroke-width="1.8"',
+    "new": 'class="drawing-new" fill="#fde8dc" stroke="#b83c09" stroke-width="1.8" stroke-linejoin="round"',
+    "new-wire": 'class="drawing-new-wire" fill="none" stroke="#b83c09" stroke-width="1.8"',
     "text": 'class="drawing-text" fill="#17212b"',
     "note": 'class="drawing-note" fill="#53616d" font-size="12"',
-    "new-text": 'class="drawing-new-text" fill="#c2410c" font-size="12" font-weight="600"',
+    "new-text": 'class="drawing-new-text" fill="#b83c09" font-size="12" font-weight="600"',
 }
 
 
@@ -226,7 +226,7 @@ def _draw_reft(mark: Mark) -> Iterable[str]:
         x, y = _LEFT + 62 + 21.0 * index, top + height / 2 - 7
         yield _rect(x, y, 14, 14, style, 3)
         if style == "new":
-            yield f'<circle cx="{x + 7:g}" cy="{y + 7:g}" r="3" class="drawing-new-text" fill="#c2410c"/>'
+            yield f'<circle cx="{x + 7:g}" cy="{y + 7:g}" r="3" class="drawing-new-text" fill="#b83c09"/>'
     yield _text(_RIGHT + 10, top + height / 2, mark.note, "new-text", "start")
 
 

@@ -120,9 +120,17 @@ async def _preview(text: str, full_name: str) -> str:
 @router.post("/upload")
 async def upload(request: Request) -> Response:
     """Publishes, suggests, or (without JavaScript) shows the card."""
-    me, hub = await principal_of(request), hub_of(request)
+    me = await principal_of(request)
     me.require_user()
     form = await form_of(request, **_LIMITS)
+    try:
+        return await _upload(request, me, form)
+    finally:
+        await form.close()
+
+
+async def _upload(request: Request, me: Principal, form: FormData) -> Response:
+    hub = hub_of(request)
     full_name = str(form.get("repo") or f"{form.get('namespace', '')}/{str(form.get('name', '')).strip()}")
     card = str(form.get("card", "")).replace("\r\n", "\n")
     if form.get("action") == "preview":
