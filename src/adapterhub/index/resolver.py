@@ -154,7 +154,7 @@ class _Asked:
 
     def allowed(self) -> list[sa.ColumnElement[bool]]:
         """What the caller may be led to."""
-        return [_adapter.library != "other", search.visible_to(self.principal), ~_is_yanked(_adapter.oid)]
+        return [search.visible_to(self.principal)]
 
     def __str__(self) -> str:
         given = {"model": self.model, "config": self.config, "version": self.version}
@@ -224,10 +224,6 @@ async def _check_yanked(conn: AsyncConnection, repo: Repo, oid: str, version: st
 
 
 # ---- rows and their revisions ---------------------------------------------------------------------------------------
-
-
-def _is_yanked(oid: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
-    return sa.exists().where(schema.yank.c.repo_id == _adapter.repo_id, schema.yank.c.oid == oid)
 
 
 async def _rows(conn: AsyncConnection, where: Iterable[sa.ColumnElement[bool]]) -> list[Row]:
