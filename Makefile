@@ -24,7 +24,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help demo demo-short test fast test-lowest hub-clients lint format types bench hooks venv constraints clean
+.PHONY: help demo demo-short hub test fast test-lowest hub-clients lint format types bench hooks venv constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -35,6 +35,9 @@ demo: $(STAMPS)/demo  ## train, save, load, compose and compare adapters on real
 
 demo-short: $(STAMPS)/demo  ## the same on a small part of the data
 	$(BIN)/python demo/run.py --short $(ARGS)
+
+hub: $(STAMPS)/demo $(STAMPS)/hub  ## a hub with a few adapters, which are trained at its first start
+	$(BIN)/python scripts/hub_example.py $(ARGS)
 
 test: $(STAMPS)/test $(HUB_CLIENTS:%=$(CLIENTS)/%/.stamp)  ## all tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
