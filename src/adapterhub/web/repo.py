@@ -20,6 +20,7 @@ from ..errors import EntryNotFound, HubError
 from ..http import hub_of, principal_of, unquote
 from ..index import compat, search
 from ..index.search import Query
+from ..index.yanks import set_yank
 from ..repos import commits, refs, repos
 from ..repos.commits import Commit
 from ..repos.files import Entry, Manifest, RepoFiles
@@ -433,4 +434,9 @@ async def change(request: Request) -> Response:
         name = (await repos.move(hub, me, name, str(form.get("new", "")).strip())).full_name
     elif action in ("private", "public"):
         await repos.set_private(hub, me, name, action == "private")
+    elif action in ("yank", "unyank"):
+        reason = str(form.get("reason", "")).strip()[:2000] or "No reason was given."
+        async with hub.db.write() as conn:
+            repo = await repos.find(conn, me, name, admin=True)
+            await set_yank(conn, me, repo, None, reason if action == "yank" else None)
     return redirect(f"/{quoted(name)}/settings")

@@ -174,6 +174,16 @@ def test_settings_rename_hide_and_delete(alice: httpx.Client, bob: httpx.Client)
     assert alice.get("/alice/new-name").status_code == 404
 
 
+def test_a_yanked_adapter_leaves_the_lists_and_says_why(alice: httpx.Client, bob: httpx.Client) -> None:
+    page = "/alice/roberta-squad-unipelt"
+    fields = {"csrf": csrf(alice), "action": "yank", "reason": "Trained on the test set."}
+    alice.post(f"{page}/settings", data=fields)
+    assert "Trained on the test set." in bob.get(page).text
+    assert page not in bob.get("/adapters?q=unipelt").text
+    alice.post(f"{page}/settings", data={"csrf": csrf(alice), "action": "unyank"})
+    assert "Trained on the test set." not in bob.get(page).text
+
+
 def test_administration_is_for_administrators(alice: httpx.Client, bob: httpx.Client) -> None:
     assert bob.get("/admin").status_code == 403
     assert bob.post("/admin/accounts/bob", data={"csrf": csrf(bob), "quota": "9"}).status_code == 403
