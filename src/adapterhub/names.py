@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 
+from .data import load
 from .errors import BadRequest
 
 __all__ = ["RESERVED", "key", "check_namespace", "check_repo_name", "split", "check_path", "check_ref"]
@@ -46,14 +48,22 @@ def check_repo_name(name: str) -> str:
 
 
 def check_namespace(name: str) -> str:
-    """A name for a user or an organisation: a repository's name that is not one of the site's own pages.
+    """A name for a user or an organisation: a repository's name that is neither a page of the site nor a task.
 
     Raises:
         BadRequest: it is reserved, or no name.
     """
     if check_repo_name(name).lower() in RESERVED:
         raise BadRequest(f"{name!r} is reserved for the hub's own pages. Choose another name.")
+    if name.lower() in _tasks():
+        raise BadRequest(f"{name!r} is a task or language, by which adapters are found. Choose another name.")
     return name
+
+
+@functools.cache
+def _tasks() -> frozenset[str]:
+    """Tasks and languages: whoever had one as their name could put an adapter where a data set is looked for."""
+    return frozenset(task["id"].lower() for task in load("taxonomy.json")["tasks"])
 
 
 def split(full_name: str) -> tuple[str, str]:

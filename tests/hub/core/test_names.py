@@ -54,7 +54,7 @@ def test_names_that_look_alike_have_one_key():
     assert names.key("...") == "..."
 
 
-@pytest.mark.parametrize("name", ["api", "Explore", "static", "_lfs", "setup"])
-def test_pages_of_the_site_are_reserved(name):
+@pytest.mark.parametrize("name", ["api", "Explore", "static", "_lfs", "setup", "sentiment", "no", "NLI"])
+def test_pages_and_tasks_are_reserved(name):
     with pytest.raises(BadRequest):
         names.check_namespace(name)
