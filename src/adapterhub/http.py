@@ -82,7 +82,7 @@ def check_csrf(principal: Principal, given: str) -> None:
     Raises:
         Forbidden: it brings another token, or none.
     """
-    if principal.csrf and not hmac.compare_digest(principal.csrf, given):
+    if principal.csrf and not hmac.compare_digest(principal.csrf.encode(), given.encode("utf-8", "surrogateescape")):
         raise Forbidden(
             "This form is too old, or did not come from this hub. Load the page again and send it once more."
         )

@@ -35,7 +35,8 @@ class Signer:
         Raises:
             Forbidden: it does not fit, or is too old.
         """
-        if not any(hmac.compare_digest(_mac(secret, parts, expires), signature) for secret in self._secrets):
+        given = signature.encode("utf-8", "surrogateescape")
+        if not any(hmac.compare_digest(_mac(secret, parts, expires).encode(), given) for secret in self._secrets):
             raise Forbidden("This address was not signed by this hub, or was changed. Ask the hub for a new one.")
         if expires < time.time():
             raise Forbidden("This address has expired. Start the upload or download again.")
