@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not type(error).__module__.startswith(("sqlalchemy", "asyncpg", "sqlite3")):
             raise
         cause = str(getattr(error, "orig", error)).strip().splitlines()[0]
-        print(f"adapterhub: the database does not answer: {cause}", file=sys.stderr)
+        print(f"adapterhub: the database cannot be used: {cause}", file=sys.stderr)
     return 1
 
 

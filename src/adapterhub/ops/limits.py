@@ -32,7 +32,7 @@ _KINDS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
     (kind, methods, re.compile(path))
     for kind, methods, path in (
         ("", "", r"/(static/|healthz$|readyz$|metrics$|favicon\.ico$|robots\.txt$)"),
-        ("login", "POST", r"/(login|signup|join|setup)/?$"),
+        ("login", "POST", r"/(login|signup|join|setup)(/|$)"),
         ("upload", "", r"/(_lfs|xet)/"),
         ("resolve", "", r"/(_blob/|[^/]+/[^/]+/resolve/)"),
     )
