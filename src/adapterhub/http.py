@@ -24,6 +24,7 @@ __all__ = [
     "check_values",
     "error_headers",
     "flag",
+    "header_line",
     "hub_of",
     "iso",
     "json_body",
@@ -167,7 +168,12 @@ def iso(moment: datetime) -> str:
 
 
 def error_headers(error: HubError) -> dict[str, str]:
-    """The headers by which the client tells errors apart: of one line each, in Latin-1."""
-    line = " ".join(error.message.split())[:500].encode("latin-1", "replace").decode("latin-1")
-    headers = {"X-Error-Message": line, **error.headers}
+    """The headers by which the client tells errors apart."""
+    headers = {"X-Error-Message": header_line(error.message), **error.headers}
     return {"X-Error-Code": error.code, **headers} if error.code else headers
+
+
+def header_line(text: str) -> str:
+    """A text as a header can hold it: one line, in Latin-1, without control characters."""
+    line = " ".join(text.split())[:500].encode("latin-1", "replace").decode("latin-1")
+    return "".join(character if character.isprintable() else "?" for character in line)
