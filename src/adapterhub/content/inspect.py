@@ -33,17 +33,17 @@ def inspect(path: Path, name: str = "") -> tuple[dict[str, Any] | None, str | No
         head = file.read(HEAD)
         file.seek(max(0, size - TAIL))
         tail = file.read(TAIL)
-    found = kind(head, size)
-    if danger := sniff(name, head, tail=tail, size=size):
+    found, header, invalid = kind(head, size), None, ""
+    if found == "safetensors":
+        try:
+            header = _read_header(path, size)
+        except InvalidSafetensors as error:
+            invalid = f"{shown} is not a valid safetensors file. {error}"
+    if danger := sniff(name, head, tail=tail, size=size, safetensors=header is not None) or invalid:
         return None, danger
     if found == "text" and not _is_text(path, shown):
         return None, f"{shown} begins as text, but is not text in UTF-8 up to its end."
-    if found != "safetensors":
-        return None, None
-    try:
-        return _read_header(path, size), None
-    except InvalidSafetensors as error:
-        return None, f"{shown} is not a valid safetensors file. {error}"
+    return header, None
 
 
 def _read_header(path: Path, size: int) -> dict[str, Any]:

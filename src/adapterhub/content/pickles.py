@@ -77,7 +77,9 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ADVICE = "Save weights as safetensors; other files may be text in UTF-8, images, PDF, GGUF or SentencePiece models."
 
 
-def sniff(name: str, head: bytes, *, tail: bytes = b"", size: int | None = None) -> str | None:
+def sniff(
+    name: str, head: bytes, *, tail: bytes = b"", size: int | None = None, safetensors: bool = False
+) -> str | None:
     """Why a file must not be kept, in a sentence for its author; None where it may be.
 
     Args:
@@ -85,11 +87,16 @@ def sniff(name: str, head: bytes, *, tail: bytes = b"", size: int | None = None)
         head: its first `HEAD` bytes.
         tail: its last `TAIL` bytes, where they are not in `head`.
         size: bytes of the whole file, where `head` is not all of it.
+        safetensors: whether they are a valid safetensors file. Its first bytes, the length of its header, may look like
+            the beginning of almost anything; so it is refused only if an unpickler or an archive reader would get
+            somewhere with it.
     """
     size = len(head) if size is None else size
     if refused := refused_name(name):
         return refused
-    reason = _refused_bytes(head, tail or head[-TAIL:], size) or _misnamed(name, head, size)
+    tail = tail or head[-TAIL:]
+    reason = _refused_safetensors(head, tail) if safetensors else _refused_bytes(head, tail, size)
+    reason = reason or _misnamed(name, head, size)
     return f"{repr(name) if name else 'This file'} {reason}. {_ADVICE}" if reason else None
 
 
@@ -152,6 +159,14 @@ def _refused_bytes(head: bytes, tail: bytes, size: int) -> str | None:
         return "is compressed with zlib, as joblib writes pickles"
     if kind(head, size) is None:
         return "is neither text in UTF-8 nor of a format that the hub allows"
+    return None
+
+
+def _refused_safetensors(head: bytes, tail: bytes) -> str | None:
+    if _ends_as_zip(tail):
+        return "has a zip archive at its end, which loaders would open"
+    if _is_pickle(head, complete=True):
+        return "can be read as a pickle, which can run any code"
     return None
 
 

@@ -344,3 +344,13 @@ def test_hostile_bytes_are_judged_quickly(pattern: bytes):
     sniff("a.txt", data, size=1 << 30)
     kind(data, 1 << 30)
     assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("fill", [0, 1, 255])
+def test_no_length_of_a_header_looks_dangerous(tmp_path, fill):
+    """The first bytes of a safetensors file are a number: of all numbers up to 64 Ki, none makes it suspicious."""
+    path = tmp_path / "file"
+    for length in (*range(64, 1 << 14, 8), 0x1A70, 0x1C50, 0x5080, 0x9C78):
+        text = b'{"a":{"dtype":"U8","shape":[64],"data_offsets":[0,64]}}'.ljust(length)
+        path.write_bytes(length.to_bytes(8, "little") + text + bytes([fill]) * 64)
+        assert inspect(path, "adapter.safetensors") == ({"a": ["U8", [64]]}, None), hex(length)
