@@ -16,7 +16,7 @@ from ..accounts import Principal
 from ..checks.card import validate_card
 from ..content import pickles
 from ..errors import BadRequest, Forbidden, NotFound, Unauthorized, Unprocessable
-from ..http import flag, hub_of, json_body, unquote
+from ..http import flag, header_line, hub_of, json_body, unquote
 from ..index import taxonomy
 from ..index.examine import context_of
 from ..repos import commits, pulls, refs
@@ -31,6 +31,7 @@ from .shared import API, caller_and_repo, commit_of
 router = APIRouter()
 
 _MAX_PREUPLOAD = 1000
+_NO_XET = "This hub takes no Xet uploads. If yours fails, set HF_HUB_DISABLE_XET=1 in its environment and try again."
 
 
 @router.post("/api/validate-yaml")
@@ -47,7 +48,7 @@ async def validate_yaml(request: Request) -> Response:
 
 
 @router.post(API + "/preupload/{revision:path}")
-async def preupload(request: Request) -> dict[str, Any]:
+async def preupload(request: Request) -> Response:
     """How each file is to be uploaded, and which of them are here already."""
     hub, body = hub_of(request), await json_body(request, limit=4 * MiB)
     files = body.get("files")
@@ -61,7 +62,11 @@ async def preupload(request: Request) -> dict[str, Any]:
         await _require_committer(request, conn, principal, repo, create_pull=create_pull)
         head = await commit_of(request, conn, repo)
         manifest = await commits.manifest_of(conn, head.tree)
-    return {"files": [_upload_mode(hub.settings, file, manifest) for file in files], "commitOid": head.oid}
+    shown = [_upload_mode(hub.settings, file, manifest) for file in files]
+    # A client that tries Xet all the same shows nothing of the refusal but its number.
+    warn = hub.settings.upload_mode == "lfs" and any(file["uploadMode"] == "lfs" for file in shown)
+    headers = {"X-HF-Warning": f"uploads; {_NO_XET}"} if warn else {}
+    return JSONResponse({"files": shown, "commitOid": head.oid}, headers=headers)
 
 
 def _upload_mode(settings: Settings, file: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
@@ -149,8 +154,7 @@ def _warnings(made: Committed) -> dict[str, str]:
         found = [check for check in made.checks if check["level"] == level]
         if found:
             more = f" ({len(found) - 1} more on the page)" if len(found) > 1 else ""
-            line = " ".join(f"checks; {level} in {found[0]['id']}: {found[0]['message']}{more}".split())
-            return {"X-HF-Warning": line[:400].encode("latin-1", "replace").decode("latin-1")}
+            return {"X-HF-Warning": header_line(f"checks; {level} in {found[0]['id']}: {found[0]['message']}{more}")}
     return {}
 
 
@@ -167,7 +171,5 @@ async def xet_write_token(request: Request) -> Response:
         principal, repo = await caller_and_repo(request, conn)
         pulls.require_participant(principal, repo)
     if hub.settings.upload_mode != "auto":
-        raise Unprocessable(
-            "This hub takes no Xet uploads. Set HF_HUB_DISABLE_XET=1 in the environment of the client and try again."
-        )
+        raise Unprocessable(_NO_XET)
     return token_answer(hub, principal, repo)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.hub.acceptance.process import HubProcess
 from tests.hub.conftest import HubServer
 
 HERE = Path(__file__).parent
@@ -31,7 +32,12 @@ def program(tmp_path: Path) -> Program:
     """
 
     def run(
-        name: str, server: HubServer, *arguments: object, version: str | None = None, timeout: int = 300, **env: str
+        name: str,
+        server: HubServer | HubProcess,
+        *arguments: object,
+        version: str | None = None,
+        timeout: int = 300,
+        **env: str,
     ) -> Any:
         command = [sys.executable, str(HERE / name), *map(str, arguments)]
         given = environment(server, tmp_path) | env
@@ -50,14 +56,14 @@ def program(tmp_path: Path) -> Program:
     return run
 
 
-def environment(server: HubServer, folder: Path) -> dict[str, str]:
+def environment(server: HubServer | HubProcess, folder: Path) -> dict[str, str]:
     """The environment of a program that uses the hub as alice."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_DIRTY)}
     return {
         **inherited,
         "HF_ENDPOINT": server.url,
         "HF_HOME": str(folder / "home"),
-        "HF_TOKEN": server.token(),
+        "HF_TOKEN": server.tokens["alice"],
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_UPDATE_CHECK": "1",
