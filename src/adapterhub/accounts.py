@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import secrets
 import zlib
@@ -45,8 +46,6 @@ TOKEN_PREFIX = "ahb_"
 SESSION_DAYS = 30
 ROLES = ("read", "write", "admin")
 _PASSWORDS = argon2.PasswordHasher()
-# Checked when there is no such user, so that the answer takes as long as for a wrong password.
-_NO_PASSWORD = _PASSWORDS.hash(secrets.token_hex(16))
 _SEEN_EVERY = timedelta(minutes=10)
 
 
@@ -336,7 +335,7 @@ async def login(conn: AsyncConnection, name: str, password: str) -> str:
     )
     row = (await conn.execute(query)).mappings().one_or_none()
     known = row is not None and row["name"].lower() == name.lower() and row["password_hash"]
-    hashed = row["password_hash"] if row is not None and known else _NO_PASSWORD
+    hashed = row["password_hash"] if row is not None and known else await asyncio.to_thread(_no_password)
     try:
         await asyncio.to_thread(_PASSWORDS.verify, hashed, password)
     except argon2.exceptions.VerificationError:
@@ -344,6 +343,12 @@ async def login(conn: AsyncConnection, name: str, password: str) -> str:
     if row is None or not known or row["disabled"]:
         raise Unauthorized("Name and password do not fit.")
     return await open_session(conn, row["id"])
+
+
+@functools.cache
+def _no_password() -> str:
+    """Checked when there is no such user, so that the answer takes as long as for a wrong password."""
+    return _PASSWORDS.hash(secrets.token_hex(16))
 
 
 async def open_session(conn: AsyncConnection, account_id: int) -> str:
