@@ -5,6 +5,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import errno
 import hashlib
 import json
@@ -12,6 +13,8 @@ import multiprocessing
 import os
 import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -22,7 +25,7 @@ import pytest
 
 from adapterhub.hub import Hub
 from adapterhub.ops import fsck
-from adapterhub.serve import serve
+from adapterhub.serve import PREFIX, serve, text_of
 from adapterhub.storage import ingest
 
 CRASHES = int(os.environ.get("ADAPTERHUB_CRASHES", "5"))
@@ -197,9 +200,8 @@ def uploader():
         yield lambda url, token, seed: stack.enter_context(Uploader(url, token, random.Random(seed)))
 
 
-@pytest.mark.parametrize("hub_server", [{}, {"db": "postgres"}], indirect=True)
-def test_two_writers_lose_none_of_their_commits(hub_server, uploader):
-    writers = [uploader(hub_server.url, hub_server.token("alice"), seed) for seed in range(2)]
+def write_together(writers):
+    """Each writer makes 25 commits to the same branch; all must be there afterwards."""
     writers[0].post("/api/repos/create", json={"name": "crash", "organization": "acme"})
 
     def write(writer, name):
@@ -209,7 +211,7 @@ def test_two_writers_lose_none_of_their_commits(hub_server, uploader):
                     writer.commit(f"{name}/{number}.txt", f"{name} {number}".encode(), large=False)
                     break
                 except httpx.HTTPStatusError as error:
-                    if error.response.status_code != 409:  # 409: the other one was faster eight times: again
+                    if error.response.status_code != 409:  # 409: the others were faster eight times: again
                         raise
 
     threads = [threading.Thread(target=write, args=(writer, str(index))) for index, writer in enumerate(writers)]
@@ -218,9 +220,43 @@ def test_two_writers_lose_none_of_their_commits(hub_server, uploader):
     for thread in threads:
         thread.join(60)
     files = {entry["path"] for entry in _tree(writers[0].client)} - {".gitattributes"}
-    assert files == {f"{index}/{number}.txt" for index in range(2) for number in range(25)}
-    history = writers[0].client.get(f"/api/models/{REPO}/commits/main?limit=100").json()
-    assert len(history) == 1 + 50
+    assert files == {f"{index}/{number}.txt" for index in range(len(writers)) for number in range(25)}
+    history = writers[0].client.get(f"/api/models/{REPO}/commits/main?limit=500").json()
+    assert len(history) == 1 + 25 * len(writers)
+
+
+@pytest.mark.parametrize("hub_server", [{}, {"db": "postgres"}], indirect=True)
+def test_two_writers_lose_none_of_their_commits(hub_server, uploader):
+    write_together([uploader(hub_server.url, hub_server.token("alice"), seed) for seed in range(2)])
+
+
+@pytest.mark.slow
+def test_four_workers_on_postgres_lose_none_of_the_commits_of_four_writers(hub_makers, tmp_path, uploader):
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    settings, tokens = hub_makers.settings(tmp_path / "hub", db="postgres", workers=4, public_url=address)
+    names = (field.name for field in dataclasses.fields(settings))
+    given = {PREFIX + name.upper(): text_of(getattr(settings, name)) for name in names}
+    command = [sys.executable, "-m", "adapterhub", "serve", "--port", str(port)]
+    with subprocess.Popen(command, env={**os.environ, **given}, stdout=subprocess.DEVNULL) as server:
+        try:
+            until = time.monotonic() + 60
+            while not _answers(address):
+                assert server.poll() is None
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            write_together([uploader(address, tokens["alice"], seed) for seed in range(4)])
+        finally:
+            server.terminate()
+            server.wait(30)
+    assert found_by_fsck(settings) == []
+
+
+def _answers(address):
+    try:
+        return httpx.get(f"{address}/readyz", trust_env=False, timeout=10).is_success
+    except httpx.TransportError:
+        return False
 
 
 @pytest.mark.parametrize("where", ["writing", "storing"])
