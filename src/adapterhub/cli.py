@@ -410,7 +410,7 @@ async def _check(args: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _reindex(args: argparse.Namespace, settings: Settings) -> None:
-    from .index.store import reindex
+    from .ops.reindex import reindex
 
     async with _open(settings) as hub:
         print(f"{await reindex(hub)} repositories indexed")

@@ -14,7 +14,7 @@ from .finding import Check, Finding
 from .subject import CheckContext, Subject, gather
 
 if TYPE_CHECKING:
-    from ..index.derive import Files
+    from ..repos.files import Files
 
 __all__ = ["CHECKS", "Check", "CheckContext", "Rule", "link", "run"]
 

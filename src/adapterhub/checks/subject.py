@@ -19,7 +19,7 @@ from . import finite, layout, peft
 from .layout import Comparison, Header
 
 if TYPE_CHECKING:
-    from ..index.derive import Files
+    from ..repos.files import Files
 
 __all__ = ["CARD", "CONFIG", "FINITE_LIMIT", "HEAD", "Adapter", "CheckContext", "Header", "Subject", "gather"]
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from ..content import cards
 from ..content.cards import Card, InvalidCard
-from ..repos.files import Manifest
+from ..repos.files import Files, Manifest
 from . import configs
 from .record import Evaluation, Record
 from .taxonomy import Taxonomy
 
-__all__ = ["ADAPTER_WEIGHTS", "Files", "derive", "read_card", "read_json"]
+__all__ = ["ADAPTER_WEIGHTS", "derive", "read_card", "read_json"]
 
 _CARD, _CONFIG, _HEAD, _MODEL = "README.md", "adapter_config.json", "head_config.json", "config.json"
 ADAPTER_WEIGHTS = ("adapter.safetensors", "adapter_model.safetensors")
@@ -40,20 +40,6 @@ _PEFT_TASKS = {
     "QUESTION_ANS": "question-answering",
     "FEATURE_EXTRACTION": "feature-extraction",
 }
-
-
-class Files(Protocol):
-    """The files of one commit."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """Path to entry."""
-
-    async def read(self, path: str, limit: int = ...) -> bytes:
-        """The bytes of a file."""
-
-    async def header(self, path: str) -> Mapping[str, Any] | None:
-        """The tensors of a safetensors file: name to [dtype, shape]."""
 
 
 async def derive(files: Files, taxonomy: Taxonomy | None = None) -> Record:

@@ -135,7 +135,7 @@ async def _values(conn: AsyncConnection, task: str, subtask: str, repo_ids: Iter
     )
     wanted = set(repo_ids)
     found: _Values = defaultdict(lambda: defaultdict(list))
-    for repo_id, metric, value, split in (await conn.execute(statement)):
+    for repo_id, metric, value, split in await conn.execute(statement):
         if repo_id in wanted:
             found[metric][repo_id].append((value, split))
     return found

@@ -1,4 +1,4 @@
-"""Records in the database: put there with each commit, and rebuilt as a whole on request."""
+"""Records in the database, put there with each commit."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..db import schema
-from ..errors import RepoNotFound
-from ..repos import refs, repos
+from ..repos import repos
 from . import search
 from .record import Record
 
 if TYPE_CHECKING:
-    from ..hub import Hub
     from ..repos.commits import Commit
     from ..repos.repos import Repo
 
-__all__ = ["put", "refresh_visible", "reindex", "remove", "rename"]
+__all__ = ["put", "refresh_visible", "remove", "rename"]
 
 _DERIVED = (schema.adapter_tag, schema.dependency, schema.evaluation, schema.adapter)
 
@@ -79,32 +77,3 @@ async def remove(conn: AsyncConnection, repo_id: int) -> None:
     await search.remove(conn, repo_id)
     for table in _DERIVED:
         await conn.execute(sa.delete(table).where(table.c.repo_id == repo_id))
-
-
-async def reindex(hub: Hub) -> int:
-    """Derives every repository's record anew from the head of its default branch; returns their number.
-
-    A repository that changes meanwhile is left to the commit that changes it.
-    """
-    async with hub.db.read() as conn:
-        ids = (await conn.execute(sa.select(schema.repo.c.id).order_by(schema.repo.c.id))).scalars().all()
-    return sum([await _reindex_one(hub, repo_id) for repo_id in ids])
-
-
-async def _reindex_one(hub: Hub, repo_id: int) -> bool:
-    from ..repos import commits
-    from ..repos.files import RepoFiles
-    from .examine import examine
-
-    try:
-        async with hub.db.read() as conn:
-            repo = await repos.by_id(conn, repo_id)
-            head = await commits.resolve(conn, repo, repo.default_branch)
-            manifest = await commits.manifest_of(conn, head.tree)
-        record = await examine(hub, repo, RepoFiles(hub, manifest))
-        async with hub.db.write() as conn:
-            if await refs.oid_of(conn, repo, repo.default_branch) == head.oid:
-                await put(conn, repo, head, record)
-    except RepoNotFound:
-        return False
-    return True

@@ -18,7 +18,7 @@ from ..db import schema
 from ..errors import BadRequest, HubError, NotFound, RepoNotFound
 from ..index import base_models, resolver, taxonomy
 from ..index.taxonomy import Taxonomy
-from ..repos import commits, refs, repos
+from ..repos import commits, manage, refs, repos
 from ..repos.commits import Put
 from ..repos.repos import Repo
 from ..storage.ingest import ingest
@@ -165,7 +165,7 @@ async def _repo(hub: Hub, principal: Principal, org: str, full_name: str, done: 
         except NotFound:
             await accounts.create_org(conn, org, principal.id)
             done.organisations += 1
-    repo = await repos.create(hub, principal, full_name)
+    repo = await manage.create(hub, principal, full_name)
     done.repositories += 1
     return repo
 

@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ..accounts import Principal
 from ..db import schema
 from ..repos import git, refs, repos
-from ..repos.repos import Repo
 from ..storage.ingest import use
 from .gc import named, set_bytes
 
@@ -248,22 +247,16 @@ async def _index_differs(hub: Hub, repo_id: int, repair: bool) -> str | None:
     """The name of a repository whose rows are not those that its files give."""
     from ..errors import NotFound
     from ..index import store
-    from ..index.examine import examine
-    from ..repos import commits
-    from ..repos.files import RepoFiles
+    from .reindex import derived
 
     try:
-        async with hub.db.read() as conn:
-            repo: Repo = await repos.by_id(conn, repo_id)
-            head = await commits.resolve(conn, repo, refs.HEADS + repo.default_branch)
-            manifest = await commits.manifest_of(conn, head.tree)
-        record = await examine(hub, repo, RepoFiles(hub, manifest))
+        repo, head, record = await derived(hub, repo_id)
     except (NotFound, sa.exc.NoResultFound):
         return None  # deleted meanwhile, or found by `_refs` already
     differs = False
     try:
         async with hub.db.write() as conn:
-            if (await commits.resolve(conn, repo, refs.HEADS + repo.default_branch)).oid != head.oid:
+            if await refs.oid_of(conn, repo, refs.HEADS + repo.default_branch) != head.oid:
                 return None  # a commit has come meanwhile, and its rows with it
             before = await _rows(conn, repo_id)
             await store.put(conn, await repos.by_id(conn, repo_id), head, record)

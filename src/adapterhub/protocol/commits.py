@@ -19,7 +19,7 @@ from ..errors import BadRequest, Forbidden, NotFound, Unauthorized, Unprocessabl
 from ..http import flag, header_line, hub_of, json_body, unquote
 from ..index import taxonomy
 from ..index.examine import context_of
-from ..repos import commits, pulls, refs
+from ..repos import commits, discussions, refs
 from ..repos.commits import Committed
 from ..repos.files import Manifest
 from ..repos.repos import Repo
@@ -117,7 +117,7 @@ async def _require_committer(
     if principal.may_write(repo.namespace, repo.full_name):
         return
     if create_pull or await _is_own_pull(request, conn, principal, repo):
-        pulls.require_participant(principal, repo)
+        discussions.require_participant(principal, repo)
         return
     raise Forbidden(
         f"You don't have write access to {repo.full_name}. Use a token with role 'write' of a member, or open a pull "
@@ -130,7 +130,7 @@ async def _is_own_pull(request: Request, conn: AsyncConnection, principal: Princ
     if number is None:
         return False
     try:
-        return bool((await pulls.find(conn, repo, int(number[1])))["author"] == principal.name)
+        return bool((await discussions.find(conn, repo, int(number[1])))["author"] == principal.name)
     except NotFound:
         return False
 
@@ -169,7 +169,7 @@ async def xet_write_token(request: Request) -> Response:
     hub = hub_of(request)
     async with hub.db.read() as conn:
         principal, repo = await caller_and_repo(request, conn)
-        pulls.require_participant(principal, repo)
+        discussions.require_participant(principal, repo)
     if hub.settings.upload_mode != "auto":
         raise Unprocessable(_NO_XET)
     return token_answer(hub, principal, repo)

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from ..errors import BadRequest
 from ..http import flag, hub_of, iso, json_body
-from ..repos import pulls
+from ..repos import discussions, pulls
 from ..repos.repos import Repo
 from .shared import API, caller_and_repo
 
@@ -30,7 +30,7 @@ async def listing(request: Request) -> dict[str, Any]:
     start = int(page) * _PAGE
     async with hub_of(request).db.read() as conn:
         _, repo = await caller_and_repo(request, conn)
-        rows, count = await pulls.discussions(conn, repo, limit=_PAGE, offset=start)
+        rows, count = await discussions.page(conn, repo, limit=_PAGE, offset=start)
     return {"discussions": [_shown(repo, row) for row in rows], "count": count, "start": start}
 
 
@@ -42,7 +42,7 @@ async def create(request: Request) -> dict[str, Any]:
     if not isinstance(title, str) or not isinstance(description, str):
         raise BadRequest("'title' and 'description' must be texts.")
     is_pull = body.get("pullRequest") is True
-    begin = pulls.open_pull if is_pull else pulls.open_discussion
+    begin = pulls.open_pull if is_pull else discussions.begin
     async with hub.db.write() as conn:
         principal, repo = await caller_and_repo(request, conn)
         number = await begin(conn, repo, principal, title, description)
@@ -58,9 +58,9 @@ async def details(request: Request, number: int) -> dict[str, Any]:
 
 
 async def _details(request: Request, conn: AsyncConnection, repo: Repo, number: int) -> dict[str, Any]:
-    row = await pulls.find(conn, repo, number)
+    row = await discussions.find(conn, repo, number)
     shown = _shown(repo, row)
-    shown["events"] = [_event(event) for event in await pulls.comments(conn, repo, number)]
+    shown["events"] = [_event(event) for event in await discussions.comments(conn, repo, number)]
     shown["filesWithConflicts"] = []
     if row["is_pull"]:
         compared = await pulls.compare(conn, repo, number)
@@ -104,8 +104,8 @@ async def comment(request: Request, number: int) -> dict[str, Any]:
         raise BadRequest("The body needs the 'comment', a text.")
     async with hub_of(request).db.write() as conn:
         principal, repo = await caller_and_repo(request, conn)
-        await pulls.comment(conn, repo, number, principal, text)
-        events = await pulls.comments(conn, repo, number)
+        await discussions.comment(conn, repo, number, principal, text)
+        events = await discussions.comments(conn, repo, number)
     return {"newMessage": _event(events[-1])}
 
 
@@ -115,10 +115,10 @@ async def status(request: Request, number: int) -> dict[str, Any]:
     body = await json_body(request)
     async with hub_of(request).db.write() as conn:
         principal, repo = await caller_and_repo(request, conn)
-        await pulls.set_status(conn, repo, number, principal, str(body.get("status")))
+        await discussions.set_status(conn, repo, number, principal, str(body.get("status")))
         if isinstance(body.get("comment"), str) and body["comment"].strip():
-            await pulls.comment(conn, repo, number, principal, body["comment"])
-        events = await pulls.comments(conn, repo, number)
+            await discussions.comment(conn, repo, number, principal, body["comment"])
+        events = await discussions.comments(conn, repo, number)
     return {"newStatus": _event(events[-1])}
 
 

@@ -20,7 +20,7 @@ from ..db.schema import now
 from ..errors import BadRequest, EntryNotFound, Forbidden, NotFound, TooLarge
 from ..http import hub_of, json_body
 from ..hub import Hub
-from ..repos import commits, pulls, repos
+from ..repos import commits, discussions, repos
 from ..repos.repos import Repo
 from ..storage.blobs import CHUNK
 from ..storage.disk import fsync_file
@@ -48,7 +48,7 @@ async def batch(request: Request) -> Response:
     )
     async with hub.db.read() as conn:
         principal, repo = await caller_and_repo(request, conn)
-        pulls.require_participant(principal, repo)
+        discussions.require_participant(principal, repo)
         present = await commits.usable(conn, principal, repo, {oid for oid, _ in objects})
     shown = []
     for oid, size in objects:

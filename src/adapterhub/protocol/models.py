@@ -17,6 +17,7 @@ from ..db import schema
 from ..errors import BadRequest, EntryNotFound, TooLarge
 from ..http import flag, hub_of, iso, json_body, principal_of, unquote
 from ..index import search
+from ..index.derive import derive
 from ..repos import commits, git
 from ..repos.commits import Commit
 from ..repos.files import Manifest, RepoFiles
@@ -142,8 +143,6 @@ async def _facts(conn: AsyncConnection, repo: Repo, head: Commit) -> Mapping[str
 
 async def _derived(request: Request, repo: Repo, manifest: Manifest) -> Mapping[str, Any]:
     """What another revision than the newest of the default branch says of itself."""
-    from ..index.derive import derive
-
     record = await derive(RepoFiles(hub_of(request), manifest))
     return {name: getattr(record, name) for name in _FACTS if name != "oid"}
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from ..accounts import Principal
 from ..errors import BadRequest
 from ..http import hub_of, json_body, principal_of
-from ..repos import repos
+from ..repos import manage
 from .shared import API, caller_and_repo
 
 router = APIRouter()
@@ -22,7 +22,7 @@ async def create(request: Request) -> dict[str, Any]:
     """Makes a repository; one that exists is an error whose body has its address."""
     principal, body = await principal_of(request), await json_body(request)
     private = body.get("visibility") == "private" or body.get("private") is True
-    repo = await repos.create(hub_of(request), principal, _full_name(principal, body), private=private)
+    repo = await manage.create(hub_of(request), principal, _full_name(principal, body), private=private)
     return {"url": hub_of(request).url(repo.full_name), "name": repo.full_name, "id": repo.uid}
 
 
@@ -30,7 +30,7 @@ async def create(request: Request) -> dict[str, Any]:
 async def delete(request: Request) -> Response:
     """Deletes a repository."""
     principal, body = await principal_of(request), await json_body(request)
-    await repos.delete(hub_of(request), principal, _full_name(principal, body))
+    await manage.delete(hub_of(request), principal, _full_name(principal, body))
     return Response()
 
 
@@ -52,7 +52,7 @@ async def move(request: Request) -> dict[str, Any]:
     old, new = body.get("fromRepo"), body.get("toRepo")
     if not isinstance(old, str) or not isinstance(new, str):
         raise BadRequest("The body needs 'fromRepo' and 'toRepo', each of the form 'namespace/name'.")
-    await repos.move(hub_of(request), principal, old, new)
+    await manage.move(hub_of(request), principal, old, new)
     return {"success": True}
 
 
@@ -67,7 +67,7 @@ async def settings(request: Request) -> dict[str, Any]:
     if not {"private", "visibility"} & body.keys():
         return {"private": repo.private}
     private = body.get("private") is True or body.get("visibility") == "private"
-    await repos.set_private(hub, principal, repo.full_name, private)
+    await manage.set_private(hub, principal, repo.full_name, private)
     return {"private": private}
 
 

@@ -17,8 +17,11 @@ from ..db import schema
 from ..db.engine import insert_missing
 from ..db.schema import now
 from ..errors import BadRequest, Conflict, EntryNotFound, Forbidden, RevisionNotFound, StaleParent
+from ..index import store
+from ..index.examine import examine
+from ..index.record import Record
 from ..storage import ingest
-from . import git, refs
+from . import discussions, git, refs
 from .files import Entry, Manifest, RepoFiles
 from .repos import Repo
 
@@ -205,7 +208,7 @@ async def commit(
         made = _Made.of(head, after, principal, title.strip(), message.strip())
         if made.tree == head.tree and not create_pull:
             return Committed(head.oid, changed=False)
-        record = await _examine(hub, repo, after)
+        record = await examine(hub, repo, RepoFiles(hub, after))
         async with hub.db.write() as conn:
             query = sa.select(schema.ref.c.oid).where(schema.ref.c.repo_id == repo.id, schema.ref.c.name == target)
             if (await conn.execute(query.with_for_update())).scalar() != head.oid:
@@ -248,7 +251,7 @@ async def create_first(hub: Hub, repo: Repo, principal: Principal) -> None:
     (blob,) = await ingest.keep(hub, [staged], repo_id=repo.id)
     first = Entry(".gitattributes", blob.sha256, blob.git_oid, blob.size, lfs=False)
     made = _Made.of(None, {first.path: first}, principal, "initial commit", "")
-    record = await _examine(hub, repo, made.manifest)
+    record = await examine(hub, repo, RepoFiles(hub, made.manifest))
     async with hub.db.write() as conn:
         await _store(conn, principal, repo, refs.HEADS + repo.default_branch, made)
         await _index(conn, repo, refs.HEADS + repo.default_branch, made, record)
@@ -375,9 +378,7 @@ async def usable(
 
 
 async def _open_pull(conn: AsyncConnection, principal: Principal, repo: Repo, base: str, made: _Made) -> int:
-    from .pulls import open_discussion
-
-    number = await open_discussion(
+    number = await discussions.begin(
         conn, repo, principal, made.commit.title, made.commit.message, is_pull=True, base=base, status="open"
     )
     await conn.execute(sa.insert(schema.ref).values(repo_id=repo.id, name=f"{refs.PULLS}{number}", oid=made.oid))
@@ -411,15 +412,7 @@ async def _store(conn: AsyncConnection, principal: Principal, repo: Repo, target
 # ---- what follows from a tree ---------------------------------------------------------------------------------------
 
 
-async def _examine(hub: Hub, repo: Repo, manifest: Manifest) -> Any:
-    from ..index.examine import examine
-
-    return await examine(hub, repo, RepoFiles(hub, manifest))
-
-
-async def _index(conn: AsyncConnection, repo: Repo, target: str, made: _Made, record: Any) -> None:
-    from ..index import store
-
+async def _index(conn: AsyncConnection, repo: Repo, target: str, made: _Made, record: Record) -> None:
     if target == refs.HEADS + repo.default_branch:
         await store.put(conn, repo, made.commit, record)
     report = {"repo_id": repo.id, "oid": made.oid, "checks": record.checks, "created": now()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
 
@@ -14,7 +15,7 @@ from ..settings import MiB
 if TYPE_CHECKING:
     from ..hub import Hub
 
-__all__ = ["Entry", "Manifest", "RepoFiles"]
+__all__ = ["Entry", "Files", "Manifest", "RepoFiles"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,20 @@ class Entry:
 
 
 Manifest = dict[str, Entry]
+
+
+class Files(Protocol):
+    """The files of one commit."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Path to entry."""
+
+    async def read(self, path: str, limit: int = ...) -> bytes:
+        """The bytes of a file."""
+
+    async def header(self, path: str) -> Mapping[str, Any] | None:
+        """The tensors of a safetensors file: name to [dtype, shape]."""
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,22 @@
-"""Repositories: found by name, created, moved and deleted."""
+"""Repositories, found by name: who may see them, and who may change them."""
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .. import accounts, names
 from ..accounts import Principal
 from ..db import schema
-from ..db.engine import insert
-from ..db.schema import now
-from ..errors import Conflict, Forbidden, NotFound, RepoNotFound, Unauthorized
+from ..errors import Forbidden, RepoNotFound, Unauthorized
 
 if TYPE_CHECKING:
-    from ..hub import Hub
+    pass
 
-__all__ = ["Repo", "by_id", "create", "delete", "find", "move", "set_private"]
-
-# For so long nobody but its owner may take the name of a deleted repository.
-_TOMBSTONE_DAYS = 30
+__all__ = ["Repo", "by_id", "find", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -93,122 +86,19 @@ async def find(
     if repo.private and not principal.may_read(repo.namespace, repo.full_name):
         raise RepoNotFound(anonymous=principal.is_anonymous)
     if admin and not principal.may_admin(repo.namespace):
-        _refuse(principal, f"You don't have the rights to delete, move or hide {repo.full_name}")
+        refuse(principal, f"You don't have the rights to delete, move or hide {repo.full_name}")
     if write and not principal.may_write(repo.namespace, repo.full_name):
-        _refuse(principal, f"You don't have write access to {repo.full_name}")
+        refuse(principal, f"You don't have write access to {repo.full_name}")
     return repo
 
 
-def _refuse(principal: Principal, message: str) -> None:
+def refuse(principal: Principal, message: str) -> None:
+    """Says that the caller may not do something to what they may see.
+
+    Raises:
+        Unauthorized: nobody is logged in.
+        Forbidden: they, or their token, may not.
+    """
     if principal.is_anonymous:
         raise Unauthorized(f"{message}: nobody is logged in. Log in or send a token with role 'write'.")
     raise Forbidden(f"{message}. Use a token with role 'write' of a member who may, or ask them.")
-
-
-async def create(hub: Hub, principal: Principal, full_name: str, *, private: bool = False) -> Repo:
-    """A new repository with a first commit, which holds `.gitattributes`.
-
-    Raises:
-        BadRequest: the name is not allowed.
-        Unauthorized, Forbidden: the caller may not create in this namespace.
-        Conflict: the name is taken; `details` has its `url`.
-    """
-    from .commits import create_first
-
-    namespace, name = names.split(full_name)
-    if not principal.may_write(namespace, full_name):
-        _refuse(principal, f"You don't have the rights to create a model under the namespace {namespace!r}")
-    async with hub.db.write() as conn:
-        owner = await accounts.find_account(conn, namespace)
-        full_name = f"{owner['name']}/{name}"
-        await _check_free(hub, conn, full_name, owner["id"], principal)
-        values = {"uid": secrets.token_hex(12), "owner_id": owner["id"], "namespace": owner["name"], "name": name}
-        values["name_key"] = names.key(name)
-        repo_id = await insert(conn, schema.repo, **values, key=full_name.lower(), private=private)
-        repo = await by_id(conn, repo_id)
-        await conn.execute(sa.delete(schema.redirect).where(schema.redirect.c.key == full_name.lower()))
-        await accounts.log(conn, principal, "repo.create", full_name, private=private)
-    try:
-        await create_first(hub, repo, principal)
-    except BaseException:
-        async with hub.db.write() as conn:
-            await conn.execute(sa.delete(schema.repo).where(schema.repo.c.id == repo_id))
-        raise
-    return repo
-
-
-async def _check_free(hub: Hub, conn: AsyncConnection, full_name: str, owner_id: int, principal: Principal) -> None:
-    key = full_name.lower()
-    taken = (await conn.execute(sa.select(schema.repo.c.id).where(schema.repo.c.key == key))).scalar()
-    if taken is not None:
-        url = hub.url(full_name)
-        raise Conflict(f"{full_name} exists already: {url}", details={"url": url})
-    buried = (await conn.execute(sa.select(schema.tombstone).where(schema.tombstone.c.key == key))).mappings().first()
-    if buried and buried["until"] > now() and buried["owner_id"] != owner_id and not principal.is_admin:
-        raise Conflict(f"{full_name} was deleted lately; its name is free again on {buried['until']:%Y-%m-%d}.")
-    await conn.execute(sa.delete(schema.tombstone).where(schema.tombstone.c.key == key))
-
-
-async def delete(hub: Hub, principal: Principal, full_name: str) -> None:
-    """Deletes a repository; its bytes go with the next garbage collection, its name stays blocked for 30 days.
-
-    Raises:
-        RepoNotFound, Unauthorized, Forbidden: as for `find`.
-    """
-    from ..index import store
-
-    async with hub.db.write() as conn:
-        repo = await find(conn, principal, full_name, admin=True)
-        await store.remove(conn, repo.id)
-        await conn.execute(sa.delete(schema.repo).where(schema.repo.c.id == repo.id))
-        key = repo.full_name.lower()
-        await conn.execute(sa.delete(schema.tombstone).where(schema.tombstone.c.key == key))
-        until = now() + timedelta(days=_TOMBSTONE_DAYS)
-        await conn.execute(sa.insert(schema.tombstone).values(key=key, owner_id=repo.owner_id, until=until))
-        await accounts.log(conn, principal, "repo.delete", repo.full_name)
-
-
-async def move(hub: Hub, principal: Principal, old: str, new: str) -> Repo:
-    """Renames a repository, or gives it to another namespace; the old name leads to it from then on.
-
-    Raises:
-        RepoNotFound, Unauthorized, Forbidden, BadRequest, Conflict: as for `find` and `create`.
-    """
-    from ..index import store
-
-    namespace, name = names.split(new)
-    async with hub.db.write() as conn:
-        repo = await find(conn, principal, old, admin=True)
-        if not principal.may_write(namespace, new):
-            _refuse(principal, f"You don't have the rights to move a model to the namespace {namespace!r}")
-        try:
-            owner = await accounts.find_account(conn, namespace)
-        except NotFound as error:
-            raise Forbidden(error.message) from error
-        full_name = f"{owner['name']}/{name}"
-        old_key, new_key = repo.full_name.lower(), full_name.lower()
-        if new_key != old_key:
-            await _check_free(hub, conn, full_name, owner["id"], principal)
-            await conn.execute(sa.delete(schema.redirect).where(schema.redirect.c.key.in_((old_key, new_key))))
-            await conn.execute(sa.insert(schema.redirect).values(key=old_key, repo_id=repo.id))
-        values = {"namespace": owner["name"], "name": name, "owner_id": owner["id"], "key": new_key}
-        values["name_key"] = names.key(name)
-        await conn.execute(sa.update(schema.repo).where(schema.repo.c.id == repo.id).values(**values))
-        await store.rename(conn, repo.id, full_name)
-        await accounts.log(conn, principal, "repo.move", repo.full_name, to=full_name)
-        return await by_id(conn, repo.id)
-
-
-async def set_private(hub: Hub, principal: Principal, full_name: str, private: bool) -> None:
-    """Hides a repository from all but the members of its namespace, or shows it.
-
-    Raises:
-        RepoNotFound, Unauthorized, Forbidden: as for `find`.
-    """
-    from ..index import store
-
-    async with hub.db.write() as conn:
-        repo = await find(conn, principal, full_name, admin=True)
-        await conn.execute(sa.update(schema.repo).where(schema.repo.c.id == repo.id).values(private=private))
-        await store.refresh_visible(conn, repo.id)
-        await accounts.log(conn, principal, "repo.settings", repo.full_name, private=private)

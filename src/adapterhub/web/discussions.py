@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from ..content.render import render
 from ..http import hub_of, principal_of
-from ..repos import pulls, repos
+from ..repos import discussions, pulls, repos
 from ..repos.repos import Repo
 from .formats import path as quoted
 from .pages import form_of, page, redirect
@@ -32,7 +32,7 @@ async def listing(request: Request) -> Response:
     number = int(text) if text.isdigit() and len(text) < 7 else 0
     async with hub_of(request).db.read() as conn:
         shown = await opened(request, conn, "discussions")
-        rows, count = await pulls.discussions(conn, shown["repo"], limit=_PAGE, offset=number * _PAGE)
+        rows, count = await discussions.page(conn, shown["repo"], limit=_PAGE, offset=number * _PAGE)
     following = number + 1 if (number + 1) * _PAGE < count else None
     return await page(request, "repo/discussions.html", **shown, rows=rows, count=count, following=following)
 
@@ -55,7 +55,7 @@ async def create(request: Request) -> Response:
     title, body = (str(form.get(name, "")) for name in ("title", "body"))
     async with hub_of(request).db.write() as conn:
         repo = await _repo(request, conn)
-        number = await pulls.open_discussion(conn, repo, me, title, body)
+        number = await discussions.begin(conn, repo, me, title, body)
     return redirect(_url(repo, number))
 
 
@@ -66,8 +66,8 @@ async def one(request: Request, number: int) -> Response:
     async with hub.db.read() as conn:
         shown = await opened(request, conn, "discussions")
         repo: Repo = shown["repo"]
-        row = await pulls.find(conn, repo, number)
-        events = await pulls.comments(conn, repo, number)
+        row = await discussions.find(conn, repo, number)
+        events = await discussions.comments(conn, repo, number)
         compared = await pulls.compare(conn, repo, number) if row["is_pull"] else None
     me = await principal_of(request)
     changes = [(c.path, c.before, c.after) for c in compared.changes] if compared else []
@@ -101,9 +101,9 @@ async def answer(request: Request, number: int) -> Response:
     async with hub.db.write() as conn:
         repo = await _repo(request, conn)
         if body.strip() or action == "comment":
-            await pulls.comment(conn, repo, number, me, body)
+            await discussions.comment(conn, repo, number, me, body)
         if action in ("open", "closed"):
-            await pulls.set_status(conn, repo, number, me, action)
+            await discussions.set_status(conn, repo, number, me, action)
     if action == "merge":
         async with hub.db.read() as conn:
             repo = await repos.find(conn, me, repo.full_name, write=True)

@@ -21,7 +21,7 @@ from ..http import hub_of, principal_of, unquote
 from ..index import compat, search
 from ..index.search import Query
 from ..index.yanks import set_yank
-from ..repos import commits, refs, repos
+from ..repos import commits, manage, refs, repos
 from ..repos.commits import Commit
 from ..repos.files import Entry, Manifest, RepoFiles
 from ..repos.repos import Repo
@@ -428,12 +428,12 @@ async def change(request: Request) -> Response:
     if action == "delete":
         if str(form.get("confirm", "")) != name:
             raise EntryNotFound(f"To delete it, type its full name: {name}.")
-        await repos.delete(hub, me, name)
+        await manage.delete(hub, me, name)
         return redirect(f"/{quoted(request.path_params['namespace'])}")
     if action == "move":
-        name = (await repos.move(hub, me, name, str(form.get("new", "")).strip())).full_name
+        name = (await manage.move(hub, me, name, str(form.get("new", "")).strip())).full_name
     elif action in ("private", "public"):
-        await repos.set_private(hub, me, name, action == "private")
+        await manage.set_private(hub, me, name, action == "private")
     elif action in ("yank", "unyank"):
         reason = str(form.get("reason", "")).strip()[:2000] or "No reason was given."
         async with hub.db.write() as conn:

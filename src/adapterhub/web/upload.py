@@ -20,7 +20,7 @@ from ..content.cards import InvalidCard
 from ..errors import BadRequest, RepoNotFound
 from ..http import hub_of, principal_of
 from ..hub import Hub
-from ..repos import commits, repos
+from ..repos import commits, manage, repos
 from ..repos.commits import Committed, Put, Remove
 from ..repos.files import RepoFiles
 from ..repos.repos import Repo
@@ -197,7 +197,7 @@ async def _repo(hub: Hub, me: Principal, full_name: str, *, private: bool) -> tu
         async with hub.db.read() as conn:
             return await _find(conn, me, full_name), False
     except RepoNotFound:
-        return await repos.create(hub, me, full_name, private=private), True
+        return await manage.create(hub, me, full_name, private=private), True
 
 
 async def _find(conn: AsyncConnection, me: Principal, full_name: str) -> Repo:

@@ -11,7 +11,7 @@ from adapterhub import accounts
 from adapterhub.errors import RepoNotFound
 from adapterhub.hub import Hub
 from adapterhub.index.configs import named
-from adapterhub.repos import commits, repos
+from adapterhub.repos import commits, manage, repos
 from adapterhub.repos.commits import Put
 from adapterhub.storage.ingest import ingest
 
@@ -57,7 +57,7 @@ async def push(
             repo = await repos.find(conn, me, full_name)
         except RepoNotFound:
             repo = None
-    repo = repo or await repos.create(hub, me, full_name, private=private)
+    repo = repo or await manage.create(hub, me, full_name, private=private)
     puts = []
     for path, data in files.items():
         blob = await ingest(hub, _once(data), repo_id=repo.id, name=path)

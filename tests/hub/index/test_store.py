@@ -11,7 +11,8 @@ from adapterhub.errors import RepoNotFound
 from adapterhub.index import store
 from adapterhub.index.record import Record
 from adapterhub.index.yanks import set_yank
-from adapterhub.repos import commits, repos
+from adapterhub.ops.reindex import reindex
+from adapterhub.repos import commits, manage
 from adapterhub.repos.commits import Put, Remove
 from adapterhub.storage import ingest
 from tests.hub.index.files import safetensors
@@ -81,21 +82,21 @@ async def history_of_a_hub(hub):
     who = await user(hub)
     made = {}
     for name in ("base", "changed", "emptied", "hidden", "withdrawn", "deleted"):
-        made[name] = await repos.create(hub, who, f"alice/{name}")
+        made[name] = await manage.create(hub, who, f"alice/{name}")
         await push(hub, who, made[name], files(name.title()))
     await push(hub, who, made["changed"], files("Better", "nli/multinli"))
     await push(hub, who, made["emptied"], {"note.txt": b"gone"}, removed=[*files("")])
-    await repos.set_private(hub, who, "alice/hidden", True)
+    await manage.set_private(hub, who, "alice/hidden", True)
     async with hub.db.write() as conn:
         await set_yank(conn, who, made["withdrawn"], "main", "wrong")
-    await repos.delete(hub, who, "alice/deleted")
+    await manage.delete(hub, who, "alice/deleted")
     return made
 
 
 def test_a_rebuilt_index_equals_the_kept_one(hub, run):
     run(history_of_a_hub(hub))
     kept = run(snapshot(hub))
-    assert run(store.reindex(hub)) == 5
+    assert run(reindex(hub)) == 5
     assert run(snapshot(hub)) == kept
     titles = {row["title"]: row["visible"] for row in kept["adapter"]}
     assert titles == {"Better": True, "": False, "Hidden": False, "Withdrawn": False, "Base": True}
@@ -112,16 +113,16 @@ def test_a_lost_index_comes_back(hub, run):
 
     run(lose())
     assert not any(run(snapshot(hub)).values())
-    run(store.reindex(hub))
+    run(reindex(hub))
     assert run(snapshot(hub)) == kept
 
 
 def test_a_repository_hidden_during_a_commit_stays_hidden(hub, run):
     async def work():
         who = await user(hub)
-        before = await repos.create(hub, who, "alice/secret")
+        before = await manage.create(hub, who, "alice/secret")
         await push(hub, who, before, files("Secret"))
-        await repos.set_private(hub, who, "alice/secret", True)
+        await manage.set_private(hub, who, "alice/secret", True)
         await push(hub, who, before, files("More"))  # `before` still tells that it is public
         async with hub.db.read() as conn:
             return (await conn.execute(sa.select(schema.adapter.c.title, schema.adapter.c.visible))).all()
@@ -132,10 +133,10 @@ def test_a_repository_hidden_during_a_commit_stays_hidden(hub, run):
 def test_a_deleted_repository_is_not_put_back(hub, run):
     async def work():
         who = await user(hub)
-        repo = await repos.create(hub, who, "alice/gone")
+        repo = await manage.create(hub, who, "alice/gone")
         async with hub.db.read() as conn:
             head = await commits.resolve(conn, repo, "main")
-        await repos.delete(hub, who, "alice/gone")
+        await manage.delete(hub, who, "alice/gone")
         async with hub.db.write() as conn:
             await store.put(conn, repo, head, Record())
 

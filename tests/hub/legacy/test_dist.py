@@ -13,7 +13,7 @@ import pytest
 from adapterhub import accounts
 from adapterhub.hub import Hub
 from adapterhub.legacy import import_cards
-from adapterhub.repos import commits, repos
+from adapterhub.repos import commits, manage, repos
 from adapterhub.repos.commits import Put
 from adapterhub.storage.ingest import ingest
 
@@ -36,7 +36,7 @@ async def fill(hub: Hub, folder: Path) -> None:
     blob = await ingest(hub, weights(), repo_id=repo.id, name="adapter.safetensors")
     put = Put("adapter.safetensors", blob.sha256, lfs=True)
     await commits.commit(hub, alice, repo, "2", [put], title="Add weights")
-    await repos.set_private(hub, alice, "ukp/no-wiki", True)
+    await manage.set_private(hub, alice, "ukp/no-wiki", True)
 
 
 @pytest.fixture(scope="module")

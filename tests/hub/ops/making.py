@@ -4,7 +4,7 @@ import hashlib
 
 from adapterhub import accounts
 from adapterhub.db import schema
-from adapterhub.repos import commits, repos
+from adapterhub.repos import commits, manage
 from adapterhub.repos.commits import Put, Remove
 from adapterhub.storage.ingest import ingest
 
@@ -15,7 +15,7 @@ async def member(hub, name="alice"):
 
 
 async def new_repo(hub, full_name="acme/one", *, owner="alice"):
-    return await repos.create(hub, await member(hub, owner), full_name)
+    return await manage.create(hub, await member(hub, owner), full_name)
 
 
 async def pieces(data):

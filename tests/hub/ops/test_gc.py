@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from adapterhub.db import schema
 from adapterhub.ops import gc
-from adapterhub.repos import commits, refs, repos
+from adapterhub.repos import commits, manage, refs
 from adapterhub.repos.commits import Put
 from tests.hub.ops import making
 from tests.hub.ops.making import sha256
@@ -48,7 +48,7 @@ def test_the_bytes_of_a_deleted_repository_go_unless_another_holds_them(hub, run
         await making.put(hub, first, "a.bin", b"both")
         await making.put(hub, second, "a.bin", b"both")
         await making.put(hub, first, "b.bin", b"only the first")
-        await repos.delete(hub, await making.member(hub), "acme/one")
+        await manage.delete(hub, await making.member(hub), "acme/one")
         await making.age(hub, days=8)
         done = await gc.collect(hub)
         return await making.stored(hub), done

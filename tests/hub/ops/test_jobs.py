@@ -10,7 +10,7 @@ from adapterhub import accounts
 from adapterhub.db import schema
 from adapterhub.errors import Forbidden
 from adapterhub.ops import downloads, jobs, setup
-from adapterhub.repos import repos
+from adapterhub.repos import manage
 from tests.hub.ops import making
 
 BOTH = pytest.mark.parametrize("hub", [{}, {"db": "postgres"}], indirect=True)
@@ -81,7 +81,7 @@ def test_downloads_are_counted_summed_and_kept_at_the_end(hub, run):
             running.downloads.add(one.id)
             running.downloads.add(two.id)
             running.downloads.add(gone.id)
-            await repos.delete(hub, await making.member(hub), "acme/gone")
+            await manage.delete(hub, await making.member(hub), "acme/gone")
         old = schema.now().date() - timedelta(days=downloads.DAYS)
         async with hub.db.write() as conn:
             row = {"repo_id": two.id, "day": old, "count": 7}

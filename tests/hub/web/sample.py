@@ -17,7 +17,7 @@ from adapterhub.db import schema
 from adapterhub.db.schema import now
 from adapterhub.hub import Hub
 from adapterhub.ops import downloads
-from adapterhub.repos import commits, pulls, refs, repos
+from adapterhub.repos import commits, discussions, manage, refs, repos
 from adapterhub.repos.commits import Committed, Put
 from adapterhub.repos.repos import Repo
 from adapterhub.storage import ingest
@@ -325,11 +325,11 @@ async def fill(hub: Hub, *, hidden: int = 32, layers: int = 2) -> None:
     alice, bob = await principal(hub, "alice"), await principal(hub, "bob")
     for number, made in enumerate(SAMPLE):
         owner = "acme" if number % 3 else "alice"
-        repo = await repos.create(hub, alice, f"{owner if made.name != 'xlmr-swahili' else 'acme'}/{made.name}")
+        repo = await manage.create(hub, alice, f"{owner if made.name != 'xlmr-swahili' else 'acme'}/{made.name}")
         await push(hub, alice, repo, files(made, hidden=hidden, layers=layers), "Upload adapter")
         await _download(hub, repo, 37 * (len(SAMPLE) - number))
     await _talk(hub, alice, bob, hidden, layers)
-    await repos.create(hub, bob, "bob/secret", private=True)
+    await manage.create(hub, bob, "bob/secret", private=True)
     await _evil(hub, bob)
     await downloads.roll_up(hub)
 
@@ -357,8 +357,8 @@ async def _talk(hub: Hub, alice: Principal, bob: Principal, hidden: int, layers:
     async with hub.db.write() as conn:
         await refs.create(conn, repo, refs.TAGS, "v1.0", "main")
         await refs.create(conn, repo, refs.HEADS, "feat/longer", "main")
-        number = await pulls.open_discussion(conn, repo, bob, "Which seed was this?", "I get `0.921` with seed 3.")
-        await pulls.comment(conn, repo, number, alice, "Seed 42, as in the **table** of the card.")
+        number = await discussions.begin(conn, repo, bob, "Which seed was this?", "I get `0.921` with seed 3.")
+        await discussions.comment(conn, repo, number, alice, "Seed 42, as in the **table** of the card.")
     better = files(made._replace(about="Tells whether a sentence is favourable."), hidden=hidden, layers=layers)
     await push(hub, bob, repo, {"README.md": better["README.md"]}, "Say it in fewer words", pull=True)
     broken = better["README.md"].replace(b"value: 0.929", b"value: 9290")
@@ -367,7 +367,7 @@ async def _talk(hub: Hub, alice: Principal, bob: Principal, hidden: int, layers:
 
 async def _evil(hub: Hub, bob: Principal) -> None:
     """Names, descriptions and options that would be code if a page did not escape them."""
-    repo = await repos.create(hub, bob, "bob/evil")
+    repo = await manage.create(hub, bob, "bob/evil")
     made = Made("evil", "seq_bn", "bert-base-uncased", "bert", "sentiment/sst-2", None, EVIL, license="mit")
     content = files(made)
     config = json.loads(content["adapter_config.json"])
@@ -378,4 +378,4 @@ async def _evil(hub: Hub, bob: Principal) -> None:
     content["README.md"] = content["README.md"].replace(b"# Evil", b"# " + EVIL.encode())
     await push(hub, bob, repo, content, EVIL)
     async with hub.db.write() as conn:
-        await pulls.open_discussion(conn, repo, bob, EVIL, EVIL)
+        await discussions.begin(conn, repo, bob, EVIL, EVIL)
