@@ -64,16 +64,22 @@ def commit(client: httpx.Client, repo: str, *lines: dict[str, Any], **options: A
     return str(answer.json()["commitOid"])
 
 
-def batch(client: httpx.Client, repo: str, data: bytes, **changes: Any) -> httpx.Response:
-    """Announces a large file."""
+def batch(client: httpx.Client, repo: str, data: bytes, *, parts: bool = True, **changes: Any) -> httpx.Response:
+    """Announces a large file.
+
+    Args:
+        parts: whether the client can send it in parts.
+        changes: what is announced instead of the truth.
+    """
     announced = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), **changes}
-    body = {"operation": "upload", "transfers": ["basic", "multipart"], "objects": [announced], "hash_algo": "sha256"}
+    transfers = ["basic", "multipart"] if parts else ["basic"]
+    body = {"operation": "upload", "transfers": transfers, "objects": [announced], "hash_algo": "sha256"}
     return client.post(f"/{repo}.git/info/lfs/objects/batch", json=body)
 
 
-def upload_of(client: httpx.Client, repo: str, data: bytes, **changes: Any) -> dict[str, Any]:
+def upload_of(client: httpx.Client, repo: str, data: bytes, *, parts: bool = True) -> dict[str, Any]:
     """Where a large file is to be sent."""
-    answer = batch(client, repo, data, **changes)
+    answer = batch(client, repo, data, parts=parts)
     assert answer.status_code == 200, answer.text
     action: dict[str, Any] = answer.json()["objects"][0]["actions"]["upload"]
     return action
@@ -81,7 +87,7 @@ def upload_of(client: httpx.Client, repo: str, data: bytes, **changes: Any) -> d
 
 def send(client: httpx.Client, repo: str, data: bytes) -> str:
     """Uploads a large file; returns its SHA-256."""
-    httpx.put(upload_of(client, repo, data)["href"], content=data, trust_env=False).raise_for_status()
+    httpx.put(upload_of(client, repo, data, parts=False)["href"], content=data, trust_env=False).raise_for_status()
     return hashlib.sha256(data).hexdigest()
 
 
