@@ -34,11 +34,8 @@ def snippets(info: Mapping[str, Any], *, endpoint: str, revision: str | None = N
         endpoint: the hub's public address.
         revision: a branch, tag or commit to pin; None for the newest commit of the default branch.
     """
-    is_peft = info["library"] == "peft"
-    made = [_here(info, endpoint, revision)]
-    made += [_peft(info, endpoint, revision), _transformers(info, endpoint, revision)] if is_peft else []
-    made += [_upstream(info, endpoint, revision)] if info["library"] == "adapters" else []
-    return [*made, _command_line(info, endpoint, revision), _curl(info, endpoint, revision)]
+    ways = {"adapters": (_here, _upstream), "peft": (_peft, _transformers)}.get(info["library"], ())
+    return [way(info, endpoint, revision) for way in (*ways, _command_line, _curl)]
 
 
 def _here(info: Mapping[str, Any], endpoint: str, revision: str | None) -> Snippet:

@@ -48,7 +48,7 @@ def test_strange_names_stay_data(library: str, revision: str | None, base: str |
 def test_tabs_are_those_of_the_library() -> None:
     assert [one.id for one in snippets(info(), endpoint=ENDPOINT)] == ["adapters", "upstream", "hf", "curl"]
     tabs = [one.id for one in snippets(info(library="peft"), endpoint=ENDPOINT)]
-    assert tabs == ["adapters", "peft", "transformers", "hf", "curl"]
+    assert tabs == ["peft", "transformers", "hf", "curl"]
 
 
 @pytest.mark.parametrize(
@@ -60,5 +60,5 @@ def test_tabs_are_those_of_the_library() -> None:
     ],
 )
 def test_the_class_of_the_base_model_fits_the_task(changes: dict[str, Any], expected: str) -> None:
-    peft = snippets(info(library="peft", **changes), endpoint=ENDPOINT)[1]
+    peft = snippets(info(library="peft", **changes), endpoint=ENDPOINT)[0]
     assert f"import {expected}\n" in peft.code
