@@ -72,7 +72,8 @@ def running(makers: Makers, folder: Path, *options: str) -> Iterator[HubProcess]
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "adapterhub", "serve", f"--port={port}", f"--data={data}"]
-    command += [f"--db={settings.db}", f"--blobs={settings.blobs}", "--limits=off", *options]
+    command += [f"--db={settings.db}", f"--blobs={settings.blobs}"]
+    command += options if any(option.startswith("--limits") for option in options) else ("--limits=off", *options)
     with open(log, "wb") as written, subprocess.Popen(command, stdout=written, stderr=written) as process:
         try:
             _wait(url, process, log)
