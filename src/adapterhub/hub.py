@@ -8,7 +8,8 @@ from pathlib import Path
 from .db.engine import Database
 from .settings import Settings
 from .signing import Signer, load_secret
-from .storage.blobs import BlobStore, open_store
+from .storage.blobs import BlobStore
+from .storage.stores import open_store
 
 __all__ = ["Hub"]
 

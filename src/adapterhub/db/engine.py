@@ -84,8 +84,24 @@ async def insert(conn: AsyncConnection, table: sa.Table, **values: Any) -> int:
     return int(result.inserted_primary_key[0])
 
 
-async def insert_missing(conn: AsyncConnection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Inserts the rows whose key the table does not have yet, whoever else does the same."""
+async def insert_missing(
+    conn: AsyncConnection,
+    table: sa.Table,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    renew: Mapping[str, Any] | None = None,
+) -> None:
+    """Inserts the rows whose key the table does not have yet, whoever else does the same.
+
+    Args:
+        renew: what becomes of columns of the rows that are there; they cannot be deleted before this transaction ends.
+    """
     if rows:
-        make = sqlite.insert if conn.dialect.name == "sqlite" else postgresql.insert
-        await conn.execute(make(table).on_conflict_do_nothing(), list(rows))
+        insert = (sqlite.insert if conn.dialect.name == "sqlite" else postgresql.insert)(table)
+        keys = list(table.primary_key)
+        kept = (
+            insert.on_conflict_do_update(index_elements=keys, set_=dict(renew))
+            if renew
+            else insert.on_conflict_do_nothing()
+        )
+        await conn.execute(kept, list(rows))

@@ -24,7 +24,7 @@ from ..repos import commits, discussions, repos
 from ..repos.repos import Repo
 from ..storage.blobs import CHUNK
 from ..storage.disk import fsync_file
-from ..storage.ingest import ingest, storage_error
+from ..storage.ingest import ingest, renew, storage_error
 from .shared import caller_and_repo
 
 router = APIRouter()
@@ -50,6 +50,9 @@ async def batch(request: Request) -> Response:
         principal, repo = await caller_and_repo(request, conn)
         discussions.require_participant(principal, repo)
         present = await commits.usable(conn, principal, repo, {oid for oid, _ in objects})
+    if present:
+        async with hub.db.write() as conn:  # so that they are not collected before the commit names them
+            await renew(conn, repo.id, present)
     shown = []
     for oid, size in objects:
         item: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}

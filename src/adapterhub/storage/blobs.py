@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["BlobStore", "open_store", "CHUNK"]
+__all__ = ["CHUNK", "BlobStore"]
 
 CHUNK = 1 << 20
 
@@ -37,20 +37,3 @@ class BlobStore(Protocol):
 
     async def check(self) -> None:
         """Raises `StorageUnavailable` unless the store answers."""
-
-
-async def open_store(url: str, default: Path) -> BlobStore:
-    """The store of `settings.blobs`.
-
-    Raises:
-        ValueError: the address is of no known kind.
-    """
-    if not url or "://" not in url:
-        from .disk import DiskStore
-
-        return DiskStore(Path(url) if url else default)
-    if url.startswith("s3://"):
-        from .s3 import S3Store
-
-        return S3Store(url)
-    raise ValueError(f"blobs={url!r} is no store: give a folder or s3://bucket/prefix.")

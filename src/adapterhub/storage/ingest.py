@@ -29,7 +29,7 @@ from .blobs import CHUNK
 if TYPE_CHECKING:
     from ..hub import Hub
 
-__all__ = ["Blob", "Staged", "ingest", "keep", "stage", "storage_error"]
+__all__ = ["Blob", "Staged", "ingest", "keep", "renew", "stage", "use", "used_bytes"]
 
 
 @dataclass(frozen=True)
@@ -220,8 +220,7 @@ async def _note(conn: AsyncConnection, repo_id: int, staged: Iterable[Staged]) -
         {"sha256": sha256, "git_oid": blob.git_oid, "size": blob.size, "header": blob.header, "state": "pending"}
         for sha256, blob in unique.items()
     ]
-    await insert_missing(conn, schema.blob, rows)
-    await conn.execute(sa.update(schema.blob).where(schema.blob.c.sha256.in_(unique)).values(last_ref=now()))
+    await insert_missing(conn, schema.blob, rows, renew={"last_ref": now()})
     await use(conn, repo_id, unique)
     query = sa.select(schema.blob.c.sha256).where(
         schema.blob.c.sha256.in_(unique), schema.blob.c.state.in_(("ok", "quarantined"))
@@ -232,6 +231,13 @@ async def _note(conn: AsyncConnection, repo_id: int, staged: Iterable[Staged]) -
 async def use(conn: AsyncConnection, repo_id: int, blobs: Iterable[str]) -> None:
     """Notes that a repository holds blobs."""
     await insert_missing(conn, schema.blob_use, [{"repo_id": repo_id, "sha256": sha256} for sha256 in sorted(blobs)])
+
+
+async def renew(conn: AsyncConnection, repo_id: int, blobs: Iterable[str]) -> None:
+    """Notes that a repository is about to name blobs that are here."""
+    wanted = set(blobs)
+    await conn.execute(sa.update(schema.blob).where(schema.blob.c.sha256.in_(wanted)).values(last_ref=now()))
+    await use(conn, repo_id, wanted)
 
 
 async def _check_quota(hub: Hub, conn: AsyncConnection, repo_id: int, staged: Iterable[Staged]) -> None:

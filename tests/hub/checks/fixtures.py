@@ -357,7 +357,7 @@ FAILING: dict[str, list[tuple[str, str, MemoryFiles | Case]]] = {
             "Neither 'base_model'",
             files(
                 card=CARD.replace("base_model: google-bert/bert-base-uncased\n", ""),
-                config=config(model_name="/home/me/out/bert"),
+                config=config(model_name="/data/out/bert"),
             ),
         ),
         ("error", "'base_model_relation' is 'adaptor'", card("tags:", "base_model_relation: adaptor\ntags:")),

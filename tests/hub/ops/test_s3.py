@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from adapterhub.errors import StorageUnavailable
-from adapterhub.storage.blobs import open_store
+from adapterhub.storage.stores import open_store
 
 pytest.importorskip("obstore")
 
