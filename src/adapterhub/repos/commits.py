@@ -127,9 +127,20 @@ async def resolve(conn: AsyncConnection, repo: Repo, revision: str) -> Commit:
 
 
 async def manifest_of(conn: AsyncConnection, tree: str) -> Manifest:
-    """The files of a tree, sorted by path."""
-    stored = (await conn.execute(sa.select(schema.tree.c.manifest).where(schema.tree.c.oid == tree))).scalar_one()
-    return {path: Entry(path, sha, oid, size, bool(lfs)) for path, (sha, oid, size, lfs) in sorted(stored.items())}
+    """The files of a tree, sorted by path. It is shared, so it must not be changed."""
+    known = _manifests.pop(tree, None)
+    if known is None:
+        stored = (await conn.execute(sa.select(schema.tree.c.manifest).where(schema.tree.c.oid == tree))).scalar_one()
+        known = {path: Entry(path, sha, oid, size, bool(lfs)) for path, (sha, oid, size, lfs) in sorted(stored.items())}
+        while len(_manifests) >= _MAX_TREES or sum(map(len, _manifests.values())) > _MAX_FILES:
+            del _manifests[next(iter(_manifests))]
+    _manifests[tree] = known
+    return known
+
+
+# Trees that were read lately, the latest last: an id stands for one tree only, and clients ask file by file.
+_manifests: dict[str, Manifest] = {}
+_MAX_TREES = 200
 
 
 async def history(conn: AsyncConnection, repo: Repo, oid: str, limit: int = 50, offset: int = 0) -> list[Commit]:
