@@ -63,11 +63,15 @@ async def principal_of(request: Request) -> Principal:
         return known
     hub = hub_of(request)
     authorization = request.headers.get("authorization")
+    cookie = request.cookies.get(session_cookie(hub))
+    if not authorization and not cookie:
+        request.state.principal = accounts.ANONYMOUS
+        return accounts.ANONYMOUS
     async with hub.db.read() as conn:
         if authorization:
             principal = await accounts.authenticate(conn, authorization)
         else:
-            principal = await accounts.session_principal(conn, request.cookies.get(session_cookie(hub)))
+            principal = await accounts.session_principal(conn, cookie)
     if principal.token_id is not None and not accounts.was_seen_lately(principal):
         async with hub.db.write() as conn:
             await accounts.mark_seen(conn, principal.token_id)

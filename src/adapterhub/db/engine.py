@@ -10,6 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from .sqlite import connect
+
 __all__ = ["Database", "insert", "insert_missing"]
 
 # Write-ahead log: readers never wait for a writer. NORMAL: a power cut may lose the last commits, never consistency.
@@ -33,7 +35,9 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
-        options: dict[str, Any] = {} if self.is_sqlite else {"pool_pre_ping": True}
+        options: dict[str, Any] = {"pool_pre_ping": True}
+        if self.is_sqlite:
+            options = {"connect_args": {"async_creator_fn": connect}}
         self.engine: AsyncEngine = create_async_engine(url, pool_size=8, max_overflow=8, **options)
         if self.is_sqlite:
             sa.event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
