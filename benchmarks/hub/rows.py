@@ -28,15 +28,17 @@ MODELS = (
     ("google/flan-t5-base", "t5"),
 )
 _BATCH = 2000
+_TREE = {"oid": "7" * 40, "manifest": {"README.md": ["0" * 64, "0" * 40, 1000, 0]}}  # of all of them
 
 
 async def fill(conn: AsyncConnection, count: int, *, seed: int = 0) -> None:
-    """Adds `count` repositories with their rows of `adapter`, `adapter_tag` and the full-text index."""
+    """Adds `count` repositories of one commit, with their rows of `adapter`, `adapter_tag` and the full-text index."""
     chance = random.Random(seed)
     places = [(row["type"], row["task"], row["id"]) for row in load("taxonomy.json")["subtasks"]]
     weights = [1 / (rank + 1) for rank in range(len(places))]
     owners = [f"org{i}" for i in range(max(count // 200, 1))]
     ids = {name: await _account(conn, name) for name in owners}
+    await conn.execute(sa.insert(schema.tree).values(**_TREE))
     for start in range(0, count, _BATCH):
         repos, adapters, tags, texts = [], [], [], []
         for number in range(start, min(start + _BATCH, count)):
@@ -47,7 +49,15 @@ async def fill(conn: AsyncConnection, count: int, *, seed: int = 0) -> None:
             adapters.append(adapter)
             tags += [{"tag": tag, "repo_id": repo["id"]} for tag in adapter["tags"]]
             texts.append({"rowid": repo["id"], "text": adapter["search"]})
-        for table, rows in ((schema.repo, repos), (schema.adapter, adapters), (schema.adapter_tag, tags)):
+        commits = [_commit(adapter, repo) for adapter, repo in zip(adapters, repos)]
+        heads = [{"repo_id": c["repo_id"], "oid": c["oid"], "name": "refs/heads/main"} for c in commits]
+        for table, rows in (
+            (schema.repo, repos),
+            (schema.commit, commits),
+            (schema.ref, heads),
+            (schema.adapter, adapters),
+            (schema.adapter_tag, tags),
+        ):
             await conn.execute(sa.insert(table), rows)
         if conn.dialect.name == "sqlite":
             await conn.execute(sa.text("INSERT INTO adapter_fts (rowid, text) VALUES (:rowid, :text)"), texts)
@@ -57,6 +67,11 @@ async def _account(conn: AsyncConnection, name: str) -> int:
     values = {"name": name, "name_key": names.key(name), "kind": "org"}
     result = await conn.execute(sa.insert(schema.account).values(**values))
     return int(result.inserted_primary_key[0])  # type: ignore[index]
+
+
+def _commit(adapter: dict[str, Any], repo: dict[str, Any]) -> dict[str, Any]:
+    made = {"oid": adapter["oid"], "tree": _TREE["oid"], "author": repo["namespace"], "title": "Add files"}
+    return {"repo_id": repo["id"], **made, "date": repo["updated"]}
 
 
 def _rows(
