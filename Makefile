@@ -24,7 +24,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help demo demo-short hub test fast test-lowest hub-clients lint format types bench hooks venv constraints clean
+.PHONY: help demo demo-short hub test fast test-lowest hub-clients lint format types bench bench-hub hooks venv constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -64,6 +64,9 @@ types: $(STAMPS)/dev  ## mypy --strict on src/
 
 bench: $(STAMPS)/bench  ## benchmarks against PEFT: a table and JSON
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-hub: $(STAMPS)/bench $(STAMPS)/test  ## benchmarks of the hub against baselines: a table and JSON
+	$(BIN)/python -m benchmarks.hub $(ARGS)
 
 hooks: $(STAMPS)/dev  ## run lint and types on every commit
 	$(BIN)/pre-commit install
