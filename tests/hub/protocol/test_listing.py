@@ -62,7 +62,7 @@ def test_a_page_that_does_not_exist(shared_hub_server: HubServer, large_repo: st
 @pytest.mark.slow
 def test_5000_files_from_a_folder(hub_server: HubServer, program: Program) -> None:
     told = program("many.py", hub_server, MANY)
-    assert told == {"listed": MANY + 1, "fetched": MANY, "again": True}
+    assert told == {"listed": MANY + 1, "fetched": MANY // 25, "again": True}
 
 
 def test_lists_of_models(shared_hub_server: HubServer) -> None:

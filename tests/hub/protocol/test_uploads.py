@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def test_a_gigabyte_with_little_memory(
     with running(hub_makers, tmp_path) as hub:
         check(program("ways.py", hub, 1 << 30, timeout=590, **env))
         assert hub.peak() < limit
+    shutil.rmtree(tmp_path)  # some gigabytes
 
 
 def check(told: dict[str, Any]) -> None:
