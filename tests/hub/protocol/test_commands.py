@@ -35,15 +35,12 @@ def test_commands(hub_server: HubServer, program: Program, tmp_path: Path) -> No
         ("repos move alice/cli acme/cli", ""),
         ("repos delete acme/cli --yes", "acme/cli"),
     ]
-    told = program("commands.py", hub_server, json.dumps([command.split() for command, _ in steps]))
+    commands = [command.split() for command, _ in steps] + [["models", "info", "alice/none"]]
+    *told, missing = program("commands.py", hub_server, json.dumps(commands))
+    assert missing["status"] == 1 and "not found" in missing["output"].lower()
     for step, (_, words) in zip(told, steps):
         assert step["status"] == 0 and words in step["output"], step
     assert (tmp_path / "down" / "note.txt").read_text() == "note"
-
-
-def test_what_is_missing_is_told(hub_server: HubServer, program: Program) -> None:
-    (told,) = program("commands.py", hub_server, json.dumps([["models", "info", "alice/none"]]))
-    assert told["status"] == 1 and "not found" in told["output"].lower()
 
 
 def test_the_program_itself(hub_server: HubServer, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str], set[str]]] = {
     "inline-without-xet": ({"upload_mode": "inline"}, PLAIN, {"commit"}),
     "lfs-only": ({"upload_mode": "lfs", "multipart_bytes": 512 * MiB}, PLAIN, {"whole", "commit"}),
 }
+SLOW = ("inline-without-xet", "lfs-only")  # they differ little from the others
 OLD = "0.25.2"
 
 
@@ -49,7 +50,11 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return seen
 
 
-@pytest.mark.parametrize(("hub_server", "env", "ways"), CASES.values(), ids=CASES, indirect=["hub_server"])
+@pytest.mark.parametrize(
+    ("hub_server", "env", "ways"),
+    [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, case in CASES.items()],
+    indirect=["hub_server"],
+)
 def test_ways(hub_server: HubServer, program: Program, taken: set[str], env: dict[str, str], ways: set[str]) -> None:
     check(program("ways.py", hub_server, 1 << 10, 17_000_000, **env))
     assert taken == ways
