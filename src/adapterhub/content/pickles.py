@@ -278,7 +278,8 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 # the height of the stack alone, until one would run code or cannot be executed.
 
 _OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
-_NAMES_CODE = frozenset(("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"))
+# Not persistent ids and extensions: they name what the reading program has registered, which is nothing by default.
+_NAMES_CODE = frozenset(("GLOBAL", "INST", "STACK_GLOBAL"))
 _RUNS_CODE = frozenset(("REDUCE", "BUILD", "OBJ", "INST", "NEWOBJ", "NEWOBJ_EX"))
 _LENGTH_BYTES = {
     pickletools.TAKEN_FROM_ARGUMENT1: 1,

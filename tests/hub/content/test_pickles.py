@@ -360,7 +360,7 @@ def test_trained_weights_behind_any_header_are_taken(tmp_path):
     """Behind the letter P, an unpickler reads on to the next line break, and what follows is as good as random."""
     chance, path = np.random.default_rng(0), tmp_path / "file"
     for length in (0x0D50, 0x1A70, 0x1C50, 0x0258, 0x0168) * 8:
-        weights = chance.normal(0, 0.03, 4000).astype(np.float32).tobytes() + b"\n(Rb" * 4
+        weights = chance.normal(0, 0.03, 4000).astype(np.float32).tobytes() + b"\n(Rb\n\x82\x01b" * 4
         text = f'{{"a":{{"dtype":"U8","shape":[{len(weights)}],"data_offsets":[0,{len(weights)}]}}}}'.ljust(length)
         path.write_bytes(length.to_bytes(8, "little") + text.encode() + weights)
         assert inspect(path, "adapter.safetensors")[1] is None, hex(length)
