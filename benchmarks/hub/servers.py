@@ -129,6 +129,8 @@ def _started(command: Sequence[str], port: int, path: str, **environment: str) -
                 time.sleep(0.01)
             yield Server(port, psutil.Process(process.pid), time.perf_counter() - began)
         finally:
+            if process.poll() is not None:
+                print(f"  {command[2]} ended by itself, with status {process.returncode}", file=sys.stderr)
             process.terminate()
 
 

@@ -22,7 +22,20 @@ from ..accounts import Principal
 from ..db import schema
 from ..errors import BadRequest
 
-__all__ = ["FACETS", "SORTS", "Page", "Query", "matches", "prepare", "put", "query", "remove", "tree", "visible_to"]
+__all__ = [
+    "FACETS",
+    "SORTS",
+    "Page",
+    "Query",
+    "holds",
+    "matches",
+    "prepare",
+    "put",
+    "query",
+    "remove",
+    "tree",
+    "visible_to",
+]
 
 FACETS = (
     "type",
@@ -88,6 +101,13 @@ def matches(conn: AsyncConnection, words: str) -> sa.ColumnElement[bool]:
         # The index keeps no positions: it finds texts with all trigrams, of which those with all words are taken.
         found.insert(0, _adapter.repo_id.in_(sa.select(_fts.c.rowid).where(_has(grams))))
     return sa.and_(sa.true(), *found)
+
+
+async def holds(conn: AsyncConnection, words: str) -> sa.ColumnElement[bool]:
+    """As `matches`, for lists of which a page is shown: common words are looked for in the order of the list."""
+    if await _is_common(conn, words):
+        return sa.and_(*(_adapter.search.contains(word, autoescape=True) for word in _words(words)))
+    return matches(conn, words)
 
 
 def _words(text: str) -> list[str]:
@@ -211,8 +231,8 @@ async def query(conn: AsyncConnection, asked: Query, principal: Principal, *, fa
     limit = min(max(asked.limit, 1), 100)
     filters, parts = _filters(conn, asked), _visible_parts(principal)
     walked = dict(filters)
-    if asked.q and await _is_common(conn, asked.q):
-        walked["q"] = sa.and_(*(_adapter.search.contains(word, autoescape=True) for word in _words(asked.q)))
+    if asked.q:
+        walked["q"] = await holds(conn, asked.q)
     if asked.cursor:
         walked["cursor"] = _after(asked.cursor, asked.sort)
     found = (await conn.execute(_page(parts, list(walked.values()), asked.sort, limit + 1))).all()

@@ -27,6 +27,7 @@ from .shared import API, caller_and_repo, commit_of, file_object, folder_object,
 router = APIRouter()
 
 _PAGE = 1000
+_COMMON = 2000  # a tag that so many repositories have is common
 _SORT = {
     "downloads": schema.repo.c.downloads,
     "likes": schema.repo.c.likes,
@@ -82,12 +83,11 @@ async def _select(
     tags += [f"dataset:{value}" for value in query.getlist("dataset")]
     where: list[sa.ColumnElement[bool]] = [schema.repo.c.yanked.is_(None), _visible(principal)]
     for tag in dict.fromkeys(tags):
-        tagged = sa.select(schema.adapter_tag.c.repo_id).where(schema.adapter_tag.c.tag == tag)
-        where.append(schema.repo.c.id.in_(tagged))
+        where.append(await _tagged(conn, tag))
     if author := query.get("author"):
         where.append(sa.func.lower(schema.repo.c.namespace) == author.lower())
     for words in query.getlist("search"):
-        where.append(search.matches(conn, words))
+        where.append(await search.holds(conn, words))
     order = _SORT.get(query.get("sort", ""), schema.repo.c.updated)
     descending = query.get("direction", "-1") == "-1"
     statement = (
@@ -98,6 +98,15 @@ async def _select(
     )
     rows = (await conn.execute(statement.limit(limit).offset(offset))).all()
     return [(Repo(*row[: len(_REPO)]), dict(zip(_FACTS, row[len(_REPO) :]))) for row in rows]
+
+
+async def _tagged(conn: AsyncConnection, tag: str) -> sa.ColumnElement[bool]:
+    """Whether a repository has a tag. One that many have is looked up for each of them, in the order of the list."""
+    holders = sa.select(schema.adapter_tag.c.repo_id).where(schema.adapter_tag.c.tag == tag)
+    some = sa.select(sa.func.count()).select_from(holders.limit(_COMMON).subquery())
+    if (await conn.execute(some)).scalar_one() < _COMMON:
+        return schema.repo.c.id.in_(holders)
+    return holders.where(schema.adapter_tag.c.repo_id == schema.repo.c.id).exists()
 
 
 _REPO = [schema.repo.c[name] for name in Repo.__dataclass_fields__]
