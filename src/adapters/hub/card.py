@@ -141,13 +141,12 @@ def pipeline(head: Mapping[str, Any] | None) -> str | None:
 
 def _summary(info: CardInfo) -> str:
     base = f"`{_code(info.model_name)}`" if info.model_name else f"{info.model_type or 'other'} models"
-    what = (
-        "A set-up of adapters"
-        if info.is_setup
-        else f"A `{_code(info.method)}` adapter"
-        if info.method
-        else "An adapter"
-    )
+    if info.is_setup:
+        what = "A set-up of adapters"
+    elif info.method:
+        what = f"{'An' if info.method[0] in 'aeiou' else 'A'} `{_code(info.method)}` adapter"
+    else:
+        what = "An adapter"
     data = f", trained on {', '.join(map(_dataset, info.datasets))}" if info.datasets else ""
     return f"{what} for {base}{data}{_head(info.head)}."
 
