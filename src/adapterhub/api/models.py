@@ -102,7 +102,8 @@ class Board(Answer):
     higher_is_better: bool
     metrics: dict[str, int] = Field(description="Metrics that cards report here, each with the number of adapters.")
     lines: list[BoardLine]
-    missing: list[str] = Field(description="Adapters of this place that do not report the metric.")
+    missing: list[str] = Field(description="Adapters of this place that do not report the metric: the most used ones.")
+    unranked: int = Field(description="How many adapters of this place do not report the metric.")
 
 
 class Preferred(Body):

@@ -294,8 +294,9 @@ adapter = sa.Table(
     sa.Column("visible", sa.Boolean, nullable=False, server_default=sa.true()),  # an adapter, public, not yanked
     sa.Column("updated", Utc, nullable=False),
     sa.Column("downloads", sa.Integer, nullable=False, server_default="0"),
-    sa.Index("ix_adapter_place", "visible", "type", "task", "subtask", "base_model"),
-    sa.Index("ix_adapter_base", "base_model", "visible"),
+    # These also hold what lists are sorted by most, so that a page's rows alone are read.
+    sa.Index("ix_adapter_place", "visible", "task", "subtask", "type", "base_model", "downloads"),
+    sa.Index("ix_adapter_base", "visible", "base_model", "task", "method", "downloads"),
     # Counts of facets are read from this index alone; rows are some kilobytes each.
     sa.Index(
         "ix_adapter_facets",

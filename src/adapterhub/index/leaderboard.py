@@ -18,6 +18,7 @@ from .search import visible_to
 __all__ = ["Board", "Line", "board", "scores"]
 
 _adapter, _evaluation = schema.adapter.c, schema.evaluation.c
+_MISSING = 100
 _SHOWN = ("base_model", "model_type", "method", "config_name", "reduction_factor", "rank", "parameters", "bytes")
 
 
@@ -51,7 +52,8 @@ class Board:
         higher_is_better: its direction.
         metrics: all metrics that are reported, with how many adapters report each.
         lines: adapters with a number, the best first.
-        missing: names of adapters that report none.
+        missing: names of the most used adapters that report none, in alphabetical order.
+        unranked: how many report none.
     """
 
     task: str
@@ -61,6 +63,7 @@ class Board:
     metrics: Mapping[str, int]
     lines: Sequence[Line]
     missing: Sequence[str]
+    unranked: int
 
 
 async def board(
@@ -78,7 +81,8 @@ async def board(
         metric: by default the place's own, else the one that most adapters report.
         base_model: only adapters for this model.
     """
-    adapters = await _adapters(conn, principal, task, subtask, base_model)
+    at_place = _at_place(principal, task, subtask, base_model)
+    adapters = await _reporting(conn, at_place, task, subtask)
     values = await _values(conn, task, subtask, adapters)
     metrics = {name: len(found) for name, found in sorted(values.items(), key=lambda item: (-len(item[1]), item[0]))}
     usual, direction = await _usual(conn, task, subtask)
@@ -94,8 +98,8 @@ async def board(
         row = adapters[repo_id]
         shown = {key: row[key] for key in _SHOWN}
         lines.append(Line(rank, row["full_name"], value, reported, split, shown))
-    missing = sorted(row["full_name"] for repo_id, row in adapters.items() if repo_id not in best)
-    return Board(task, subtask, chosen, higher, metrics, lines, missing)
+    missing, unranked = await _missing(conn, at_place, task, subtask, chosen)
+    return Board(task, subtask, chosen, higher, metrics, lines, missing, unranked)
 
 
 async def scores(
@@ -111,18 +115,40 @@ async def scores(
     return {repo_id: sign * _best(rows, usual, higher)[0] for repo_id, rows in found.items()}
 
 
-async def _adapters(
-    conn: AsyncConnection, principal: Principal, task: str, subtask: str, base_model: str | None
+_full_name = (schema.repo.c.namespace + "/" + schema.repo.c.name).label("full_name")
+
+
+def _at_place(principal: Principal, task: str, subtask: str, base_model: str | None) -> list[sa.ColumnElement[bool]]:
+    """Which adapters a board is about."""
+    where = [visible_to(principal), _adapter.task == task, _adapter.subtask == subtask]
+    return [*where, base_models.same(base_model)] if base_model else where
+
+
+def _reports(task: str, subtask: str, *more: sa.ColumnElement[bool]) -> sa.Select[tuple[int]]:
+    """Repositories that report a value for a place."""
+    return sa.select(_evaluation.repo_id).where(_evaluation.task == task, _evaluation.subtask == subtask, *more)
+
+
+async def _reporting(
+    conn: AsyncConnection, at_place: Sequence[sa.ColumnElement[bool]], task: str, subtask: str
 ) -> dict[int, Mapping[str, Any]]:
-    full_name = (schema.repo.c.namespace + "/" + schema.repo.c.name).label("full_name")
     statement = (
-        sa.select(_adapter.repo_id, full_name, *(_adapter[key] for key in _SHOWN))
+        sa.select(_adapter.repo_id, _full_name, *(_adapter[key] for key in _SHOWN))
         .join(schema.repo, schema.repo.c.id == _adapter.repo_id)
-        .where(visible_to(principal), _adapter.task == task, _adapter.subtask == subtask)
+        .where(*at_place, _adapter.repo_id.in_(_reports(task, subtask)))
     )
-    if base_model:
-        statement = statement.where(base_models.same(base_model))
     return {row["repo_id"]: dict(row) for row in (await conn.execute(statement)).mappings()}
+
+
+async def _missing(
+    conn: AsyncConnection, at_place: Sequence[sa.ColumnElement[bool]], task: str, subtask: str, metric: str | None
+) -> tuple[list[str], int]:
+    """Names of the most used adapters without a value, and how many have none."""
+    without = [*at_place, _adapter.repo_id.not_in(_reports(task, subtask, _evaluation.metric == metric))]
+    count = (await conn.execute(sa.select(sa.func.count(_adapter.repo_id)).where(*without))).scalar_one()
+    chosen = sa.select(_adapter.repo_id).where(*without).order_by(_adapter.downloads.desc()).limit(_MISSING)
+    names = sa.select(_full_name).where(schema.repo.c.id.in_(chosen))
+    return sorted((await conn.execute(names)).scalars()), count
 
 
 _Values = dict[str, dict[int, list[tuple[float, str | None]]]]

@@ -45,7 +45,7 @@ def test_ranks_ties_and_missing_results(trial: Trial) -> None:
     ]
     assert [(line.value, line.reported) for line in found.lines[:3]] == [(0.955, 95.5), (0.91, 0.91), (0.91, 91.0)]
     assert (found.lines[0].adapter["parameters"], found.lines[0].adapter["bytes"]) == (7, 30)
-    assert list(found.missing) == ["a/none", "a/other-metric"]
+    assert (list(found.missing), found.unranked) == (["a/none", "a/other-metric"], 2)
     assert found.metrics == {"accuracy": 4, "f1": 1}
 
 

@@ -239,7 +239,8 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["repo_id"], ["repo.id"], name=op.f("fk_adapter_repo_id_repo"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("repo_id", name=op.f("pk_adapter")),
     )
-    op.create_index("ix_adapter_base", "adapter", ["base_model", "visible"], unique=False)
+    base = ["visible", "base_model", "task", "method", "downloads"]
+    op.create_index("ix_adapter_base", "adapter", base, unique=False)
     op.create_index("ix_adapter_downloads", "adapter", ["visible", "downloads"], unique=False)
     op.create_index(
         "ix_adapter_facets",
@@ -266,7 +267,8 @@ def upgrade() -> None:
         unique=False,
     )
     op.create_index(op.f("ix_adapter_legacy_id"), "adapter", ["legacy_id"], unique=False)
-    op.create_index("ix_adapter_place", "adapter", ["visible", "type", "task", "subtask", "base_model"], unique=False)
+    place = ["visible", "task", "subtask", "type", "base_model", "downloads"]
+    op.create_index("ix_adapter_place", "adapter", place, unique=False)
     op.create_index("ix_adapter_updated", "adapter", ["visible", "updated"], unique=False)
     op.create_table(
         "adapter_tag",
