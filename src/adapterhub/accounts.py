@@ -142,6 +142,7 @@ async def create_user(
         BadRequest: the name is not allowed or the password is shorter than eight characters.
         Conflict: the name, or one that looks like it, is taken.
     """
+    names.check_namespace(name)
     hashed = await _hashed(password) if password is not None else None
     return await _create(
         conn, name, kind="user", fullname=fullname, email=email, is_admin=is_admin, password_hash=hashed
@@ -149,13 +150,23 @@ async def create_user(
 
 
 async def create_org(
-    conn: AsyncConnection, name: str, owner_id: int | None, *, fullname: str = "", about: str = ""
+    conn: AsyncConnection,
+    name: str,
+    owner_id: int | None,
+    *,
+    fullname: str = "",
+    about: str = "",
+    task_name: bool = False,
 ) -> int:
     """A new organisation, with its owner as first member.
+
+    Args:
+        task_name: whether it may be called like a task: only where those who run the hub vouch for it.
 
     Raises:
         BadRequest, Conflict: as for `create_user`.
     """
+    names.check_namespace(name, task_name=task_name)
     org_id = await _create(conn, name, kind="org", fullname=fullname, about=about)
     if owner_id is not None:
         await conn.execute(sa.insert(schema.membership).values(org_id=org_id, user_id=owner_id, role="admin"))
@@ -163,7 +174,6 @@ async def create_org(
 
 
 async def _create(conn: AsyncConnection, name: str, **values: Any) -> int:
-    names.check_namespace(name)
     name_key = names.key(name)
     taken = (await conn.execute(sa.select(schema.account.c.name).where(schema.account.c.name_key == name_key))).scalar()
     if taken is not None:

@@ -47,15 +47,18 @@ def check_repo_name(name: str) -> str:
     return name
 
 
-def check_namespace(name: str) -> str:
+def check_namespace(name: str, *, task_name: bool = False) -> str:
     """A name for a user or an organisation: a repository's name that is neither a page of the site nor a task.
+
+    Args:
+        task_name: whether it may be a task.
 
     Raises:
         BadRequest: it is reserved, or no name.
     """
     if check_repo_name(name).lower() in RESERVED:
         raise BadRequest(f"{name!r} is reserved for the hub's own pages. Choose another name.")
-    if name.lower() in _tasks():
+    if not task_name and name.lower() in _tasks():
         raise BadRequest(f"{name!r} is a task or language, by which adapters are found. Choose another name.")
     return name
 

@@ -163,7 +163,7 @@ async def _repo(hub: Hub, principal: Principal, org: str, full_name: str, done: 
         try:
             await accounts.find_account(conn, org, kind="org")
         except NotFound:
-            await accounts.create_org(conn, org, principal.id)
+            await accounts.create_org(conn, org, principal.id, task_name=True)
             done.organisations += 1
     repo = await manage.create(hub, principal, full_name)
     done.repositories += 1

@@ -50,9 +50,18 @@ async def _expire(hub: Hub) -> None:
     await gc.expire(hub)
 
 
+async def _measure(hub: Hub) -> None:
+    """Tells SQLite how its rows are spread, so that it chooses indexes well; PostgreSQL does that by itself."""
+    if hub.db.is_sqlite:
+        async with hub.db.write() as conn:
+            await conn.exec_driver_sql("PRAGMA analysis_limit=2000")
+            await conn.exec_driver_sql("ANALYZE")
+
+
 JOBS = (
     Job("downloads", timedelta(hours=1), downloads.roll_up),
     Job("expire", timedelta(minutes=15), _expire),
+    Job("measure", timedelta(hours=12), _measure),
     Job("gc", timedelta(hours=6), _collect),
 )
 

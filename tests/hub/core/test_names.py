@@ -58,3 +58,9 @@ def test_names_that_look_alike_have_one_key():
 def test_pages_and_tasks_are_reserved(name):
     with pytest.raises(BadRequest):
         names.check_namespace(name)
+
+
+def test_a_task_may_be_vouched_for_but_a_page_may_not():
+    assert names.check_namespace("mlki", task_name=True) == "mlki"
+    with pytest.raises(BadRequest):
+        names.check_namespace("api", task_name=True)
