@@ -112,9 +112,20 @@ class Committed:
 
 
 async def find(conn: AsyncConnection, repo: Repo, oid: str) -> Commit:
-    """The commit of an id."""
-    query = sa.select(*_COLUMNS).where(schema.commit.c.repo_id == repo.id, schema.commit.c.oid == oid)
-    return Commit(*(await conn.execute(query)).one())
+    """The commit of an id that this repository has."""
+    known = _commits.get(oid)
+    if known is None:
+        query = sa.select(*_COLUMNS).where(schema.commit.c.repo_id == repo.id, schema.commit.c.oid == oid)
+        known = Commit(*(await conn.execute(query)).one())
+        if len(_commits) >= _MAX_COMMITS:
+            _commits.clear()
+        _commits[oid] = known
+    return known
+
+
+# Commits that were read lately. An id stands for one commit only, in whatever repository.
+_commits: dict[str, Commit] = {}
+_MAX_COMMITS = 5000
 
 
 async def resolve(conn: AsyncConnection, repo: Repo, revision: str) -> Commit:
