@@ -363,7 +363,7 @@ FAILING: dict[str, list[tuple[str, str, MemoryFiles | Case]]] = {
         ("error", "'base_model_relation' is 'adaptor'", card("tags:", "base_model_relation: adaptor\ntags:")),
     ],
     "card.results": [
-        ("warning", "Did you mean 'accuracy'", card("metric: accuracy", "metric: acuracy")),
+        ("warning", "Did you mean 'accuracy'", card("metric: accuracy", "metric: accurazy")),
         ("error", "not in its range 0 to 100", card("value: 0.93", "value: 930")),
         ("error", "must have a 'metric' and a number", card("value: 0.93", "value: high")),
     ],
