@@ -32,6 +32,8 @@ class Settings:
         upload_mode: `auto` lets clients use LFS or Xet, `lfs` only LFS, `inline` puts all bytes into the commit.
         pickle_policy: `refuse` files that can run code, `quarantine` them (stored, not served) or `allow` them.
         enforce_checks: with `errors`, a pull request with a failing check cannot be merged; with `none` it can.
+        load_checks: load each uploaded adapter into a model with random weights, in a process of its own; needs torch
+            and `adapters` on this machine.
         multipart_bytes: LFS uploads above this size come in parts of it.
         lfs_bytes: files of at least this size are uploaded apart from the commit.
         max_file: largest file, in bytes.
@@ -52,6 +54,7 @@ class Settings:
     upload_mode: str = "auto"
     pickle_policy: str = "refuse"
     enforce_checks: str = "errors"
+    load_checks: bool = False
     multipart_bytes: int = 512 * MiB
     lfs_bytes: int = 1 * MiB
     max_file: int = 20 * GiB

@@ -58,11 +58,18 @@ async def _measure(hub: Hub) -> None:
             await conn.exec_driver_sql("ANALYZE")
 
 
+async def _load(hub: Hub) -> None:
+    from . import loading
+
+    await loading.check_loading(hub)
+
+
 JOBS = (
     Job("downloads", timedelta(hours=1), downloads.roll_up),
     Job("expire", timedelta(minutes=15), _expire),
     Job("measure", timedelta(hours=12), _measure),
     Job("gc", timedelta(hours=6), _collect),
+    Job("load", timedelta(minutes=2), _load),
 )
 
 
