@@ -58,7 +58,7 @@ async def home(request: Request) -> Response:
     me = await principal_of(request)
     async with hub_of(request).db.read() as conn:
         known, counts = await taxonomy.read(conn), await search.tree(conn)
-        numbers = await queries.numbers(conn)
+        numbers = await queries.numbers(conn, counts)
         newest = await search.query(conn, Query(sort="updated", limit=6), me, facets=False)
         used = await search.query(conn, Query(sort="downloads", limit=6), me, facets=False)
     doors = [{"type": kind, "title": title, "text": text} for kind, (title, text) in TYPES.items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -38,17 +38,16 @@ Row = sa.RowMapping
 _adapter = schema.adapter.c
 
 
-async def numbers(conn: AsyncConnection) -> dict[str, int]:
-    """How many adapters, tasks, languages and base models are public."""
-    counts = {
-        "adapters": sa.func.count(),
-        "models": sa.func.count(_adapter.base_model.distinct()),
-        "tasks": sa.func.count(sa.case((_adapter.type == "text_task", _adapter.task)).distinct()),
-        "languages": sa.func.count(sa.case((_adapter.type == "text_lang", _adapter.task)).distinct()),
-    }
-    query = sa.select(*(count.label(name) for name, count in counts.items()))
-    row = (await conn.execute(query.where(_adapter.visible, _adapter.library != "other"))).mappings().one()
-    return dict(row)
+async def numbers(conn: AsyncConnection, places: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """How many adapters, tasks, languages and base models are public.
+
+    Args:
+        places: what `search.tree` counts.
+    """
+    counts = {"adapters": sa.func.count(), "models": sa.func.count(_adapter.base_model.distinct())}
+    query = sa.select(*(count.label(name) for name, count in counts.items())).where(_adapter.visible)
+    row = (await conn.execute(query)).mappings().one()
+    return {**row, "tasks": len(places["text_task"]), "languages": len(places["text_lang"])}
 
 
 async def newest(conn: AsyncConnection, limit: int = 50) -> Sequence[Row]:
