@@ -20,7 +20,6 @@ from urllib.parse import quote
 
 from adapterhub import accounts
 from adapterhub.hub import Hub
-from adapterhub.ops.jobs import measure
 from adapterhub.ops.setup import prepare
 from adapterhub.settings import Settings
 from benchmarks.hub import load, servers
@@ -97,7 +96,6 @@ async def _fill(data: Path, count: int) -> str:
         token = await accounts.create_token(conn, user, "bench", "write")
         if count:
             await fill(conn, count)
-    await measure(hub)  # as a hub does a minute after its start
     await hub.close()
     return token
 

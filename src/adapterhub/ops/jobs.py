@@ -23,7 +23,7 @@ from . import downloads
 if TYPE_CHECKING:
     from ..hub import Hub
 
-__all__ = ["JOBS", "Job", "Jobs", "measure", "run_due", "take_lease"]
+__all__ = ["JOBS", "Job", "Jobs", "run_due", "take_lease"]
 
 _LOG = logging.getLogger("adapterhub.jobs")
 _LOOK_SECONDS = 60.0
@@ -50,14 +50,6 @@ async def _expire(hub: Hub) -> None:
     await gc.expire(hub)
 
 
-async def measure(hub: Hub) -> None:
-    """Tells SQLite how its rows are spread, so that it chooses indexes well; PostgreSQL does that by itself."""
-    if hub.db.is_sqlite:
-        async with hub.db.write() as conn:
-            await conn.exec_driver_sql("PRAGMA analysis_limit=2000")
-            await conn.exec_driver_sql("ANALYZE")
-
-
 async def _load(hub: Hub) -> None:
     from . import loading
 
@@ -67,7 +59,6 @@ async def _load(hub: Hub) -> None:
 JOBS = (
     Job("downloads", timedelta(hours=1), downloads.roll_up),
     Job("expire", timedelta(minutes=15), _expire),
-    Job("measure", timedelta(hours=12), measure),
     Job("gc", timedelta(hours=6), _collect),
     Job("load", timedelta(minutes=2), _load),
 )

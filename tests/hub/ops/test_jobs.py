@@ -49,7 +49,7 @@ def test_jobs_run_when_they_are_due_and_one_that_fails_stops_no_other(hub, run, 
 
 
 def test_the_real_jobs_run(hub, run):
-    assert run(jobs.run_due(hub)) == ["downloads", "expire", "measure", "gc", "load"]
+    assert run(jobs.run_due(hub)) == ["downloads", "expire", "gc", "load"]
 
 
 def test_jobs_start_and_stop_with_the_block(hub, run, monkeypatch):
