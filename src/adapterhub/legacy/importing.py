@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from ..index.taxonomy import Taxonomy
 from ..repos import commits, manage, refs, repos
 from ..repos.commits import Put
 from ..repos.repos import Repo
-from ..storage.ingest import ingest
+from ..storage.ingest import ingest, once
 from . import cards
 from .cards import OldCard
 
@@ -141,16 +141,12 @@ async def _take_over(
         raise BadRequest(f"{full_name} was changed since it was taken over, so it is left as it is.")
     puts = []
     for path, text in files.items():
-        blob = await ingest(hub, _once(text.encode()), repo_id=repo.id, name=path)
+        blob = await ingest(hub, once(text.encode()), repo_id=repo.id, name=path)
         puts.append(Put(path, blob.sha256, lfs=False))
     made = await commits.commit(hub, principal, repo, repo.default_branch, puts, title=_TITLE)
     done.unchanged += not made.changed
     await _branches(hub, repo, card, done)
     return repo
-
-
-async def _once(data: bytes) -> AsyncIterator[bytes]:
-    yield data
 
 
 async def _repo(hub: Hub, principal: Principal, org: str, full_name: str, done: Imported) -> Repo:

@@ -125,11 +125,7 @@ async def _stage(hub: Hub, number: int, value: dict[str, Any]) -> ingest.Staged:
         data = base64.b64decode(value["content"], validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadRequest(f"Line {number} of the commit: the content of {path} is not valid base64.") from error
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield data
-
-    return await ingest.stage(hub, chunks(), expect_size=len(data), name=path)
+    return await ingest.stage_bytes(hub, data, name=path)
 
 
 def _operation(hub: Hub, number: int, kind: str, value: dict[str, Any]) -> Operation:

@@ -269,7 +269,7 @@ async def _is_made(
 
 async def create_first(hub: Hub, repo: Repo, principal: Principal) -> None:
     """The commit with which every repository begins, so that its default branch always names one."""
-    staged = await ingest.stage(hub, _once(_GITATTRIBUTES), expect_size=len(_GITATTRIBUTES), name=".gitattributes")
+    staged = await ingest.stage_bytes(hub, _GITATTRIBUTES, name=".gitattributes")
     (blob,) = await ingest.keep(hub, [staged], repo_id=repo.id)
     first = Entry(".gitattributes", blob.sha256, blob.git_oid, blob.size, lfs=False)
     made = _Made.of(None, {first.path: first}, principal, "initial commit", "")
@@ -277,10 +277,6 @@ async def create_first(hub: Hub, repo: Repo, principal: Principal) -> None:
     async with hub.db.write() as conn:
         await _store(conn, principal, repo, refs.HEADS + repo.default_branch, made)
         await _index(conn, repo, refs.HEADS + repo.default_branch, made, record)
-
-
-async def _once(data: bytes) -> Any:
-    yield data
 
 
 @dataclass(frozen=True)

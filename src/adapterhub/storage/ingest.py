@@ -29,7 +29,7 @@ from .blobs import CHUNK
 if TYPE_CHECKING:
     from ..hub import Hub
 
-__all__ = ["Blob", "Staged", "ingest", "keep", "renew", "stage", "use", "used_bytes"]
+__all__ = ["Blob", "Staged", "ingest", "keep", "once", "renew", "stage", "stage_bytes", "use", "used_bytes"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,16 @@ def storage_error(error: OSError) -> HubError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull("The hub's disk is full. Nothing was stored; tell its administrator.")
     return StorageUnavailable(f"The bytes cannot be written: {error.strerror}.")
+
+
+async def once(data: bytes) -> AsyncIterator[bytes]:
+    """Bytes that are in memory, as the chunks that `ingest` and `stage` take."""
+    yield data
+
+
+async def stage_bytes(hub: Hub, data: bytes, *, name: str) -> Staged:
+    """Stages bytes that are in memory. Errors are those of `ingest`."""
+    return await stage(hub, once(data), expect_size=len(data), name=name)
 
 
 async def _write(

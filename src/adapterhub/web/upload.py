@@ -26,7 +26,7 @@ from ..repos.files import RepoFiles
 from ..repos.repos import Repo
 from ..settings import KiB, MiB
 from ..storage import ingest
-from ..storage.ingest import Staged
+from ..storage.ingest import Staged, once
 from .formats import path as quoted
 from .pages import form_of, page, redirect
 
@@ -173,7 +173,7 @@ async def _stage(hub: Hub, stack: AsyncExitStack, form: FormData, card: str) -> 
     files = [file for file in form.getlist("files") if isinstance(file, UploadFile) and file.filename]
     sources: dict[str, AsyncIterator[bytes]] = {names.check_path(file.filename or ""): _chunks(file) for file in files}
     if card.strip() and card.strip() != _TEMPLATE.strip():
-        sources[_CARD] = _once(card.encode())
+        sources[_CARD] = once(card.encode())
     staged: list[tuple[str, Staged]] = []
     for path, chunks in sources.items():
         item = await ingest.stage(hub, chunks, name=path)
@@ -185,10 +185,6 @@ async def _stage(hub: Hub, stack: AsyncExitStack, form: FormData, card: str) -> 
 async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
     while data := await file.read(_CHUNK):
         yield data
-
-
-async def _once(data: bytes) -> AsyncIterator[bytes]:
-    yield data
 
 
 async def _repo(hub: Hub, me: Principal, full_name: str, *, private: bool) -> tuple[Repo, bool]:
