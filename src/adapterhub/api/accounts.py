@@ -10,13 +10,12 @@ from fastapi import Path, Query
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 
-from .. import accounts, names
+from .. import accounts, names, quotas
 from ..accounts import Principal
 from ..db import schema
 from ..db.schema import now
 from ..errors import Forbidden
 from ..http import hub_of
-from ..storage.ingest import used_bytes
 from .models import Event, NewOrganisation, NewToken, Organisation, Quota, Role, Token, TokenSecret, Usage
 from .shared import Admin, Caller, Choice, Name, Owner, part
 
@@ -146,8 +145,8 @@ async def usage(request: Request, caller: Owner, namespace: Name) -> Any:
         row = await accounts.find_account(conn, namespace)
         if not caller.may_read(row["name"], row["name"]):
             raise Forbidden(f"Only members of {row['name']!r} see what it holds.")
-        quota = hub.settings.quota if row["quota"] is None else row["quota"]
-        return {"namespace": row["name"], "bytes": await used_bytes(conn, row["id"]), "quota": quota}
+        found = await quotas.usage(hub, conn, row["id"])
+        return {"namespace": found.name, "bytes": found.used, "quota": found.quota}
 
 
 @router.put("/usage/{namespace}", status_code=204)

@@ -46,6 +46,11 @@ def _id() -> sa.Column[int]:
     return sa.Column("id", sa.Integer, primary_key=True, autoincrement=True)
 
 
+def _where(condition: str) -> dict[str, Any]:
+    """Options of an index that holds only the rows of which a condition is true."""
+    return {f"{dialect}_where": sa.text(condition) for dialect in ("sqlite", "postgresql")}
+
+
 def _to(name: str, target: str, **options: Any) -> sa.Column[Any]:
     """A foreign key whose rows go with their target."""
     return sa.Column(name, sa.ForeignKey(target, ondelete="CASCADE"), **{"nullable": False, **options})
@@ -188,6 +193,10 @@ blob_use = sa.Table(  # which repositories name which blobs: quotas, access chec
     metadata,
     _to("repo_id", "repo.id", primary_key=True),
     sa.Column("sha256", sa.ForeignKey("blob.sha256"), primary_key=True, index=True),
+    # Whose quota it counts for; None: the repository's owner's.
+    sa.Column("payer_id", sa.ForeignKey("account.id", ondelete="SET NULL")),
+    # Without the rows that name none, which are nearly all.
+    sa.Index("ix_blob_use_payer_id", "payer_id", **_where("payer_id IS NOT NULL")),
 )
 upload = sa.Table(  # open multipart uploads
     "upload",

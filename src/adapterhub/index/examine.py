@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .. import checks, names
+from .. import checks, names, quotas
 from ..checks import CheckContext
 from ..db import schema
-from ..storage.ingest import used_bytes
 from . import taxonomy
 from .derive import derive
 from .record import Record
@@ -50,24 +49,15 @@ async def context_of(
     query = sa.select(schema.repo.c.key).where(schema.repo.c.key.in_(keys))
     legacy = sa.select(schema.adapter.c.legacy_id).where(schema.adapter.c.legacy_id.in_(wanted))
     present = {*(await conn.execute(query)).scalars(), *(await conn.execute(legacy)).scalars()}
-    used = await used_bytes(conn, repo.owner_id) if repo else 0
-    quota = await _quota(hub, conn, repo)
+    usage = await quotas.usage(hub, conn, repo.owner_id) if repo else None
     return CheckContext(
         tasks=tasks,
         metrics={name: limits for name, (_, _, limits) in taxonomy.METRICS.items()},
         known_repos=present,
         similar_names=await _similar(conn, repo) if repo else (),
-        used_bytes=used,
-        quota=quota,
+        used_bytes=usage.used if usage else 0,
+        quota=usage.quota if usage else None,
     )
-
-
-async def _quota(hub: Hub, conn: AsyncConnection, repo: Repo | None) -> int:
-    if repo is None:
-        return hub.settings.quota
-    query = sa.select(schema.account.c.quota).where(schema.account.c.id == repo.owner_id)
-    own: int | None = (await conn.execute(query)).scalar()
-    return hub.settings.quota if own is None else own
 
 
 async def _similar(conn: AsyncConnection, repo: Repo) -> list[str]:

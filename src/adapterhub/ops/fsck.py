@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..accounts import Principal
 from ..db import schema
+from ..db.engine import insert_missing
 from ..repos import git, refs, repos
-from ..storage.ingest import use
 from .gc import named, set_bytes
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ async def _uses(hub: Hub, repair: bool) -> AsyncIterator[Finding]:
     for repo_id, name, sha256 in unnoted:
         if repair and sha256 in known:
             async with hub.db.write() as conn:
-                await use(conn, repo_id, [sha256])
+                await insert_missing(conn, noted, [{"repo_id": repo_id, "sha256": sha256}])
         yield Finding(name, f"is not noted as a holder of the blob {sha256}", repair and sha256 in known)
 
 

@@ -22,7 +22,7 @@ from ..index.examine import context_of
 from ..repos import commits, discussions, refs
 from ..repos.commits import Committed
 from ..repos.files import Manifest
-from ..repos.repos import Repo
+from ..repos.repos import Repo, payer_of
 from ..settings import KiB, MiB, Settings
 from ..xet.routes import token_answer
 from .ndjson import read_operations
@@ -93,7 +93,7 @@ async def commit(request: Request) -> Response:
         await _require_committer(request, conn, principal, repo, create_pull=create_pull)
         # Before its bytes are taken: a commit that has nowhere to go.
         await refs.oid_of(conn, repo, refs.head_of(revision))
-    header, operations = await read_operations(hub, repo, _lines(request))
+    header, operations = await read_operations(hub, repo, _lines(request), payer_id=payer_of(principal, repo))
     made = await commits.commit(
         hub,
         principal,

@@ -49,16 +49,17 @@ async def batch(request: Request) -> Response:
     async with hub.db.read() as conn:
         principal, repo = await caller_and_repo(request, conn)
         discussions.require_participant(principal, repo)
+        payer = repos.payer_of(principal, repo)
         present = await commits.usable(conn, principal, repo, {oid for oid, _ in objects})
     if present:
         async with hub.db.write() as conn:  # so that they are not collected before the commit names them
-            await renew(conn, repo.id, present)
+            await renew(hub, conn, repo.id, present, payer_id=payer)
     shown = []
     for oid, size in objects:
         item: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
         if oid not in present:
             parts = multipart and size > hub.settings.multipart_bytes
-            upload = await _parts(hub, repo, oid, size) if parts else _whole(hub, repo, oid, size)
+            upload = await (_parts if parts else _whole)(hub, repo, payer, oid, size)
             verify = {"href": hub.url(f"{repo.full_name}.git/info/lfs/objects/verify")}
             item["actions"] = {"upload": upload, "verify": verify}
         shown.append(item)
@@ -75,15 +76,15 @@ def _announced(hub: Hub, item: Any) -> tuple[str, int]:
     return oid, size
 
 
-def _whole(hub: Hub, repo: Repo, oid: str, size: int) -> dict[str, Any]:
-    expires, signature = hub.signer.sign("put", repo.id, oid, size)
-    return {"href": hub.url(f"_lfs/{repo.id}/{oid}?size={size}&exp={expires}&sig={signature}")}
+async def _whole(hub: Hub, repo: Repo, payer: int | None, oid: str, size: int) -> dict[str, Any]:
+    expires, signature = hub.signer.sign("put", repo.id, payer or 0, oid, size)
+    return {"href": hub.url(f"_lfs/{repo.id}/{oid}?size={size}&payer={payer or 0}&exp={expires}&sig={signature}")}
 
 
-async def _parts(hub: Hub, repo: Repo, oid: str, size: int) -> dict[str, Any]:
+async def _parts(hub: Hub, repo: Repo, payer: int | None, oid: str, size: int) -> dict[str, Any]:
     step = hub.settings.multipart_bytes
     upload = secrets.token_hex(16)
-    expires, signature = hub.signer.sign("complete", upload, lifetime=24 * 3600)
+    expires, signature = hub.signer.sign("complete", upload, payer or 0, lifetime=24 * 3600)
     header = {"chunk_size": str(step)}
     for number in range(1, -(-size // step) + 1):
         length = min(step, size - (number - 1) * step)
@@ -92,13 +93,18 @@ async def _parts(hub: Hub, repo: Repo, oid: str, size: int) -> dict[str, Any]:
     async with hub.db.write() as conn:
         values = {"id": upload, "repo_id": repo.id, "oid": oid, "size": size, "parts": {"bytes": step}}
         await conn.execute(sa.insert(schema.upload).values(**values, expires=now() + timedelta(days=1)))
-    return {"href": hub.url(f"_lfs/parts/{upload}?exp={expires}&sig={signature}"), "header": header}
+    address = f"_lfs/parts/{upload}?payer={payer or 0}&exp={expires}&sig={signature}"
+    return {"href": hub.url(address), "header": header}
 
 
-def _signature(request: Request) -> tuple[int, str, int]:
-    query = request.query_params
+def _signature(request: Request) -> tuple[int, str]:
+    """When the address ends, and its signature."""
+    return _number(request, "exp"), request.query_params.get("sig", "")
+
+
+def _number(request: Request, name: str) -> int:
     try:
-        return int(query["exp"]), query["sig"], int(query.get("size", 0))
+        return int(request.query_params[name])
     except (KeyError, ValueError) as error:
         raise Forbidden("This address is not complete. Ask the hub for a new one.") from error
 
@@ -106,19 +112,19 @@ def _signature(request: Request) -> tuple[int, str, int]:
 @router.put("/_lfs/{repo_id:int}/{oid}")
 async def put(request: Request, repo_id: int, oid: str) -> Response:
     """Takes a whole file."""
-    hub, (expires, signature, size) = hub_of(request), _signature(request)
-    hub.signer.verify(expires, signature, "put", repo_id, oid, size)
+    hub, size, payer = hub_of(request), _number(request, "size"), _number(request, "payer")
+    hub.signer.verify(*_signature(request), "put", repo_id, payer, oid, size)
     async with hub.db.read() as conn:
         repo = await repos.by_id(conn, repo_id)
-    await ingest(hub, request.stream(), repo_id=repo.id, expect_sha256=oid, expect_size=size)
+    await ingest(hub, request.stream(), repo_id=repo.id, payer_id=payer or None, expect_sha256=oid, expect_size=size)
     return Response()
 
 
 @router.put("/_lfs/parts/{upload}/{number:int}")
 async def put_part(request: Request, upload: str, number: int) -> Response:
     """Takes a part of a file."""
-    hub, (expires, signature, size) = hub_of(request), _signature(request)
-    hub.signer.verify(expires, signature, "part", upload, number, size)
+    hub, size = hub_of(request), _number(request, "size")
+    hub.signer.verify(*_signature(request), "part", upload, number, size)
     await _find(hub, upload)
     path = _part(hub, upload, number)
     arriving = path.with_suffix(f".{secrets.token_hex(4)}")
@@ -149,8 +155,8 @@ async def _receive(chunks: AsyncIterator[bytes], path: Path, size: int) -> None:
 @router.post("/_lfs/parts/{upload}")
 async def complete(request: Request, upload: str) -> dict[str, Any]:
     """Puts the parts of a file together."""
-    hub, (expires, signature, _) = hub_of(request), _signature(request)
-    hub.signer.verify(expires, signature, "complete", upload)
+    hub, payer = hub_of(request), _number(request, "payer")
+    hub.signer.verify(*_signature(request), "complete", upload, payer)
     await json_body(request)
     row = await _find(hub, upload)
     count = -(-row["size"] // row["parts"]["bytes"])
@@ -159,7 +165,14 @@ async def complete(request: Request, upload: str) -> dict[str, Any]:
     if missing:
         raise BadRequest(f"Parts {', '.join(missing)} of {count} are missing. Send them, then complete the upload.")
     try:
-        await ingest(hub, _joined(paths), repo_id=row["repo_id"], expect_sha256=row["oid"], expect_size=row["size"])
+        await ingest(
+            hub,
+            _joined(paths),
+            repo_id=row["repo_id"],
+            payer_id=payer or None,
+            expect_sha256=row["oid"],
+            expect_size=row["size"],
+        )
     finally:
         await discard(hub, upload)
     return {"success": True}

@@ -38,13 +38,19 @@ class Header:
     parent: str | None = None
 
 
-async def read_operations(hub: Hub, repo: Repo, body: AsyncIterator[bytes]) -> tuple[Header, list[Operation]]:
+async def read_operations(
+    hub: Hub, repo: Repo, body: AsyncIterator[bytes], *, payer_id: int | None = None
+) -> tuple[Header, list[Operation]]:
     """What a commit's body asks for. The bytes in it are taken into the hub on the way.
+
+    Args:
+        payer_id: the account whose quota they count for; None: the repository's owner.
 
     Raises:
         BadRequest: a line is malformed or of an unknown kind, or there is no header.
         TooLarge: a line or their number is too large.
         Unprocessable: a file may not be kept.
+        Forbidden: the payer's quota is used up.
     """
     header: Header | None = None
     operations: list[Operation] = []
@@ -59,14 +65,14 @@ async def read_operations(hub: Hub, repo: Repo, body: AsyncIterator[bytes]) -> t
                 staged.append(await _stage(hub, number, value))
                 operations.append(Put(value["path"], staged[-1].blob.sha256, lfs=False))
                 if len(staged) >= _BATCH:
-                    await ingest.keep(hub, staged, repo_id=repo.id)
+                    await ingest.keep(hub, staged, repo_id=repo.id, payer_id=payer_id)
                     staged = []
             else:
                 operations.append(_operation(hub, number, kind, value))
         if header is None:
             raise BadRequest("The commit has no header line: {'key': 'header', 'value': {'summary': …}}.")
         if staged:
-            await ingest.keep(hub, staged, repo_id=repo.id)
+            await ingest.keep(hub, staged, repo_id=repo.id, payer_id=payer_id)
             staged = []
     finally:
         for item in staged:

@@ -23,7 +23,7 @@ from ..index.record import Record
 from ..storage import ingest
 from . import discussions, git, refs
 from .files import Entry, Manifest, RepoFiles
-from .repos import Repo
+from .repos import Repo, payer_of
 
 if TYPE_CHECKING:
     from ..hub import Hub
@@ -208,6 +208,7 @@ async def commit(
         EntryNotFound: a file to remove is not there.
         BadRequest: a path or title is not allowed, or bytes were not uploaded.
         Conflict: others commit faster than this could be applied.
+        Forbidden: the pull request is closed or merged, or the quota of who pays for the bytes is used up.
     """
     if not title.strip():
         raise BadRequest("A commit needs a title: the first line of its message.")
@@ -237,7 +238,7 @@ async def commit(
                 continue
             pull = await _open_pull(conn, principal, repo, target, made) if create_pull else None
             moved = f"{refs.PULLS}{pull}" if pull else target
-            await _store(conn, principal, repo, moved, made)
+            await _store(hub, conn, principal, repo, moved, made)
             await _index(conn, repo, moved, made, record)
             if target.startswith(refs.PULLS):
                 await _publish(conn, repo, int(target.removeprefix(refs.PULLS)))
@@ -275,7 +276,7 @@ async def create_first(hub: Hub, repo: Repo, principal: Principal) -> None:
     made = _Made.of(None, {first.path: first}, principal, "initial commit", "")
     record = await examine(hub, repo, RepoFiles(hub, made.manifest))
     async with hub.db.write() as conn:
-        await _store(conn, principal, repo, refs.HEADS + repo.default_branch, made)
+        await _store(hub, conn, principal, repo, refs.HEADS + repo.default_branch, made)
         await _index(conn, repo, refs.HEADS + repo.default_branch, made, record)
 
 
@@ -410,13 +411,15 @@ async def _publish(conn: AsyncConnection, repo: Repo, number: int) -> None:
     await conn.execute(update.values(status="open"))
 
 
-async def _store(conn: AsyncConnection, principal: Principal, repo: Repo, target: str, made: _Made) -> None:
+async def _store(hub: Hub, conn: AsyncConnection, principal: Principal, repo: Repo, target: str, made: _Made) -> None:
     rows = {path: [e.sha256, e.oid, e.size, int(e.lfs)] for path, e in made.manifest.items()}
     await insert_missing(conn, schema.tree, [{"oid": made.tree, "manifest": rows}])
     fields = {column.name: getattr(made.commit, column.name) for column in _COLUMNS}
     await insert_missing(conn, schema.commit, [{"repo_id": repo.id, **fields}])
     blobs = {entry.sha256 for entry in made.manifest.values()}
-    await ingest.use(conn, repo.id, blobs)
+    if target.startswith(refs.HEADS):
+        await ingest.take_over(hub, conn, repo.id, blobs)
+    await ingest.use(hub, conn, repo.id, blobs, payer_id=payer_of(principal, repo))
     mine = (schema.ref.c.repo_id == repo.id, schema.ref.c.name == target)
     if not (await conn.execute(sa.update(schema.ref).where(*mine).values(oid=made.oid))).rowcount:
         await conn.execute(sa.insert(schema.ref).values(repo_id=repo.id, name=target, oid=made.oid))

@@ -16,7 +16,7 @@ from ..errors import Forbidden, RepoNotFound, Unauthorized
 if TYPE_CHECKING:
     pass
 
-__all__ = ["Repo", "by_id", "find", "refuse"]
+__all__ = ["Repo", "by_id", "find", "payer_of", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,15 @@ async def find(
     if write and not principal.may_write(repo.namespace, repo.full_name):
         refuse(principal, f"You don't have write access to {repo.full_name}")
     return repo
+
+
+def payer_of(principal: Principal, repo: Repo) -> int | None:
+    """The account that pays for what a caller uploads to a repository; None: its owner.
+
+    Raises:
+        Unauthorized: nobody is logged in.
+    """
+    return None if principal.may_write(repo.namespace, repo.full_name) else principal.require_user()
 
 
 def refuse(principal: Principal, message: str) -> None:

@@ -18,18 +18,19 @@ from typing import IO, TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from .. import quotas
 from ..content.inspect import inspect
 from ..db import schema
 from ..db.engine import insert_missing
 from ..db.schema import now
-from ..errors import DiskFull, Forbidden, HubError, StorageUnavailable, TooLarge, Unprocessable
+from ..errors import DiskFull, HubError, StorageUnavailable, TooLarge, Unprocessable
 from ..repos.git import MAX_POINTER, BlobHash, is_lfs_pointer
 from .blobs import CHUNK
 
 if TYPE_CHECKING:
     from ..hub import Hub
 
-__all__ = ["Blob", "Staged", "ingest", "keep", "once", "renew", "stage", "stage_bytes", "use", "used_bytes"]
+__all__ = ["Blob", "Staged", "ingest", "keep", "once", "renew", "stage", "stage_bytes", "take_over", "use"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ async def ingest(
     chunks: AsyncIterator[bytes],
     *,
     repo_id: int,
+    payer_id: int | None = None,
     expect_sha256: str | None = None,
     expect_size: int | None = None,
     name: str = "",
@@ -70,6 +72,7 @@ async def ingest(
     """Takes bytes into the hub for a repository.
 
     Args:
+        payer_id: the account whose quota they count for; None: the repository's owner.
         expect_sha256: what was announced; other bytes are refused.
         expect_size: what was announced; more or fewer bytes are refused.
         name: path in the repository, where it is known: its ending tells what the bytes must be.
@@ -77,11 +80,11 @@ async def ingest(
     Raises:
         Unprocessable: hash or size are not as announced, or the content is not allowed.
         TooLarge: more bytes than announced or allowed.
-        Forbidden: the namespace's quota is used up.
+        Forbidden: the payer's quota is used up.
         DiskFull, StorageUnavailable: they cannot be stored.
     """
     staged = await stage(hub, chunks, expect_sha256=expect_sha256, expect_size=expect_size, name=name)
-    await keep(hub, [staged], repo_id=repo_id)
+    await keep(hub, [staged], repo_id=repo_id, payer_id=payer_id)
     return staged.blob
 
 
@@ -191,20 +194,22 @@ def _git_oid(path: Path, size: int) -> str:
     return digest.oid
 
 
-async def keep(hub: Hub, staged: Sequence[Staged], *, repo_id: int) -> list[Blob]:
+async def keep(hub: Hub, staged: Sequence[Staged], *, repo_id: int, payer_id: int | None = None) -> list[Blob]:
     """Makes staged bytes part of the hub, and notes that a repository holds them.
 
     The rows come first, as `pending` and with a fresh `last_ref`: from then on the garbage collector, which looks at
     `last_ref` in the transaction in which it deletes, leaves these blobs alone.
 
+    Args:
+        payer_id: the account whose quota they count for; None: the repository's owner.
+
     Raises:
-        Forbidden: the namespace's quota is used up.
+        Forbidden: the payer's quota is used up.
         DiskFull, StorageUnavailable: they cannot be stored.
     """
     try:
         async with hub.db.write() as conn:
-            await _check_quota(hub, conn, repo_id, staged)
-            present = await _note(conn, repo_id, staged)
+            present = await _note(hub, conn, repo_id, payer_id, staged)
         for item in staged:
             if item.blob.sha256 not in present:
                 await hub.blobs.put_file(item.blob.sha256, item.path)
@@ -223,7 +228,9 @@ async def keep(hub: Hub, staged: Sequence[Staged], *, repo_id: int) -> list[Blob
     return [item.blob for item in staged]
 
 
-async def _note(conn: AsyncConnection, repo_id: int, staged: Iterable[Staged]) -> set[str]:
+async def _note(
+    hub: Hub, conn: AsyncConnection, repo_id: int, payer_id: int | None, staged: Iterable[Staged]
+) -> set[str]:
     """Adds or refreshes the rows; returns the blobs that are in the store already."""
     unique = {item.blob.sha256: item.blob for item in staged}
     rows = [
@@ -231,41 +238,64 @@ async def _note(conn: AsyncConnection, repo_id: int, staged: Iterable[Staged]) -
         for sha256, blob in unique.items()
     ]
     await insert_missing(conn, schema.blob, rows, renew={"last_ref": now()})
-    await use(conn, repo_id, unique)
+    await use(hub, conn, repo_id, unique, payer_id=payer_id)
     query = sa.select(schema.blob.c.sha256).where(
         schema.blob.c.sha256.in_(unique), schema.blob.c.state.in_(("ok", "quarantined"))
     )
     return set((await conn.execute(query)).scalars())
 
 
-async def use(conn: AsyncConnection, repo_id: int, blobs: Iterable[str]) -> None:
-    """Notes that a repository holds blobs."""
-    await insert_missing(conn, schema.blob_use, [{"repo_id": repo_id, "sha256": sha256} for sha256 in sorted(blobs)])
+async def use(
+    hub: Hub, conn: AsyncConnection, repo_id: int, blobs: Iterable[str], *, payer_id: int | None = None
+) -> None:
+    """Notes that a repository holds blobs. Whoever pays for those that it held before still does.
+
+    Args:
+        payer_id: the account whose quota the others count for; None: the repository's owner.
+
+    Raises:
+        Forbidden: the payer's quota is used up.
+    """
+    table, wanted = schema.blob_use, set(blobs)
+    noted = sa.select(table.c.sha256).where(table.c.repo_id == repo_id, table.c.sha256.in_(wanted))
+    fresh = sorted(wanted.difference((await conn.execute(noted)).scalars()))
+    if not fresh:
+        return
+    query = sa.select(schema.blob.c.sha256, schema.blob.c.size).where(schema.blob.c.sha256.in_(fresh))
+    sizes = dict((await conn.execute(query)).all())
+    await quotas.require_room(hub, conn, payer_id or await _owner(conn, repo_id), sizes)
+    rows = [{"repo_id": repo_id, "sha256": sha256, "payer_id": payer_id} for sha256 in fresh]
+    await insert_missing(conn, table, rows)
 
 
-async def renew(conn: AsyncConnection, repo_id: int, blobs: Iterable[str]) -> None:
-    """Notes that a repository is about to name blobs that are here."""
+async def take_over(hub: Hub, conn: AsyncConnection, repo_id: int, blobs: Iterable[str]) -> None:
+    """Lets a repository's owner pay for blobs that others have brought.
+
+    Raises:
+        Forbidden: the owner's quota is used up.
+    """
+    table, wanted = schema.blob_use, set(blobs)
+    query = (
+        sa.select(table.c.sha256, schema.blob.c.size)
+        .join(schema.blob, schema.blob.c.sha256 == table.c.sha256)
+        .where(table.c.repo_id == repo_id, table.c.payer_id.is_not(None))
+    )
+    sizes = {sha256: size for sha256, size in await conn.execute(query) if sha256 in wanted}
+    if sizes:
+        await quotas.require_room(hub, conn, await _owner(conn, repo_id), sizes)
+        theirs = (table.c.repo_id == repo_id, table.c.sha256.in_(sizes))
+        await conn.execute(sa.update(table).where(*theirs).values(payer_id=None))
+
+
+async def _owner(conn: AsyncConnection, repo_id: int) -> int:
+    query = sa.select(schema.repo.c.owner_id).where(schema.repo.c.id == repo_id)
+    return int((await conn.execute(query)).scalar_one())
+
+
+async def renew(
+    hub: Hub, conn: AsyncConnection, repo_id: int, blobs: Iterable[str], *, payer_id: int | None = None
+) -> None:
+    """Notes that a repository is about to name blobs that are here. Arguments and errors are those of `use`."""
     wanted = set(blobs)
     await conn.execute(sa.update(schema.blob).where(schema.blob.c.sha256.in_(wanted)).values(last_ref=now()))
-    await use(conn, repo_id, wanted)
-
-
-async def _check_quota(hub: Hub, conn: AsyncConnection, repo_id: int, staged: Iterable[Staged]) -> None:
-    owner = sa.select(schema.repo.c.owner_id).where(schema.repo.c.id == repo_id).scalar_subquery()
-    row = (await conn.execute(sa.select(schema.account).where(schema.account.c.id == owner))).mappings().one()
-    quota = hub.settings.quota if row["quota"] is None else row["quota"]
-    new = sum(item.blob.size for item in staged)
-    used = await used_bytes(conn, row["id"])
-    if used + new > quota:
-        raise Forbidden(
-            f"{row['name']!r} holds {used} of {quota} bytes, so {new} more do not fit. Delete repositories that are "
-            "no longer needed, or ask the hub's administrator for a larger quota."
-        )
-
-
-async def used_bytes(conn: AsyncConnection, owner_id: int) -> int:
-    """Bytes of all blobs that the repositories of an account hold."""
-    mine = sa.select(schema.repo.c.id).where(schema.repo.c.owner_id == owner_id)
-    blobs = sa.select(schema.blob_use.c.sha256).where(schema.blob_use.c.repo_id.in_(mine)).distinct()
-    query = sa.select(sa.func.coalesce(sa.func.sum(schema.blob.c.size), 0)).where(schema.blob.c.sha256.in_(blobs))
-    return int((await conn.execute(query)).scalar_one())
+    await use(hub, conn, repo_id, wanted, payer_id=payer_id)

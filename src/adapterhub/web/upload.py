@@ -23,7 +23,7 @@ from ..hub import Hub
 from ..repos import commits, manage, repos
 from ..repos.commits import Committed, Put, Remove
 from ..repos.files import RepoFiles
-from ..repos.repos import Repo
+from ..repos.repos import Repo, payer_of
 from ..settings import KiB, MiB
 from ..storage import ingest
 from ..storage.ingest import Staged, once
@@ -142,7 +142,7 @@ async def _upload(request: Request, me: Principal, form: FormData) -> Response:
         if not staged and not removed:
             raise BadRequest("Choose files, or write a card: there is nothing to upload yet.")
         repo, is_new = await _repo(hub, me, full_name, private=form.get("private") == "1")
-        await ingest.keep(hub, [item for _, item in staged], repo_id=repo.id)
+        await ingest.keep(hub, [item for _, item in staged], repo_id=repo.id, payer_id=payer_of(me, repo))
     suggest = form.get("action") == "suggest" or not me.may_write(repo.namespace, repo.full_name)
     puts = [Put(path, item.blob.sha256, _apart(hub, path, item)) for path, item in staged]
     title = str(form.get("title", "")).strip() or ("Upload adapter" if is_new else "Update files")

@@ -168,20 +168,30 @@ async def _check_room(hub: Hub, scope: str) -> None:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-async def commit_shard(hub: Hub, repo_id: int, scope: str, shard: bytes | bytearray) -> list[Blob]:
+async def commit_shard(
+    hub: Hub, repo_id: int, scope: str, shard: bytes | bytearray, *, payer_id: int | None = None
+) -> list[Blob]:
     """Makes the files of a shard part of the hub.
+
+    Args:
+        payer_id: the account whose quota they count for; None: the repository's owner.
 
     Raises:
         BadRequest: it is malformed, needs a xorb that is not here, or its hashes do not fit the chunks.
         Unprocessable: a file does not have the SHA-256 that the shard names, or its content is not allowed.
         TooLarge: its files are larger than the hub allows.
-        Forbidden: the namespace's quota is used up.
+        Forbidden: the payer's quota is used up.
         DiskFull, StorageUnavailable: they cannot be stored.
     """
     files = await asyncio.to_thread(_read_files, hub, scope, shard)
     return [
         await ingest_bytes(
-            hub, _read_file(hub, scope, file), repo_id=repo_id, expect_sha256=file.sha256, expect_size=file.size
+            hub,
+            _read_file(hub, scope, file),
+            repo_id=repo_id,
+            payer_id=payer_id,
+            expect_sha256=file.sha256,
+            expect_size=file.size,
         )
         for file in files
     ]

@@ -13,6 +13,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from .. import accounts
 from ..accounts import Principal
 from ..db.schema import now
 from ..errors import Forbidden, HubError, NotFound, TooLarge, Unauthorized
@@ -93,8 +94,8 @@ async def post_xorb(request: Request) -> Response:
 @router.post(_BASE + "/v1/shards")
 async def post_shard(request: Request) -> Response:
     """Takes in a shard; its files are stored when the answer comes."""
-    hub, upload, shard = await _read_shard(request)
-    await ingest.commit_shard(hub, upload.repo_id, request.path_params["scope"], shard)
+    work = await _work(request)
+    await work
     return JSONResponse({"result": 1})
 
 
@@ -104,9 +105,7 @@ async def post_shard_v2(request: Request) -> Response:
 
     So the client shows what is wrong with a file; of an answer 400, it would show the number alone.
     """
-    hub, upload, shard = await _read_shard(request)
-    lines = _progress(ingest.commit_shard(hub, upload.repo_id, request.path_params["scope"], shard))
-    return StreamingResponse(lines, media_type="application/x-ndjson")
+    return StreamingResponse(_progress(await _work(request)), media_type="application/x-ndjson")
 
 
 @router.get(_BASE + "/v1/chunks/{prefix}/{name}")
@@ -124,16 +123,18 @@ async def telemetry(request: Request) -> Response:
     return Response()
 
 
-async def _read_shard(request: Request) -> tuple[Hub, Upload, bytearray]:
+async def _work(request: Request) -> Coroutine[Any, Any, object]:
+    """Reads a shard; to await what is returned makes its files part of the hub."""
     hub, upload = hub_of(request), _upload_of(request)
     async with hub.db.read() as conn:
-        await repos.by_id(conn, upload.repo_id)
+        repo = await repos.by_id(conn, upload.repo_id)
+        payer = repos.payer_of(await accounts.principal(conn, upload.user_id), repo)
     body = bytearray()
     async for data in request.stream():
         body += data
         if len(body) > _MAX_SHARD:
             raise TooLarge(f"A shard may have {_MAX_SHARD} bytes; this one has more.")
-    return hub, upload, body
+    return ingest.commit_shard(hub, repo.id, request.path_params["scope"], body, payer_id=payer)
 
 
 async def _progress(work: Coroutine[Any, Any, object]) -> AsyncIterator[str]:

@@ -1,6 +1,7 @@
 """The migrations against the tables that the program uses."""
 
 import asyncio
+import json
 
 import pytest
 import sqlalchemy as sa
@@ -57,7 +58,7 @@ def reflected(connection):
             [(column["name"], str(column["type"]), column["nullable"], column["default"]) for column in columns],
             inspector.get_pk_constraint(name),
             sorted(inspector.get_foreign_keys(name), key=str),
-            sorted(inspector.get_indexes(name), key=str),
+            sorted(json.dumps(index, default=str) for index in inspector.get_indexes(name)),
             sorted(inspector.get_unique_constraints(name), key=str),
         )
         for name in sorted(inspector.get_table_names())
@@ -102,6 +103,22 @@ def test_an_upgrade_keeps_what_is_there_and_says_what_was_there_before(url):
             return before, again, await migrate.current(db), (await accounts.find_account(conn, "alice"))["name"]
 
     assert with_database(url, work) == (None, migrate.HEAD, migrate.HEAD, "alice")
+
+
+def test_what_repositories_held_before_0002_their_owners_pay_for(url):
+    async def work(db):
+        await migrate.upgrade(db, "0001")
+        async with db.write() as conn:
+            owner = await accounts.create_user(conn, "alice")
+            names = {"namespace": "alice", "name": "m", "name_key": "m", "key": "alice/m"}
+            await conn.execute(sa.insert(schema.repo).values(uid="1", owner_id=owner, **names))
+            await conn.execute(sa.insert(schema.blob).values(sha256="ab", git_oid="cd", size=9, state="ok"))
+            await conn.execute(sa.text("INSERT INTO blob_use (repo_id, sha256) VALUES (1, 'ab')"))
+        assert await migrate.upgrade(db) == "0001"
+        async with db.read() as conn:
+            return (await conn.execute(sa.select(schema.blob_use))).all()
+
+    assert with_database(url, work) == [(1, "ab", None)]
 
 
 def test_several_may_upgrade_at_once(url):

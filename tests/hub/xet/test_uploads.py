@@ -411,6 +411,22 @@ def test_files_that_are_too_large(run: Any):
     run(check, max_file=1_000_000)
 
 
+def test_who_may_not_write_pays_for_what_they_upload(run: Any):
+    async def check(world: World) -> None:
+        upload = Upload(weights())
+        await world.send_xorbs(upload, name="bob")
+        base, _ = world.token("bob")
+        token = json.loads(bytes(routes.token_answer(world.hub, world.user("bob"), world.repos["alice"]).body))
+        headers = {"Authorization": f"Bearer {token['accessToken']}"}
+        answer = await world.client.post(base + "/v1/shards", content=upload.shard(), headers=headers)
+        assert answer.json() == {"result": 1}
+        async with world.hub.db.read() as conn:
+            (use,) = (await conn.execute(sa.select(schema.blob_use))).mappings().all()
+        assert (use["repo_id"], use["payer_id"]) == (world.repos["alice"].id, world.user("bob").id)
+
+    run(check)
+
+
 def test_xorbs_fill_a_quota(run: Any):
     async def check(world: World) -> None:
         await world.send_xorbs(Upload(b"x" * 100_000, per_xorb=1000))

@@ -1,0 +1,145 @@
+"""Do bytes count for the quota of who brought them, and of the owner once they are merged?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from adapterhub.db import schema
+from adapterhub.hub import Hub
+from adapterhub.settings import MiB
+from tests.hub.conftest import HubServer
+from tests.hub.protocol.wire import commit, create, file, large, post_commit, send, text, upload_of
+
+pytestmark = pytest.mark.parametrize("shared_hub_server", [{"multipart_bytes": 2 * MiB}], indirect=True)
+
+
+def used(client: httpx.Client, name: str) -> int:
+    """What a namespace pays for, as it sees it itself."""
+    return int(client.get(f"/api/v1/usage/{name}").raise_for_status().json()["bytes"])
+
+
+@contextmanager
+def room(server: HubServer, name: str, left: int) -> Iterator[None]:
+    """While the block runs, an account has room for so many more bytes."""
+
+    async def limit(hub: Hub, quota: int | None) -> None:
+        async with hub.db.write() as conn:
+            query = sa.update(schema.account).where(schema.account.c.name == name)
+            await conn.execute(query.values(quota=quota))
+
+    with server.client("alice" if name == "acme" else name) as client:
+        held = used(client, name)
+    server.call(lambda hub: limit(hub, held + left))
+    yield
+    server.call(lambda hub: limit(hub, None))
+
+
+def propose(client: httpx.Client, repo: str, *lines: dict[str, object]) -> int:
+    answer = post_commit(client, repo, *lines, create_pr="1")
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["pullRequestUrl"].rsplit("/", 1)[1])
+
+
+def merge(client: httpx.Client, repo: str, number: int) -> httpx.Response:
+    return client.post(f"/api/models/{repo}/discussions/{number}/merge")
+
+
+@pytest.mark.parametrize("way", ["whole", "in parts", "in the commit"])
+def test_a_proposal_counts_for_its_author_until_it_is_merged(shared_hub_server: HubServer, way: str) -> None:
+    size = 3 * MiB if way == "in parts" else 900_000
+    data = text(size, way)
+    with shared_hub_server.client() as alice, shared_hub_server.client("bob") as bob:
+        repo = create(alice, f"alice/proposed-{way.replace(' ', '-')}")
+        before = used(alice, "alice"), used(bob, "bob")
+        if way == "whole":
+            send(bob, repo, data)
+        elif way == "in parts":
+            upload = upload_of(bob, repo, data)
+            for number in ("1", "2"):
+                part = data[(int(number) - 1) * 2 * MiB :][: 2 * MiB]
+                httpx.put(upload["header"][number], content=part, trust_env=False).raise_for_status()
+            httpx.post(upload["href"], json={}, trust_env=False).raise_for_status()
+        line = file("x.txt", data) if way == "in the commit" else large("x.txt", data)
+        number = propose(bob, repo, line)
+        assert (used(alice, "alice"), used(bob, "bob")) == (before[0], before[1] + size)
+        assert merge(alice, repo, number).status_code == 200
+        assert (used(alice, "alice"), used(bob, "bob")) == (before[0] + size, before[1])
+
+
+def test_an_address_pays_for_whom_it_was_made(shared_hub_server: HubServer) -> None:
+    data = text(900_000, "payer")
+    with shared_hub_server.client() as alice, shared_hub_server.client("bob") as bob:
+        repo = create(alice, "alice/payer")
+        address = httpx.URL(upload_of(bob, repo, data)["href"])
+        for payer in ("0", "1"):
+            changed = address.copy_set_param("payer", payer)
+            assert httpx.put(changed, content=data, trust_env=False).status_code == 403
+
+
+def test_members_upload_for_the_owner(shared_hub_server: HubServer) -> None:
+    data = text(900_000, "member")
+    with shared_hub_server.client() as alice:
+        repo = create(alice, "acme/members")
+        before = used(alice, "alice"), used(alice, "acme")
+        propose(alice, repo, file("x.txt", data))
+        assert (used(alice, "alice"), used(alice, "acme")) == (before[0], before[1] + len(data))
+
+
+def test_a_member_who_brings_the_same_bytes_to_a_branch_takes_them_over(shared_hub_server: HubServer) -> None:
+    data = text(900_000, "same")
+    with shared_hub_server.client() as alice, shared_hub_server.client("bob") as bob:
+        repo = create(alice, "alice/same")
+        before = used(alice, "alice"), used(bob, "bob")
+        propose(bob, repo, file("x.txt", data))
+        propose(alice, repo, file("y.txt", data))
+        assert (used(alice, "alice"), used(bob, "bob")) == (before[0], before[1] + len(data))
+        commit(alice, repo, file("x.txt", data))
+        assert (used(alice, "alice"), used(bob, "bob")) == (before[0] + len(data), before[1])
+
+
+def test_a_full_owner_takes_proposals_but_merges_none(shared_hub_server: HubServer) -> None:
+    with shared_hub_server.client() as alice, shared_hub_server.client("bob") as bob:
+        repo = create(alice, "alice/full")
+        with room(shared_hub_server, "alice", 1000):
+            number = propose(bob, repo, file("x.txt", text(900_000, "full")))
+            refused = merge(alice, repo, number)
+            assert refused.status_code == 403 and "quota" in refused.json()["error"], refused.text
+            assert alice.get(f"/api/models/{repo}/discussions/{number}").json()["status"] == "open"
+        assert merge(alice, repo, number).status_code == 200
+
+
+def test_a_full_author_proposes_nothing(shared_hub_server: HubServer) -> None:
+    with shared_hub_server.client() as alice, shared_hub_server.client("bob") as bob:
+        repo = create(alice, "alice/roomy")
+        with room(shared_hub_server, "bob", 1000):
+            refused = post_commit(bob, repo, file("x.txt", text(900_000, "no room")), create_pr="1")
+            assert refused.status_code == 403 and "'bob' holds" in refused.json()["error"], refused.text
+            propose(bob, repo, file("x.txt", b"fits"))
+
+
+def test_bytes_of_another_repository_are_paid_for_too(shared_hub_server: HubServer) -> None:
+    """They need not be uploaded, only named."""
+    data = text(1_200_000, "named")
+    with shared_hub_server.client() as alice, shared_hub_server.client("bob") as bob:
+        send(alice, create(alice, "alice/source"), data)
+        repo = create(bob, "bob/named")
+        with room(shared_hub_server, "bob", 1000):
+            refused = post_commit(bob, repo, large("x.txt", data))
+            assert refused.status_code == 403 and "quota" in refused.json()["error"], refused.text
+        commit(bob, repo, large("x.txt", data))
+
+
+def test_what_is_paid_for_already_needs_no_room(shared_hub_server: HubServer) -> None:
+    data = text(1_200_000, "again")
+    with shared_hub_server.client("bob") as bob:
+        repo = create(bob, "bob/again")
+        send(bob, repo, data)
+        commit(bob, repo, large("x.txt", data))
+        with room(shared_hub_server, "bob", -5):
+            commit(bob, create(bob, "bob/again-too"), large("y.txt", data))
+            assert post_commit(bob, repo, file("new.txt", b"new")).status_code == 403
