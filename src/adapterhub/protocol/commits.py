@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from .. import names
+from .. import names, quotas
 from ..accounts import Principal
 from ..checks.card import validate_card
 from ..content import pickles
@@ -62,7 +62,9 @@ async def preupload(request: Request) -> Response:
         await _require_committer(request, conn, principal, repo, create_pull=create_pull)
         head = await commit_of(request, conn, repo)
         manifest = await commits.manifest_of(conn, head.tree)
-    shown = [_upload_mode(hub.settings, file, manifest) for file in files]
+        shown = [_upload_mode(hub.settings, file, manifest) for file in files]
+        sizes = [file.get("size", 0) for file in files]
+        await quotas.require_room_for_sizes(hub, conn, payer_of(principal, repo) or repo.owner_id, sizes)
     # A client that tries Xet all the same shows nothing of the refusal but its number.
     warn = hub.settings.upload_mode == "lfs" and any(file["uploadMode"] == "lfs" for file in shown)
     headers = {"X-HF-Warning": f"uploads; {_NO_XET}"} if warn else {}

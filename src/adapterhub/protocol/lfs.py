@@ -15,6 +15,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from .. import quotas
 from ..db import schema
 from ..db.schema import now
 from ..errors import BadRequest, EntryNotFound, Forbidden, NotFound, TooLarge
@@ -50,6 +51,7 @@ async def batch(request: Request) -> Response:
         principal, repo = await caller_and_repo(request, conn)
         discussions.require_participant(principal, repo)
         payer = repos.payer_of(principal, repo)
+        await quotas.require_room(hub, conn, payer or repo.owner_id, dict(objects))
         present = await commits.usable(conn, principal, repo, {oid for oid, _ in objects})
     if present:
         async with hub.db.write() as conn:  # so that they are not collected before the commit names them

@@ -22,11 +22,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from .. import quotas
 from ..db import schema
 from ..db.engine import insert_missing
 from ..db.schema import now
 from ..errors import BadRequest, DiskFull, Forbidden, StorageUnavailable, TooLarge
+from ..repos import repos
 from ..storage.ingest import Blob
 from ..storage.ingest import ingest as ingest_bytes
 from . import codec
@@ -67,8 +70,11 @@ def _path(hub: Hub, scope: str, name: str) -> Path:
 # ---- xorbs ----------------------------------------------------------------------------------------------------------
 
 
-async def store_xorb(hub: Hub, scope: str, name: str, body: AsyncIterator[bytes]) -> bool:
+async def store_xorb(hub: Hub, scope: str, name: str, body: AsyncIterator[bytes], *, announced: int = 0) -> bool:
     """Takes in a xorb.
+
+    Args:
+        announced: how many bytes are to come, where that is known.
 
     Returns:
         Whether it is new.
@@ -81,7 +87,8 @@ async def store_xorb(hub: Hub, scope: str, name: str, body: AsyncIterator[bytes]
     """
     with _as_bad_request():
         codec.hash_from_hex(name)
-    await _check_room(hub, scope)
+    async with hub.db.read() as conn:
+        await _require_room(hub, conn, scope, max(announced, 1))
     part = hub.scratch / f"xorb-{secrets.token_hex(16)}"
     try:
         with _storage_errors(), _as_bad_request():
@@ -96,6 +103,8 @@ async def store_xorb(hub: Hub, scope: str, name: str, body: AsyncIterator[bytes]
             # The row first: it is what `sweep` finds, whatever happens to this process now.
             row = {"scope": scope, "hash": name, "size": intake.size, "expires": now() + KEPT}
             async with hub.db.write() as conn:
+                if is_new:
+                    await _require_room(hub, conn, scope, intake.size)
                 await insert_missing(conn, schema.xorb, [row])
             os.replace(part, path)
     finally:
@@ -150,18 +159,18 @@ class _Intake:
         os.fsync(self.file.fileno())
 
 
-async def _check_room(hub: Hub, scope: str) -> None:
-    """A user's xorbs may fill one quota: they are no part of a repository, so nothing else counts them."""
+async def _require_room(hub: Hub, conn: AsyncConnection, scope: str, more: int) -> None:
+    """A user's xorbs may fill their quota once more: they are no part of a repository, so nothing else counts them."""
     user = scope.partition("-")[0]
     query = sa.select(sa.func.coalesce(sa.func.sum(schema.xorb.c.size), 0)).where(
         schema.xorb.c.scope.like(f"{user}-%"), schema.xorb.c.expires > now()
     )
-    async with hub.db.read() as conn:
-        used = int((await conn.execute(query)).scalar_one())
-    if used >= hub.settings.quota:
+    used = int((await conn.execute(query)).scalar_one())
+    quota = (await quotas.usage(hub, conn, int(user))).quota
+    if used + more > quota:
         raise Forbidden(
-            f"You have sent {used} bytes in two weeks, which is what a namespace may hold. Wait, or set "
-            "HF_HUB_DISABLE_XET=1 to upload without Xet."
+            f"You have sent {used} bytes in two weeks, and {more} more are over the {quota} that you may hold. Wait, "
+            "or set HF_HUB_DISABLE_XET=1 to upload without Xet."
         )
 
 
@@ -184,6 +193,11 @@ async def commit_shard(
         DiskFull, StorageUnavailable: they cannot be stored.
     """
     files = await asyncio.to_thread(_read_files, hub, scope, shard)
+    async with hub.db.read() as conn:
+        owner_id = (await repos.by_id(conn, repo_id)).owner_id
+        await quotas.require_room(
+            hub, conn, payer_id or owner_id, {file.sha256 or file.hash.hex(): file.size for file in files}
+        )
     return [
         await ingest_bytes(
             hub,

@@ -87,8 +87,10 @@ def _upload_of(request: Request) -> Upload:
 async def post_xorb(request: Request) -> Response:
     """Takes in a xorb."""
     _upload_of(request)
-    scope, name = request.path_params["scope"], request.path_params["name"]
-    return JSONResponse({"was_inserted": await ingest.store_xorb(hub_of(request), scope, name, request.stream())})
+    hub, scope, name = hub_of(request), request.path_params["scope"], request.path_params["name"]
+    announced = int(request.headers.get("content-length", 0))
+    is_new = await ingest.store_xorb(hub, scope, name, request.stream(), announced=announced)
+    return JSONResponse({"was_inserted": is_new})
 
 
 @router.post(_BASE + "/v1/shards")

@@ -229,14 +229,16 @@ def test_quotas(shared_hub_server: HubServer) -> None:
             query = sa.update(schema.account).where(schema.account.c.name == "bob")
             await conn.execute(query.values(quota=2 * MiB))
 
-    one, two = text(MiB + 5, "q1"), text(MiB + 5, "q2")
+    one, two, three = text(MiB + 5, "q1"), text(600_000, "q2"), text(600_000, "q3")
     shared_hub_server.call(limit)
     with shared_hub_server.client("bob") as client:
         repo = create(client, "bob/full")
         send(client, repo, one)
-        refused = put(upload_of(client, repo, two)["href"], two)
+        first, second = upload_of(client, repo, two)["href"], upload_of(client, repo, three)["href"]
+        put(first, two).raise_for_status()
+        refused = put(second, three)  # there was room for either when they were announced
         assert refused.status_code == 403 and "quota" in refused.json()["error"]
-        small = post_commit(client, repo, file("a.txt", text(900_000, "q3")), file("b.txt", text(999_999)))
+        small = post_commit(client, repo, file("a.txt", text(300_000, "q4")), file("b.txt", text(299_999)))
         assert small.status_code == 403
         commit(client, repo, file("tiny.txt", b"fits"), large("one.txt", one))
-    assert_nothing_kept(shared_hub_server, two)
+    assert_nothing_kept(shared_hub_server, three)

@@ -13,7 +13,7 @@ from adapterhub.db import schema
 from adapterhub.hub import Hub
 from adapterhub.settings import MiB
 from tests.hub.conftest import HubServer
-from tests.hub.protocol.wire import commit, create, file, large, post_commit, send, text, upload_of
+from tests.hub.protocol.wire import batch, commit, create, file, large, post_commit, send, text, upload_of
 
 pytestmark = pytest.mark.parametrize("shared_hub_server", [{"multipart_bytes": 2 * MiB}], indirect=True)
 
@@ -143,3 +143,40 @@ def test_what_is_paid_for_already_needs_no_room(shared_hub_server: HubServer) ->
         with room(shared_hub_server, "bob", -5):
             commit(bob, create(bob, "bob/again-too"), large("y.txt", data))
             assert post_commit(bob, repo, file("new.txt", b"new")).status_code == 403
+
+
+# ---- what is announced ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_no_address_is_given_for_what_does_not_fit(shared_hub_server: HubServer, parts: bool) -> None:
+    async def uploads(hub: Hub) -> int:
+        async with hub.db.read() as conn:
+            return len((await conn.execute(sa.select(schema.upload.c.id))).all())
+
+    with shared_hub_server.client("bob") as bob:
+        repo = create(bob, f"bob/announced-{parts}")
+        with room(shared_hub_server, "bob", 2 * MiB):
+            before = shared_hub_server.call(uploads)
+            refused = batch(bob, repo, text(3 * MiB, "announced"), parts=parts)
+            assert refused.status_code == 403 and "quota" in refused.json()["error"], refused.text
+            assert shared_hub_server.call(uploads) == before
+            assert batch(bob, repo, text(MiB, "announced"), parts=parts).status_code == 200
+
+
+def test_the_sizes_of_all_files_are_looked_at_before_any_is_sent(shared_hub_server: HubServer) -> None:
+    def ask(client: httpx.Client, repo: str, *sizes: int, **query: str) -> int:
+        files = [{"path": f"{i}.txt", "size": size, "sample": ""} for i, size in enumerate(sizes)]
+        return client.post(f"/api/models/{repo}/preupload/main", json={"files": files}, params=query).status_code
+
+    data = text(1_200_000, "there")
+    with shared_hub_server.client() as alice, shared_hub_server.client("bob") as bob:
+        repo = create(bob, "bob/asked")
+        send(bob, repo, data)
+        commit(bob, repo, large("there.txt", data))
+        with room(shared_hub_server, "bob", 1000):
+            assert ask(bob, repo, 600, 400) == 200
+            assert ask(bob, repo, 600, 401) == 403
+            assert ask(bob, repo, len(data), 1000) == 200  # it may be the one that is there, under another name
+            assert ask(bob, create(alice, "alice/asked"), 1001, create_pr="1") == 403
+            assert ask(alice, repo, 1001) == 403

@@ -438,6 +438,40 @@ def test_xorbs_fill_a_quota(run: Any):
     run(check, quota=100_000)
 
 
+def test_a_xorb_is_refused_by_its_announced_size_and_by_its_own(run: Any):
+    async def check(world: World) -> None:
+        async def limit(quota: int) -> None:
+            async with world.hub.db.write() as conn:
+                mine = schema.account.c.id == world.user("alice").id
+                await conn.execute(sa.update(schema.account).where(mine).values(quota=quota))
+
+        upload = Upload(b"x" * 100_000, per_xorb=1000, schemes=(1,))
+        ((name, body),) = upload.xorbs.items()
+        await limit(len(body) - 1)
+        assert (await world.post(f"/v1/xorbs/default/{name}", body)).status_code == 403
+        await limit(99_999)  # what is announced is compressed
+        assert (await world.post(f"/v1/xorbs/default/{name}", body)).status_code == 403
+        assert world.left_over() == [] and not list((world.hub.settings.data / "xorbs").rglob(name))
+        await limit(100_000)
+        assert (await world.post(f"/v1/xorbs/default/{name}", body)).status_code == 200
+
+    run(check)
+
+
+def test_a_shard_is_refused_by_the_sizes_of_its_files(run: Any, monkeypatch: pytest.MonkeyPatch):
+    async def check(world: World) -> None:
+        upload = Upload(b"x" * 100_000, per_xorb=1000)
+        await world.send_xorbs(upload)
+        upload.segments *= 2
+        upload.hash = codec.file_hash([encoder.leaf(b"x")])  # not looked at: no chunk is read
+        monkeypatch.setattr(ingest, "_check_file", lambda *_: None)
+        monkeypatch.setattr(ingest, "_read_file", None)
+        answer = await world.post("/v1/shards", upload.shard())
+        assert answer.status_code == 403 and "quota" in answer.json()["error"]
+
+    run(check, quota=150_000)
+
+
 def test_a_deleted_repository_takes_nothing(run: Any):
     async def check(world: World) -> None:
         upload = Upload(weights())
