@@ -23,7 +23,7 @@ from adapterhub.hub import Hub
 from adapterhub.ops.setup import prepare
 from adapterhub.settings import Settings
 from benchmarks.hub import load, servers
-from benchmarks.hub.rows import fill
+from benchmarks.hub.rows import LARGEST, SMALL, fill
 from benchmarks.hub.servers import Server
 
 MiB = 1 << 20
@@ -299,16 +299,18 @@ def info(bench: Bench) -> Iterator[Figure]:
 def search(bench: Bench) -> Iterator[Figure]:
     """Lists and pages of a large hub."""
     data = bench.data("large", bench.adapters)
-    place = "sentiment/sst-2"
+    base = "base_model=bert-base-uncased"
     asked = (
-        ("list with two filters, p95", f"/api/v1/adapters?task={place.split('/')[0]}&base_model=bert-base-uncased", 60),
+        ("list with two filters that many pass, p95", f"/api/v1/adapters?task={LARGEST[0]}&{base}", 60),
+        ("list with two filters that few pass, p95", f"/api/v1/adapters?task={SMALL[0]}&{base}", 60),
         ("GET /api/models with two filters, p95", "/api/models?filter=bert,adapters&limit=30", 60),
         ("search for words, p95", f"/api/v1/adapters?q={quote('roberta sentiment')}", 40),
         ("GET /api/models?search=, p95", "/api/models?search=roberta&limit=30", 40),
         ("list without filters, all facets, p95", "/api/v1/adapters", 60),
         ("front page, p95", "/", 150),
         ("explore page, p95", "/explore/text_task", 150),
-        (f"explore page of {place}, p95", f"/explore/{place}", 150),
+        ("page of the largest data set, p95", f"/explore/{'/'.join(LARGEST)}", 150),
+        ("page of a small data set, p95", f"/explore/{'/'.join(SMALL)}", 150),
         ("page of all adapters, p95", "/adapters", 150),
     )
     with servers.hub(data) as hub:

@@ -15,6 +15,7 @@ from adapterhub.db import schema
 from adapterhub.db.schema import now
 from adapterhub.index import configs
 
+LARGEST, SMALL = ("sentiment", "sst-2"), ("qa", "squad1")  # places of a sixth and of a thousandth of the adapters
 MODELS = (
     ("bert-base-uncased", "bert"),
     ("bert-base-multilingual-cased", "bert"),
@@ -35,6 +36,7 @@ async def fill(conn: AsyncConnection, count: int, *, seed: int = 0) -> None:
     """Adds `count` repositories of one commit, with their rows of `adapter`, `adapter_tag` and the full-text index."""
     chance = random.Random(seed)
     places = [(row["type"], row["task"], row["id"]) for row in load("taxonomy.json")["subtasks"]]
+    places.sort(key=lambda place: place[1:] != LARGEST)
     weights = [1 / (rank + 1) for rank in range(len(places))]
     owners = [f"org{i}" for i in range(max(count // 200, 1))]
     ids = {name: await _account(conn, name) for name in owners}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from .db.counts import Counts
 from .db.engine import Database
 from .settings import Settings
 from .signing import Signer, load_secret
@@ -23,12 +24,14 @@ class Hub:
         db: its database.
         blobs: where it keeps bytes.
         signer: signs addresses of uploads and downloads.
+        counts: of the database's rows, as far as they are kept.
     """
 
     settings: Settings
     db: Database
     blobs: BlobStore
     signer: Signer
+    counts: Counts
 
     @classmethod
     async def open(cls, settings: Settings) -> Hub:
@@ -36,10 +39,12 @@ class Hub:
         settings.scratch.mkdir(parents=True, exist_ok=True)
         signer = Signer(load_secret(settings.data / "secret"))
         blobs = await open_store(settings.blobs, settings.data / "blobs")
-        return cls(settings, Database(settings.database_url), blobs, signer)
+        db = Database(settings.database_url)
+        return cls(settings, db, blobs, signer, Counts(db))
 
     async def close(self) -> None:
         """Closes the database."""
+        await self.counts.close()
         await self.db.close()
 
     @property

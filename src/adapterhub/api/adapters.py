@@ -64,8 +64,9 @@ async def listing(
 ) -> Any:
     """Adapters that pass all filters, with the numbers that other filters would leave."""
     given = {name: value for name, value in locals().items() if name in search.Query.__dataclass_fields__}
-    async with hub_of(request).db.read() as conn:
-        page = await search.query(conn, search.Query(**given), caller)
+    hub = hub_of(request)
+    async with hub.db.read() as conn:
+        page = await search.query(conn, search.Query(**given), caller, counts=hub.counts)
     facets = {name: dict(values) for name, values in page.facets.items()}
     return {"adapters": page.rows, "total": page.total, "facets": facets, "cursor": page.cursor}
 

@@ -24,8 +24,9 @@ router = part("places")
 @router.get("/tree", response_model=list[TypeOfAdapter])
 async def tree(request: Request) -> Any:
     """All tasks and languages with their data sets, and how many public adapters stand at each."""
-    async with hub_of(request).db.read() as conn:
-        counts, known = await search.tree(conn), await read(conn)
+    hub = hub_of(request)
+    async with hub.db.read() as conn:
+        counts, known = await search.tree(conn, hub.counts), await read(conn)
     return [_type(kind, counts.get(kind, {}), known) for kind in ("text_task", "text_lang")]
 
 

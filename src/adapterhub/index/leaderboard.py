@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ..accounts import Principal
 from ..db import schema
 from . import base_models, taxonomy
-from .search import visible_to
+from .search import sorting, visible_to
 
 __all__ = ["Board", "Line", "board", "scores"]
 
@@ -74,12 +74,14 @@ async def board(
     *,
     metric: str | None = None,
     base_model: str | None = None,
+    unranked: bool = True,
 ) -> Board:
     """The leaderboard of a data set.
 
     Args:
         metric: by default the place's own, else the one that most adapters report.
         base_model: only adapters for this model.
+        unranked: whether adapters without a number are looked for, of which there may be many.
     """
     at_place = _at_place(principal, task, subtask, base_model)
     adapters = await _reporting(conn, at_place, task, subtask)
@@ -98,8 +100,8 @@ async def board(
         row = adapters[repo_id]
         shown = {key: row[key] for key in _SHOWN}
         lines.append(Line(rank, row["full_name"], value, reported, split, shown))
-    missing, unranked = await _missing(conn, at_place, task, subtask, chosen)
-    return Board(task, subtask, chosen, higher, metrics, lines, missing, unranked)
+    missing, others = await _missing(conn, at_place, task, subtask, chosen) if unranked else ([], 0)
+    return Board(task, subtask, chosen, higher, metrics, lines, missing, others)
 
 
 async def scores(
@@ -146,7 +148,8 @@ async def _missing(
     """Names of the most used adapters without a value, and how many have none."""
     without = [*at_place, _adapter.repo_id.not_in(_reports(task, subtask, _evaluation.metric == metric))]
     count = (await conn.execute(sa.select(sa.func.count(_adapter.repo_id)).where(*without))).scalar_one()
-    chosen = sa.select(_adapter.repo_id).where(*without).order_by(_adapter.downloads.desc()).limit(_MISSING)
+    order = (sorting(conn, _adapter.downloads).desc(), _adapter.repo_id.desc())
+    chosen = sa.select(_adapter.repo_id).where(*without).order_by(*order).limit(_MISSING)
     names = sa.select(_full_name).where(schema.repo.c.id.in_(chosen))
     return sorted((await conn.execute(names)).scalars()), count
 

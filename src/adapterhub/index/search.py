@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.operators import custom_op
 
 from .. import names
 from ..accounts import Principal
 from ..db import schema
+from ..db.counts import Counts
 from ..errors import BadRequest
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "put",
     "query",
     "remove",
+    "sorting",
     "tree",
     "visible_to",
 ]
@@ -51,7 +54,6 @@ FACETS = (
 )
 SORTS = ("downloads", "updated", "created", "parameters")
 _FACET_VALUES = 60
-_CACHE_SECONDS, _CACHE_FACTOR = 10.0, 100.0
 _MAX_WORDS, _MAX_GRAMS = 12, 60
 _COMMON = 2000
 _UNKNOWN = 2**62  # parameters of adapters that do not tell: they come last
@@ -94,20 +96,22 @@ async def remove(conn: AsyncConnection, repo_id: int) -> None:
 
 def matches(conn: AsyncConnection, words: str) -> sa.ColumnElement[bool]:
     """Whether the text of `adapter.repo_id` holds every word."""
-    split = _words(words)
-    found: list[sa.ColumnElement[bool]] = [_adapter.search.contains(word, autoescape=True) for word in split]
-    grams = _grams(split)
-    if grams and conn.dialect.name == "sqlite":
-        # The index keeps no positions: it finds texts with all trigrams, of which those with all words are taken.
-        found.insert(0, _adapter.repo_id.in_(sa.select(_fts.c.rowid).where(_has(grams))))
-    return sa.and_(sa.true(), *found)
+    grams = _grams(_words(words))
+    if not grams or conn.dialect.name != "sqlite":
+        return _contains(words)
+    # The index keeps no positions: it finds texts with all trigrams, of which those with all words are taken.
+    return sa.and_(_adapter.repo_id.in_(sa.select(_fts.c.rowid).where(_has(grams))), _contains(words))
 
 
 async def holds(conn: AsyncConnection, words: str) -> sa.ColumnElement[bool]:
     """As `matches`, for lists of which a page is shown: common words are looked for in the order of the list."""
     if await _is_common(conn, words):
-        return sa.and_(*(_adapter.search.contains(word, autoescape=True) for word in _words(words)))
+        return _contains(words)
     return matches(conn, words)
+
+
+def _contains(words: str) -> sa.ColumnElement[bool]:
+    return sa.and_(sa.true(), *(_adapter.search.contains(word, autoescape=True) for word in _words(words)))
 
 
 def _words(text: str) -> list[str]:
@@ -127,9 +131,11 @@ def _has(grams: str) -> sa.ColumnElement[bool]:
 
 async def _is_common(conn: AsyncConnection, words: str) -> bool:
     """Whether so many texts have some words that it is quicker to look for them in the order of the list."""
-    grams = _grams(_words(words))
-    if conn.dialect.name != "sqlite" or not grams:
+    if conn.dialect.name != "sqlite":
         return False
+    grams = _grams(_words(words))
+    if not grams:  # the shortest words are in most texts, and the index does not have them
+        return True
     some = sa.select(_fts.c.rowid).where(_has(grams)).limit(_COMMON).subquery()
     return (await conn.execute(sa.select(sa.func.count()).select_from(some))).scalar_one() == _COMMON
 
@@ -220,8 +226,14 @@ def _readable(principal: Principal) -> tuple[str, ...]:
     return tuple(sorted(name for name in principal.namespaces if principal.may_read(name, name)))
 
 
-async def query(conn: AsyncConnection, asked: Query, principal: Principal, *, facets: bool = True) -> Page:
+async def query(
+    conn: AsyncConnection, asked: Query, principal: Principal, *, facets: bool = True, counts: Counts | None = None
+) -> Page:
     """A page of adapters that the caller may see.
+
+    Args:
+        facets: whether they are counted too.
+        counts: where the total and the facets are kept; without it they are counted.
 
     Raises:
         BadRequest: the sort or the cursor is not one of ours.
@@ -230,24 +242,31 @@ async def query(conn: AsyncConnection, asked: Query, principal: Principal, *, fa
         raise BadRequest(f"sort={asked.sort!r} is not one of {', '.join(SORTS)}.")
     limit = min(max(asked.limit, 1), 100)
     filters, parts = _filters(conn, asked), _visible_parts(principal)
-    walked = dict(filters)
-    if asked.q:
-        walked["q"] = await holds(conn, asked.q)
+    passing, order = dict(filters), _order(asked.sort)
+    if "q" in filters and await _is_common(conn, asked.q or ""):
+        passing["q"] = _contains(asked.q or "")
+    elif filters.keys() - {"q"}:
+        order = order._replace(key=sorting(conn, order.key))
     if asked.cursor:
-        walked["cursor"] = _after(asked.cursor, asked.sort)
-    found = (await conn.execute(_page(parts, list(walked.values()), asked.sort, limit + 1))).all()
+        passing["cursor"] = _after(asked.cursor, asked.sort, order)
+    found = (await conn.execute(_page(parts, list(passing.values()), order, limit + 1))).all()
     # Keys first, from an index where there is one, then the wide rows of this page only.
     rows = await _rows(conn, [number for number, _ in found[:limit]])
-    total, counted = await _count(conn, parts, filters, principal, asked, facets)
+    is_whole = len(found) <= limit and not asked.cursor
+    if is_whole and not facets:
+        return Page(rows, len(found))
+    count = partial(_count, parts=parts, filters=filters, facets=facets)
+    key = (facets, _readable(principal), replace(asked, sort="", cursor=None, limit=0))
+    total, counted = await (counts.get(conn, key, count) if counts else count(conn))
     following = _encode(asked.sort, *found[limit - 1]) if len(found) > limit else None
-    return Page(rows, total, counted, following)
+    return Page(rows, len(found) if is_whole else total, counted, following)
 
 
 def _page(
-    parts: Sequence[sa.ColumnElement[bool]], where: Sequence[sa.ColumnElement[bool]], sort: str, limit: int
+    parts: Sequence[sa.ColumnElement[bool]], where: Sequence[sa.ColumnElement[bool]], order: _Order, limit: int
 ) -> sa.CompoundSelect[Any]:
     """Ids and sort keys of the first `limit` adapters of all parts."""
-    key, largest_first = _order(sort)
+    key, largest_first = order
 
     def ordered(*columns: sa.ColumnElement[Any]) -> list[sa.ColumnElement[Any]]:
         return [column.desc() if largest_first else column.asc() for column in columns]
@@ -262,12 +281,29 @@ def _page(
     return merged.order_by(*ordered(shown.sort_key, shown.number)).limit(limit)
 
 
-def _order(sort: str) -> tuple[sa.ColumnElement[Any], bool]:
+class _Order(NamedTuple):
     """What a list is sorted by before the id, and whether the largest comes first."""
+
+    key: sa.ColumnElement[Any]
+    largest_first: bool
+
+
+def _order(sort: str) -> _Order:
     if sort == "parameters":
-        return sa.func.coalesce(_adapter.parameters, _UNKNOWN), False
+        return _Order(sa.func.coalesce(_adapter.parameters, _UNKNOWN), False)
     # Ids are given in the order of creation.
-    return _adapter["repo_id" if sort == "created" else sort], True
+    return _Order(_adapter["repo_id" if sort == "created" else sort], True)
+
+
+def sorting(conn: AsyncConnection, key: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """A key such that what passes some filters is found first and then sorted.
+
+    SQLite, which has no statistics here, would rather walk an index in the order of the key and look into every row,
+    though few may pass. It uses no index for a key with a plus before it, which PostgreSQL does not need.
+    """
+    if conn.dialect.name != "sqlite":
+        return key
+    return sa.UnaryExpression(key, operator=custom_op("+"), type_=key.type)
 
 
 async def _rows(conn: AsyncConnection, ids: Sequence[int]) -> list[Mapping[str, Any]]:
@@ -313,7 +349,7 @@ def _encode(sort: str, number: int, value: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps([sort, shown, number]).encode()).decode().rstrip("=")
 
 
-def _after(cursor: str, sort: str) -> sa.ColumnElement[bool]:
+def _after(cursor: str, sort: str, order: _Order) -> sa.ColumnElement[bool]:
     try:
         its_sort, value, number = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         last = (datetime.fromisoformat(value) if sort == "updated" else _whole(value), _whole(number))
@@ -321,7 +357,7 @@ def _after(cursor: str, sort: str) -> sa.ColumnElement[bool]:
         raise BadRequest(f"cursor={cursor!r} is none of this hub. Begin at the first page.") from error
     if its_sort != sort:
         raise BadRequest(f"cursor={cursor!r} is of a list in another order. Begin at the first page.")
-    key, largest_first = _order(sort)
+    key, largest_first = order
     here = sa.tuple_(key, _adapter.repo_id)
     bound = sa.tuple_(*(sa.literal(item, column.type) for item, column in zip(last, (key, _adapter.repo_id))))
     return here < bound if largest_first else here > bound
@@ -336,35 +372,9 @@ def _whole(value: Any) -> int:
 # ---- facets ---------------------------------------------------------------------------------------------------------
 
 _Counted = tuple[int, dict[str, list[tuple[str, int]]]]
-_cache: dict[Any, tuple[float, _Counted]] = {}  # until when, and what
 
 
 async def _count(
-    conn: AsyncConnection,
-    parts: Sequence[sa.ColumnElement[bool]],
-    filters: Mapping[str, sa.ColumnElement[bool]],
-    principal: Principal,
-    asked: Query,
-    facets: bool,
-) -> _Counted:
-    """The number of hits and of each facet's values; kept for a while, the longer the more they cost."""
-    same = {
-        item.name: getattr(asked, item.name) for item in fields(asked) if item.name not in ("cursor", "limit", "sort")
-    }
-    key = (str(conn.engine.url), facets, _readable(principal), tuple(same.items()))
-    known = _cache.get(key)
-    started = time.monotonic()
-    if known and started < known[0]:
-        return known[1]
-    counted = await _count_now(conn, parts, filters, facets)
-    cost = time.monotonic() - started
-    if len(_cache) > 500:
-        _cache.clear()
-    _cache[key] = started + max(_CACHE_SECONDS, _CACHE_FACTOR * cost), counted
-    return counted
-
-
-async def _count_now(
     conn: AsyncConnection,
     parts: Sequence[sa.ColumnElement[bool]],
     filters: Mapping[str, sa.ColumnElement[bool]],
@@ -409,8 +419,19 @@ def _hits(
     return sa.union_all(*(sa.select(*columns).select_from(schema.adapter).where(part, *where) for part in parts))
 
 
-async def tree(conn: AsyncConnection) -> dict[str, dict[str, dict[str, int]]]:
-    """How many public adapters stand at each place: type -> task -> subtask (or "") -> count."""
+_Tree = dict[str, dict[str, dict[str, int]]]
+
+
+async def tree(conn: AsyncConnection, counts: Counts | None = None) -> _Tree:
+    """How many public adapters stand at each place: type -> task -> subtask (or "") -> count.
+
+    Args:
+        counts: where they are kept; without it they are counted.
+    """
+    return await (counts.get(conn, "tree", _tree) if counts else _tree(conn))
+
+
+async def _tree(conn: AsyncConnection) -> _Tree:
     place = (_adapter.type, _adapter.task, _adapter.subtask)
     counts = sa.select(*place, sa.func.count()).where(_adapter.visible, _adapter.task.is_not(None)).group_by(*place)
     found: dict[str, dict[str, dict[str, int]]] = {"text_task": {}, "text_lang": {}}

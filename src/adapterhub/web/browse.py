@@ -13,7 +13,6 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..accounts import Principal
 from ..data import load
 from ..db import schema
 from ..errors import BadRequest, NotFound
@@ -55,12 +54,12 @@ _SHOWN = ("unipelt", "bert")
 @router.get("/")
 async def home(request: Request) -> Response:
     """The front page."""
-    me = await principal_of(request)
-    async with hub_of(request).db.read() as conn:
-        known, counts = await taxonomy.read(conn), await search.tree(conn)
-        numbers = await queries.numbers(conn, counts)
-        newest = await search.query(conn, Query(sort="updated", limit=6), me, facets=False)
-        used = await search.query(conn, Query(sort="downloads", limit=6), me, facets=False)
+    hub, me = hub_of(request), await principal_of(request)
+    async with hub.db.read() as conn:
+        known, counts = await taxonomy.read(conn), await search.tree(conn, hub.counts)
+        numbers = await queries.numbers(conn, counts, hub.counts)
+        newest = await search.query(conn, Query(sort="updated", limit=6), me, facets=False, counts=hub.counts)
+        used = await search.query(conn, Query(sort="downloads", limit=6), me, facets=False, counts=hub.counts)
     doors = [{"type": kind, "title": title, "text": text} for kind, (title, text) in TYPES.items()]
     for door in doors:
         door["places"] = _busiest(known, counts.get(door["type"], {}))  # type: ignore[assignment]
@@ -100,8 +99,9 @@ async def explore(request: Request) -> Response:
 @router.get("/explore/{name}")
 async def explore_one(request: Request, name: str) -> Response:
     """All tasks of a kind, or one task with its data sets."""
-    async with hub_of(request).db.read() as conn:
-        known, counts = await taxonomy.read(conn), await search.tree(conn)
+    hub = hub_of(request)
+    async with hub.db.read() as conn:
+        known, counts = await taxonomy.read(conn), await search.tree(conn, hub.counts)
     if name in TYPES:
         words = request.query_params.get("q", "").strip().lower()
         tasks = [_entry(known, counts.get(name, {}), task) for task in _tasks(known, counts, name)]
@@ -141,27 +141,25 @@ def _described(row: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
 @router.get("/explore/{task}/{subtask}")
 async def place(request: Request, task: str, subtask: str) -> Response:
     """Adapters for a data set: the list, or the leaderboard."""
-    view = request.query_params.get("view", "list")
-    me = await principal_of(request)
-    async with hub_of(request).db.read() as conn:
+    view = "leaderboard" if request.query_params.get("view") == "leaderboard" else "list"
+    hub, me = hub_of(request), await principal_of(request)
+    async with hub.db.read() as conn:
         known = await taxonomy.read(conn)
         asked = query_of(request.query_params, task=task, subtask=subtask)
-        found = await search.query(conn, asked, me)
+        found = await search.query(conn, asked, me, counts=hub.counts)
         row = known.subtasks.get((task, subtask))
         if row is None and not found.total and not set(request.query_params):
             near = known.near(task, subtask)
             hint = f" Did you mean {', '.join(near)}?" if near else " The tasks are listed at /explore."
             raise NotFound(f"There is no data set {task}/{subtask}.{hint}")
-        chosen = request.query_params
-        board = await leaderboard.board(
-            conn, me, task, subtask, metric=chosen.get("metric"), base_model=chosen.get("base_model")
-        )
+        chosen = {name: request.query_params.get(name) for name in ("metric", "base_model")}
+        board = await leaderboard.board(conn, me, task, subtask, **chosen, unranked=view == "leaderboard")
     points = [Point(line.full_name, line.adapter["parameters"] or 0, line.value) for line in board.lines]
     plot = scatter(points, board.metric or "score", higher_is_better=board.higher_is_better)
     return await page(
         request,
         "place.html",
-        view=view if view == "leaderboard" else "list",
+        view=view,
         task={"id": task, "name": _name(known, task), "type": known.type_of(task, subtask) or "text_task"},
         subtask=row or {"id": subtask, "displayname": subtask, "description": ""},
         title=(row and row["displayname"]) or subtask,
@@ -189,9 +187,9 @@ async def old_place(request: Request, task: str, subtask: str, model_type: str, 
 @router.get("/adapters")
 async def adapters(request: Request) -> Response:
     """All adapters, by words and facets."""
-    me = await principal_of(request)
-    async with hub_of(request).db.read() as conn:
-        found = await search.query(conn, query_of(request.query_params), me)
+    hub, me = hub_of(request), await principal_of(request)
+    async with hub.db.read() as conn:
+        found = await search.query(conn, query_of(request.query_params), me, counts=hub.counts)
     return await page(request, "adapters.html", found=found, facets=_facets(found.facets), sorts=SORTS, fixed=())
 
 
@@ -238,9 +236,9 @@ def _facets(counted: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[d
 @router.get("/architectures")
 async def methods(request: Request) -> Response:
     """All methods with their drawings."""
-    me = await principal_of(request)
-    async with hub_of(request).db.read() as conn:
-        found = await search.query(conn, Query(limit=1), me)
+    hub, me = hub_of(request), await principal_of(request)
+    async with hub.db.read() as conn:
+        found = await search.query(conn, Query(limit=1), me, counts=hub.counts)
     counts = dict(found.facets.get("config_name", ()))
     return await page(request, "methods.html", families=FAMILIES, methods=METHODS, counts=counts, draw=_draw)
 
@@ -249,12 +247,13 @@ async def methods(request: Request) -> Response:
 async def method(request: Request, name: str) -> Response:
     """A named config: where it sits, its options, its paper and its adapters."""
     shown = method_of(name)
-    me = await principal_of(request)
-    async with hub_of(request).db.read() as conn:
+    hub, me = hub_of(request), await principal_of(request)
+    async with hub.db.read() as conn:
         old = None if shown else await _architecture(conn, name)
         if shown is None and old is None:
             raise NotFound(f"There is no method {name!r}. All of them are listed at /architectures.")
-        found = await search.query(conn, Query(config_name=shown.name if shown else name, limit=10), me, facets=False)
+        asked = Query(config_name=shown.name if shown else name, limit=10)
+        found = await search.query(conn, asked, me, facets=False, counts=hub.counts)
     described = shown._asdict() if shown else old
     assert described is not None
     return await page(request, "method.html", method=described, found=found, **_drawn(described["config"]))
@@ -287,10 +286,10 @@ def _drawn(config: Mapping[str, Any]) -> dict[str, Any]:
 @router.get("/models/{name:path}")
 async def model(request: Request, name: str) -> Response:
     """A base model with its adapters, and those whose tensors would fit."""
-    me: Principal = await principal_of(request)
+    hub, me = hub_of(request), await principal_of(request)
     name = unquote(name)
-    async with hub_of(request).db.read() as conn:
-        found = await search.query(conn, query_of(request.query_params, base_model=name), me)
+    async with hub.db.read() as conn:
+        found = await search.query(conn, query_of(request.query_params, base_model=name), me, counts=hub.counts)
         fitting = await compat.compatible(conn, me, name)
     return await page(
         request,

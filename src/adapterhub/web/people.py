@@ -292,7 +292,7 @@ async def owner(request: Request, namespace: str) -> Response:
         asked = search.Query(
             namespace=account["name"], sort="updated", limit=50, cursor=request.query_params.get("cursor")
         )
-        found = await search.query(conn, asked, me, facets=False)
+        found = await search.query(conn, asked, me, facets=False, counts=hub.counts)
         others = await queries.repos_of(conn, me, account["name"])
         is_member = me.may_read(account["name"], account["name"])
         people = await queries.members(conn, account["id"]) if account["kind"] == "org" and is_member else []

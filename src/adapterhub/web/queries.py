@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..accounts import Principal
 from ..db import schema
+from ..db.counts import Counts
 from ..db.schema import now
 from ..index.search import visible_to
 from ..repos.repos import Repo
@@ -38,16 +39,20 @@ Row = sa.RowMapping
 _adapter = schema.adapter.c
 
 
-async def numbers(conn: AsyncConnection, places: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+async def numbers(conn: AsyncConnection, places: Mapping[str, Mapping[str, Any]], kept: Counts) -> Mapping[str, int]:
     """How many adapters, tasks, languages and base models are public.
 
     Args:
         places: what `search.tree` counts.
     """
+    row = await kept.get(conn, "numbers", _numbers)
+    return {**row, "tasks": len(places["text_task"]), "languages": len(places["text_lang"])}
+
+
+async def _numbers(conn: AsyncConnection) -> Row:
     counts = {"adapters": sa.func.count(), "models": sa.func.count(_adapter.base_model.distinct())}
     query = sa.select(*(count.label(name) for name, count in counts.items())).where(_adapter.visible)
-    row = (await conn.execute(query)).mappings().one()
-    return {**row, "tasks": len(places["text_task"]), "languages": len(places["text_lang"])}
+    return (await conn.execute(query)).mappings().one()
 
 
 async def newest(conn: AsyncConnection, limit: int = 50) -> Sequence[Row]:

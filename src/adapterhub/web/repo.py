@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from ..content import cards, render
 from ..content.cards import Card, InvalidCard
+from ..db.counts import Counts
 from ..errors import EntryNotFound, HubError
 from ..http import hub_of, principal_of, unquote
 from ..index import compat, search
@@ -95,7 +96,7 @@ async def card(request: Request) -> Response:
         shown = await opened(request, conn, "card")
         repo: Repo = shown["repo"]
         commit, manifest = await _at(conn, repo, pinned or repo.default_branch)
-        side = await _side(conn, me, repo, shown["row"]) if shown["is_adapter"] else {}
+        side = await _side(conn, me, repo, shown["row"], hub.counts) if shown["is_adapter"] else {}
     read = await _card(RepoFiles(hub, manifest))
     html = await asyncio.to_thread(_rendered, read.body, repo.full_name, pinned or repo.default_branch)
     return await page(
@@ -133,8 +134,9 @@ def _snippets(shown: Mapping[str, Any], manifest: Manifest, endpoint: str, pinne
     return snippets(info, endpoint=endpoint, revision=pinned)
 
 
-async def _side(conn: AsyncConnection, me: Any, repo: Repo, row: Mapping[str, Any]) -> dict[str, Any]:
-    others = await search.query(conn, Query(base_model=row["base_model"], limit=6), me, facets=False)
+async def _side(conn: AsyncConnection, me: Any, repo: Repo, row: Mapping[str, Any], counts: Counts) -> dict[str, Any]:
+    asked = Query(base_model=row["base_model"], limit=6)
+    others = await search.query(conn, asked, me, facets=False, counts=counts)
     return {
         "spark": sparkline(await queries.downloads_by_day(conn, repo)),
         "dependencies": await queries.dependencies(conn, repo),

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterhub.accounts import ANONYMOUS, Principal
-from adapterhub.db import schema
+from adapterhub.db import counts, schema
 from adapterhub.db.engine import Database
 from adapterhub.errors import BadRequest
 from adapterhub.index import search
@@ -85,6 +85,7 @@ ASKED = [
     Query(type="text_task"),
     Query(model_type="bert", method="lora"),
     Query(task="nli", base_model="roberta-base"),
+    Query(task="sentiment", base_model="bert-base-uncased"),
     Query(head=True, license="mit"),
     Query(head=False, ok=True),
     Query(reduction_factor_min=3, reduction_factor_max=20),
@@ -135,9 +136,10 @@ def test_a_list_and_its_facets(rows, ask, query, namespaces):
 
 @pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("namespaces", [(), ("org0",)], ids=["visitor", "member"])
-def test_pages_show_everything_once_and_in_order(rows, ask, sort, namespaces):
+@pytest.mark.parametrize("filters", [{}, {"library": "adapters"}, {"q": "adapters"}, {"q": "a"}], ids=str)
+def test_pages_show_everything_once_and_in_order(rows, ask, sort, namespaces, filters):
     principal = member(*namespaces) if namespaces else ANONYMOUS
-    query, found = Query(sort=sort, limit=37), []
+    query, found = Query(sort=sort, limit=37, **filters), []
     while True:
         page = ask(query, principal, facets=False)
         found += page.rows
@@ -152,6 +154,82 @@ def test_pages_show_everything_once_and_in_order(rows, ask, sort, namespaces):
     else:
         keys = [(row["repo_id"] if sort == "created" else row[sort], row["repo_id"]) for row in found]
         assert keys == sorted(keys, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (Query(), "ix_adapter_downloads (visible=?)"),
+        (Query(sort="updated"), "ix_adapter_updated (visible=?)"),
+        (Query(q="bert"), "ix_adapter_downloads (visible=?)"),
+        (Query(task="nli", subtask="rte"), "ix_adapter_place (visible=? AND task=? AND subtask=?)"),
+        (Query(task="nli", base_model="roberta-base"), "ix_adapter_base (visible=? AND base_model=? AND task=?)"),
+        (Query(license="mit", head=True), "ix_adapter_facets (visible=?)"),
+    ],
+    ids=str,
+)
+def test_an_index_alone_is_read_for_a_page(rows, ask, loop, query, index):
+    """Without filters in its order; with filters the one that finds what passes, which is then sorted."""
+    asked = []
+
+    def note(conn, cursor, statement, parameters, *_):
+        asked.append((statement, parameters))
+
+    engine = rows[0].engine.sync_engine
+    sa.event.listen(engine, "before_cursor_execute", note)
+    try:
+        ask(query, facets=False)
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", note)
+    (statement, parameters) = next(item for item in asked if "AS sort_key" in item[0])
+
+    async def plan():
+        async with rows[0].read() as conn:
+            return [row.detail for row in await conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+
+    (step,) = (step for step in loop.run_until_complete(plan()) if step.startswith("SEARCH adapter USING"))
+    assert step.endswith(f"INDEX {index}")
+    assert step.startswith("SEARCH adapter USING COVERING") or query.q
+
+
+@pytest.fixture
+def kept(rows, loop, monkeypatch):
+    """Counts that are kept however quick they are, and for long."""
+    for name, value in {"_QUICK": 0, "_FACTOR": 1e9}.items():
+        monkeypatch.setattr(counts, name, value)
+    made = counts.Counts(rows[0])
+    yield made
+    loop.run_until_complete(made.close())
+
+
+def test_what_is_kept_of_a_list_is_what_the_caller_may_see(ask, kept):
+    seen = {who: ask(Query(), member(*who), counts=kept) for who in [(), ("org0",), ("org0", "org1")]}
+    totals = [page.total for page in seen.values()]
+    assert totals == sorted(set(totals))
+    for who, page in seen.items():
+        assert page == ask(Query(), member(*who), counts=kept) == ask(Query(), member(*who))
+
+
+def test_rows_are_of_now_where_counts_are_kept(rows, ask, loop, kept):
+    query = Query(task="sentiment")
+    long, whole = replace(query, limit=1), replace(query, limit=100)
+    before = ask(long, counts=kept)
+    assert before.total > 1
+
+    async def show_first(visible):
+        async with rows[0].write() as conn:
+            own = schema.adapter.c.repo_id == before.rows[0]["repo_id"]
+            await conn.execute(sa.update(schema.adapter).where(own).values(visible=visible))
+
+    loop.run_until_complete(show_first(False))
+    try:
+        for facets in (True, False):
+            shown = ask(whole, facets=facets, counts=kept)
+            assert before.rows[0]["repo_id"] not in {row["repo_id"] for row in shown.rows}
+            assert shown.total == len(shown.rows) == before.total - 1
+        assert ask(long, counts=kept).total == before.total
+    finally:
+        loop.run_until_complete(show_first(True))
 
 
 def test_a_page_is_not_shifted_by_what_changes_meanwhile(rows, ask, loop):

@@ -49,6 +49,13 @@ def test_ranks_ties_and_missing_results(trial: Trial) -> None:
     assert found.metrics == {"accuracy": 4, "f1": 1}
 
 
+def test_those_without_a_number_need_not_be_looked_for(trial: Trial) -> None:
+    rows = {"a/first": {**SST, "scores": {"accuracy": 0.9}}, "a/none": SST}
+    found = board(trial, rows, ("sentiment", "sst-2"), unranked=False)
+    assert [line.full_name for line in found.lines] == ["a/first"]
+    assert (list(found.missing), found.unranked) == ([], 0)
+
+
 def test_less_is_better_for_some_metrics(trial: Trial) -> None:
     books = {"task": "lm", "subtask": "books"}
     rows = {f"a/x{value}": {**books, "scores": {"perplexity": float(value)}} for value in (30, 9, 120)}
