@@ -26,13 +26,14 @@ __all__ = [
     "ANONYMOUS",
     "Principal",
     "authenticate",
+    "check_password",
     "create_org",
     "create_token",
     "create_user",
     "find_account",
     "log",
-    "login",
     "logout",
+    "open_session",
     "principal",
     "revoke_token",
     "session_principal",
@@ -334,8 +335,8 @@ async def principal(conn: AsyncConnection, account_id: int, *, role: str = "writ
 # ---- sessions -------------------------------------------------------------------------------------------------------
 
 
-async def login(conn: AsyncConnection, name: str, password: str) -> str:
-    """A new session for a user: the value of their cookie.
+async def check_password(conn: AsyncConnection, name: str, password: str) -> int:
+    """The id of the user of a name and a password.
 
     Raises:
         Unauthorized: name and password do not fit, or the account is disabled. It is not said which.
@@ -352,7 +353,7 @@ async def login(conn: AsyncConnection, name: str, password: str) -> str:
         known = False
     if row is None or not known or row["disabled"]:
         raise Unauthorized("Name and password do not fit.")
-    return await open_session(conn, row["id"])
+    return int(row["id"])
 
 
 @functools.cache
@@ -362,7 +363,7 @@ def _no_password() -> str:
 
 
 async def open_session(conn: AsyncConnection, account_id: int) -> str:
-    """A new session, without asking for a password."""
+    """A new session: the value of its cookie."""
     cookie = secrets.token_urlsafe(32)
     await conn.execute(sa.delete(schema.session).where(schema.session.c.expires < now()))
     await conn.execute(

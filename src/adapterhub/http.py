@@ -19,9 +19,11 @@ from .hub import Hub
 from .settings import MiB
 
 __all__ = [
+    "BROWSER_COOKIE",
     "SESSION_COOKIE",
     "check_csrf",
     "check_values",
+    "cookie_name",
     "error_headers",
     "flag",
     "header_line",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 SESSION_COOKIE = "adapterhub_session"
+BROWSER_COOKIE = "adapterhub_browser"
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _MAX_DEPTH = 64
 _MAX_VALUES = 100_000
@@ -47,8 +50,13 @@ def hub_of(request: Request) -> Hub:
 
 
 def session_cookie(hub: Hub) -> str:
-    """The name of the session's cookie: with `__Host-`, browsers send it over TLS to this host alone."""
-    return f"__Host-{SESSION_COOKIE}" if hub.settings.public_url.startswith("https://") else SESSION_COOKIE
+    """The name of the session's cookie."""
+    return cookie_name(hub, SESSION_COOKIE)
+
+
+def cookie_name(hub: Hub, name: str) -> str:
+    """The full name of a cookie: with `__Host-`, browsers send it over TLS to this host alone."""
+    return f"__Host-{name}" if hub.settings.public_url.startswith("https://") else name
 
 
 async def principal_of(request: Request) -> Principal:

@@ -16,6 +16,7 @@ LIMITS: Mapping[str, tuple[int, int]] = {
     "resolve": (5000, 300),
     "upload": (1000, 3600),
     "login": (10, 300),
+    "password": (10, 900),  # wrong ones, per account
 }
 
 

@@ -16,9 +16,10 @@ from .. import accounts
 from ..accounts import Principal
 from ..db import schema
 from ..db.schema import now
-from ..errors import BadRequest, Conflict, Forbidden, NotFound, Unauthorized
-from ..http import hub_of, principal_of, session_cookie
+from ..errors import BadRequest, Conflict, Forbidden, NotFound, TooManyRequests, Unauthorized
+from ..http import BROWSER_COOKIE, SESSION_COOKIE, cookie_name, hub_of, principal_of, session_cookie
 from ..index import search
+from ..ops import attempts
 from ..ops.setup import consume_setup_key
 from . import queries
 from .formats import path as quoted
@@ -46,12 +47,19 @@ async def login(request: Request) -> Response:
     """Checks name and password."""
     form, hub = await form_of(request), hub_of(request)
     following, name = _inside(str(form.get("next", "/"))), str(form.get("name", "")).strip()
+    browser = attempts.known_browser(hub, name, request.cookies.get(cookie_name(hub, BROWSER_COOKIE)))
     try:
-        async with hub.db.write() as conn:
-            cookie = await accounts.login(conn, name, str(form.get("password", "")))
-    except Unauthorized as error:
-        return await page(request, "login.html", 401, following=following, problem=error.message, name=name)
-    return _with_session(request, redirect(following), cookie)
+        async with attempts.attempt(hub, name, browser), hub.db.read() as conn:
+            user = await accounts.check_password(conn, name, str(form.get("password", "")))
+    except (Unauthorized, TooManyRequests) as error:
+        answer = await page(request, "login.html", error.status, following=following, problem=error.message, name=name)
+        answer.headers.update(error.headers)
+        return answer
+    async with hub.db.write() as conn:
+        cookie = await accounts.open_session(conn, user)
+    answer = _with_session(request, redirect(following), cookie)
+    _set_cookie(request, answer, BROWSER_COOKIE, attempts.remember(hub, name), attempts.KNOWN_DAYS)
+    return answer
 
 
 @router.post("/logout")
@@ -122,15 +130,19 @@ def _require_signup(request: Request) -> None:
 
 
 def _with_session(request: Request, answer: Response, cookie: str) -> Response:
+    _set_cookie(request, answer, SESSION_COOKIE, cookie, accounts.SESSION_DAYS)
+    return answer
+
+
+def _set_cookie(request: Request, answer: Response, name: str, value: str, days: int) -> None:
     answer.set_cookie(
-        session_cookie(hub_of(request)),
-        cookie,
-        max_age=accounts.SESSION_DAYS * 86400,
+        cookie_name(hub_of(request), name),
+        value,
+        max_age=days * 86400,
         httponly=True,
         samesite="lax",
         secure=_is_secure(request),
     )
-    return answer
 
 
 def _is_secure(request: Request) -> bool:
@@ -179,11 +191,12 @@ async def change_profile(request: Request) -> Response:
     form, me, hub = await form_of(request), await principal_of(request), hub_of(request)
     user = me.require_user()
     if form.get("action") == "password":
+        try:
+            async with attempts.attempt(hub, me.name, me.session or ""), hub.db.read() as conn:
+                await accounts.check_password(conn, me.name, str(form.get("current", "")))
+        except Unauthorized as error:
+            raise Forbidden("The current password is another one. Nothing was changed.") from error
         async with hub.db.write() as conn:
-            try:
-                await accounts.login(conn, me.name, str(form.get("current", "")))
-            except Unauthorized as error:
-                raise Forbidden("The current password is another one. Nothing was changed.") from error
             await accounts.set_password(conn, user, str(form.get("password", "")))
             cookie = await accounts.open_session(conn, user)
         return _with_session(request, redirect("/settings/profile"), cookie)
