@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..db import schema
+from ..db.engine import insert_missing
 from ..repos import repos
 from . import search
 from .record import Record
@@ -37,17 +40,39 @@ async def put(conn: AsyncConnection, repo: Repo, commit: Commit, record: Record)
         **record.columns(),
     }
     row["search"] = f"{repo.full_name.lower()} {row['search']}"
-    await conn.execute(sa.insert(schema.adapter).values(**row))
+    await conn.execute(sa.insert(schema.adapter).values(_storable(schema.adapter, row)))
     many: list[tuple[sa.Table, list[dict[str, Any]]]] = [
         (schema.adapter_tag, [{"tag": tag} for tag in record.tags]),
         (schema.dependency, [{"target": target, "note": note} for target, note in record.dependencies.items()]),
         (schema.evaluation, [{**item._asdict(), "source": "card"} for item in record.evaluations]),
     ]
     for table, rows in many:
-        if rows:
-            await conn.execute(sa.insert(table), [{"repo_id": repo.id, **row} for row in rows])
-    await search.put(conn, repo.id, row["search"])
+        await insert_missing(conn, table, [_storable(table, {"repo_id": repo.id, **row}) for row in rows])
+    await search.put(conn, repo.id, _clean(row["search"]))
     await refresh_visible(conn, repo.id)
+
+
+def _storable(table: sa.Table, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as every database takes it, whatever files say: clean, and no text longer than its column."""
+
+    def fitting(name: str, value: Any) -> Any:
+        return value[: getattr(table.c[name].type, "length", None)] if isinstance(value, str) else value
+
+    return {name: fitting(name, value) for name, value in _clean(row).items()}
+
+
+def _clean(value: Any) -> Any:
+    """A value without what PostgreSQL refuses in texts and JSON: NUL, halves of characters, numbers that are none."""
+    match value:
+        case str():
+            return value.replace("\0", "").encode("utf-8", "replace").decode()
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {_clean(key): _clean(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_clean(item) for item in value]
+    return value
 
 
 async def refresh_visible(conn: AsyncConnection, repo_id: int) -> None:

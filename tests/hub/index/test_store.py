@@ -47,6 +47,30 @@ def files(title, place="sentiment/imdb"):
     }
 
 
+STRANGE = f"a\0b\ud800{'é' * 300}"
+STRANGE_CONFIG = {
+    "config": {**CONFIG["config"], "non_linearity": STRANGE, STRANGE: float("nan")},
+    **dict.fromkeys(("model_name", "model_type", "model_class"), STRANGE),
+}
+STRANGE_CARD = (
+    "---\n"
+    + json.dumps(
+        {
+            "tags": [f"{'t' * 250}{i}" for i in range(3)],
+            "license": STRANGE.replace("\ud800", ""),
+            "library_name": "x" * 300,
+            "pipeline_tag": "x" * 300,
+            "language": "x" * 300,
+            "datasets": ["x" * 300],
+            "dependencies": [f"{'d' * 250}{i}" for i in range(3)],
+            "results": [{"dataset": "x" * 300, "split": "x" * 300, "metric": "m" * 300, "value": 0.5}],
+        }
+    )
+    + "\n---\n# "
+    + "t" * 500
+)
+
+
 async def user(hub, name="alice"):
     async with hub.db.read() as conn:
         account = await accounts.find_account(conn, name)
@@ -142,3 +166,25 @@ def test_a_deleted_repository_is_not_put_back(hub, run):
 
     with pytest.raises(RepoNotFound):
         run(work())
+
+
+def test_whatever_files_say_can_be_stored(hub, run):
+    contents = files("x") | {
+        "README.md": STRANGE_CARD.encode(),
+        "adapter_config.json": json.dumps(STRANGE_CONFIG).encode(),
+    }
+
+    async def work():
+        who = await user(hub)
+        repo = await manage.create(hub, who, "alice/strange", private=False)
+        await push(hub, who, repo, contents)
+        kept = await snapshot(hub)
+        await reindex(hub)
+        assert await snapshot(hub) == kept
+        async with hub.db.read() as conn:
+            return (await conn.execute(sa.select(schema.adapter))).mappings().one()
+
+    row = run(work())
+    assert row["non_linearity"] == f"ab?{'é' * 300}"[:32]
+    assert row["config"]["non_linearity"] == f"ab?{'é' * 300}"
+    assert row["config"][f"ab?{'é' * 300}"] is None
