@@ -17,7 +17,7 @@ from starlette.responses import Response
 from ..content import cards, render
 from ..content.cards import Card, InvalidCard
 from ..db.counts import Counts
-from ..errors import EntryNotFound, HubError
+from ..errors import BadRequest, EntryNotFound, HubError
 from ..http import hub_of, principal_of, unquote
 from ..index import compat, search
 from ..index.search import Query
@@ -429,7 +429,7 @@ async def change(request: Request) -> Response:
     action = str(form.get("action", ""))
     if action == "delete":
         if str(form.get("confirm", "")) != name:
-            raise EntryNotFound(f"To delete it, type its full name: {name}.")
+            raise BadRequest(f"To delete it, type its full name: {name}.")
         await manage.delete(hub, me, name)
         return redirect(f"/{quoted(request.path_params['namespace'])}")
     if action == "move":

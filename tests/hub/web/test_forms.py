@@ -168,7 +168,7 @@ def test_settings_rename_hide_and_delete(alice: httpx.Client, bob: httpx.Client)
     alice.post("/alice/new-name/settings", data={"csrf": csrf(alice), "action": "private"})
     assert bob.get("/alice/new-name").status_code == 404
     wrong = alice.post("/alice/new-name/settings", data={"csrf": csrf(alice), "action": "delete", "confirm": "new"})
-    assert wrong.status_code == 404
+    assert wrong.status_code == 400
     sure = {"csrf": csrf(alice), "action": "delete", "confirm": "alice/new-name"}
     alice.post("/alice/new-name/settings", data=sure)
     assert alice.get("/alice/new-name").status_code == 404
