@@ -229,7 +229,7 @@ def _lexer(language: str) -> Any:
 
 _LONGEST_LINE = 2000
 _FORMATTER = HtmlFormatter(cssclass="highlight", wrapcode=True)
-_FILE_FORMATTER = HtmlFormatter(cssclass="highlight", wrapcode=True, lineanchors="L")
+_FILE_FORMATTER = HtmlFormatter(cssclass="highlight", wrapcode=True, linespans="L")
 
 
 # ---- the list -------------------------------------------------------------------------------------------------------
@@ -264,6 +264,8 @@ _VALUES = {
     "open": re.compile(r""),
     "id": re.compile(rf"{_ANCHOR}[\w-]+"),
 }
+# What may be wider than the page is scrolled there, which keys can do only where they can go.
+_SCROLLABLE = {tag: {"tabindex": "0"} for tag in ("pre", "table")}
 _DROPPED = {"script", "style", "title", "template", "noscript", "iframe", "object", "textarea", "svg", "math", "select"}
 
 
@@ -285,4 +287,5 @@ def _clean(html: str, place: Place) -> str:
         attribute_filter=keep,
         url_schemes={"http", "https", "mailto"},
         link_rel="nofollow noopener",
+        set_tag_attribute_values=_SCROLLABLE,
     )

@@ -62,9 +62,7 @@ def scatter(points: Sequence[Point], metric: str, *, higher_is_better: bool = Tr
             front.append(point)
     steps = "".join(f"H{x(point)}V{y(point)}" for point in front[1:])
     line = f"M{x(front[0])} {y(front[0])}{steps}H{_LEFT + _WIDTH}"
-    names = "".join(
-        f'<text x="{x(p) + 10}" y="{y(p) - 9}">{escape(p.name.rpartition("/")[2])}</text>' for p in front[-6:]
-    )
+    names = "".join(_label(p.name.rpartition("/")[2], x(p), y(p) - 9) for p in front[-6:])
     dots = "".join(
         f'<a href="/{escape(p.name)}"><circle class="point" cx="{x(p)}" cy="{y(p)}" r="6"/>'
         f"<title>{escape(p.name)}: {decimal(p.score)}, {count(p.parameters)} parameters</title></a>"
@@ -75,6 +73,13 @@ def scatter(points: Sequence[Point], metric: str, *, higher_is_better: bool = Tr
         f'aria-label="{escape(metric)} against number of parameters">{_axes(x_axis, y_axis, metric)}'
         f'<path class="front" d="{line}"/>{dots}{names}</svg>'
     )
+
+
+def _label(text: str, x: float, y: float) -> str:
+    """A name beside its point, on the side where there is more room."""
+    is_left = x < _LEFT + _WIDTH / 2
+    anchor = "" if is_left else ' text-anchor="end"'
+    return f'<text x="{x + 10 if is_left else x - 10:g}" y="{y:g}"{anchor}>{escape(text)}</text>'
 
 
 def _range(values: Sequence[float], margin: float) -> tuple[float, float]:

@@ -82,6 +82,7 @@ def _markdown(text: str, endpoint: str) -> str:
         "commonmark", {"highlight": lambda source, language, _: str(code(source, language or "text"))}
     )
     html = str(highlighter.enable("table").render(text.replace("{{endpoint}}", endpoint)))
+    html = re.sub(r"<(pre|table)>", r'<\1 tabindex="0">', html)  # so that keys can scroll it
     return re.sub(r"<h2>(.*?)</h2>", _heading, html)
 
 
@@ -90,6 +91,11 @@ def _heading(match: re.Match[str]) -> str:
     return (
         f'<h2 id="{anchor}"><a class="anchor" href="#{anchor}" aria-label="Link to this section">#</a>{match[1]}</h2>'
     )
+
+
+def _inline(text: str) -> Markup:
+    """A sentence with `code` in it."""
+    return Markup(MarkdownIt("commonmark", {"html": False}).renderInline(text))
 
 
 def _operations(description: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -103,7 +109,12 @@ def _operations(description: Mapping[str, Any]) -> dict[str, list[dict[str, Any]
             parameters = [item["name"] for item in operation.get("parameters", ()) if item["in"] == "query"]
             text = operation.get("description") or operation.get("summary") or ""
             groups.setdefault(group, []).append(
-                {"method": method.upper(), "path": path, "text": text.split("\n\n")[0], "parameters": parameters}
+                {
+                    "method": method.upper(),
+                    "path": path,
+                    "text": _inline(text.split("\n\n")[0]),
+                    "parameters": parameters,
+                }
             )
     return dict(sorted(groups.items()))
 

@@ -71,6 +71,8 @@ def assert_harmless(html: str) -> None:
                 assert re.fullmatch(r"card-[\w-]+", str(value)), value
             elif name == "class":
                 assert re.fullmatch(r"highlight|[a-z0-9]{1,3}( [a-z0-9]{1,3})*|", str(value)), value
+            elif name == "tabindex":
+                assert (tag, value) in {("pre", "0"), ("table", "0")}
             else:
                 assert name in QUIET, name
 
@@ -277,7 +279,12 @@ def test_text_files(name: str, text: str, token: str):
     html = render_text(name, text)
     assert token in html
     assert 'id="L-1"' in html
-    assert {tag for tag, _ in Page(html).found} <= {"div", "pre", "span", "code", "a"}
+    assert {tag for tag, _ in Page(html).found} <= {"div", "pre", "span", "code"}
+
+
+def test_keys_can_scroll_what_is_wide():
+    html = render("```python\nx = 1\n```\n\n| a |\n|---|\n| 1 |\n\n<pre tabindex='7'>y</pre>", repo="a/b")
+    assert [attributes["tabindex"] for tag, attributes in Page(html).found if tag in ("pre", "table")] == ["0"] * 3
 
 
 def test_long_cards_are_cut():

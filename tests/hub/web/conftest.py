@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -11,11 +14,26 @@ from tests.hub.conftest import PASSWORD, HubServer, Makers
 
 from .sample import fill
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+CHROMIUM = os.environ.get("ADAPTERHUB_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
 
 @pytest.fixture(scope="session")
 def site(hub_makers: Makers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     """A running hub with sample data; tests do not change it."""
-    with hub_makers.server(tmp_path_factory.mktemp("site")) as server:
+    with hub_makers.server(tmp_path_factory.mktemp("site"), open_signup=True) as server:
         server.call(fill)
         yield server
 
@@ -33,6 +51,18 @@ def alice(site: HubServer) -> Iterator[httpx.Client]:
     with browser(site) as client:
         log_in(client, "alice")
         yield client
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A real browser."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed (or set ADAPTERHUB_CHROMIUM)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
 
 
 def browser(server: HubServer) -> httpx.Client:

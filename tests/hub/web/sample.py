@@ -360,7 +360,8 @@ async def _talk(hub: Hub, alice: Principal, bob: Principal, hidden: int, layers:
         number = await discussions.begin(conn, repo, bob, "Which seed was this?", "I get `0.921` with seed 3.")
         await discussions.comment(conn, repo, number, alice, "Seed 42, as in the **table** of the card.")
     better = files(made._replace(about="Tells whether a sentence is favourable."), hidden=hidden, layers=layers)
-    await push(hub, bob, repo, {"README.md": better["README.md"]}, "Say it in fewer words", pull=True)
+    shorter = {"README.md": better["README.md"], "logs/train.csv": b"step,loss\n1,0.7\n"}
+    await push(hub, bob, repo, shorter, "Say it in fewer words", pull=True)
     broken = better["README.md"].replace(b"value: 0.929", b"value: 9290")
     await push(hub, bob, repo, {"README.md": broken}, "Report a score that cannot be", pull=True)
 

@@ -18,6 +18,7 @@ TEXT = [
     *((ink, ground) for ink in ("trained", "good", "warn", "bad") for ground in ("surface", f"{ink}-soft")),
     ("accent", "accent-soft"),
     ("on-accent", "accent"),
+    ("text", "accent-soft"),
     ("muted", "accent-soft"),
     ("bad", "page"),
 ]  # fmt: skip

@@ -11,60 +11,8 @@ import pytest
 
 from tests.hub.conftest import HubServer
 
+from .addresses import LOGGED_IN, PAGES
 from .sample import EVIL
-
-PAGES = {
-    "/": "AdapterHub",
-    "/explore/text_task": "Tasks",
-    "/explore/text_lang": "Languages",
-    "/explore/sentiment": "Sentiment Analysis",
-    "/explore/sentiment/sst-2": "SST-2",
-    "/explore/sentiment/sst-2?view=leaderboard": "SST-2",
-    "/adapters": "Adapters",
-    "/adapters?q=swahili": "“swahili”",
-    "/architectures": "Methods",
-    "/architectures/mam": "Mix-and-Match",
-    "/architectures/houlsby": "Double sequential bottleneck",
-    "/architectures/lohfink-rossi-leaveout": "Lohfink-Rossi",
-    "/models/bert-base-uncased": "Adapters for bert-base-uncased",
-    "/alice": "Alice",
-    "/acme": "Acme",
-    "/alice/bert-sst2": "alice/bert-sst2",
-    "/alice/bert-sst2?revision=v1.0": "alice/bert-sst2",
-    "/alice/bert-sst2/config": "Config of alice/bert-sst2",
-    "/alice/bert-sst2/tree/main": "Files of alice/bert-sst2",
-    "/alice/bert-sst2/tree/feat%2Flonger": "Files of alice/bert-sst2",
-    "/alice/bert-sst2/tree/refs%2Fpr%2F2": "Files of alice/bert-sst2",
-    "/alice/bert-sst2/blob/main/README.md": "README.md",
-    "/alice/bert-sst2/blob/main/adapter_config.json": "adapter_config.json",
-    "/alice/bert-sst2/blob/feat%2Flonger/adapter.safetensors": "adapter.safetensors",
-    "/alice/bert-sst2/versions": "Versions of alice/bert-sst2",
-    "/alice/bert-sst2/commits/feat%2Flonger": "Versions of alice/bert-sst2",
-    "/alice/bert-sst2/commit/main": "Train longer",
-    "/alice/bert-sst2/results": "Results of alice/bert-sst2",
-    "/alice/bert-sst2/checks": "Checks of alice/bert-sst2",
-    "/alice/bert-sst2/discussions": "Discussions of alice/bert-sst2",
-    "/alice/bert-sst2/discussions/1": "Which seed was this?",
-    "/alice/bert-sst2/discussions/3": "Report a score that cannot be",
-    "/login": "Log in",
-    "/docs": "Five-minute guide",
-    "/docs/push": "Push an adapter",
-    "/docs/api": "API",
-    "/docs/checks": "Checks",
-}
-LOGGED_IN = {
-    "/upload": "Upload an adapter",
-    "/upload?repo=alice/bert-sst2": "Change alice/bert-sst2",
-    "/settings/profile": "Profile",
-    "/settings/tokens": "Access tokens",
-    "/organizations/new": "New organisation",
-    "/acme?tab=members": "Acme",
-    "/alice/bert-sst2/settings": "Settings of alice/bert-sst2",
-    "/alice/bert-sst2/discussions/new": "New discussion",
-    "/admin": "Administration",
-    "/admin?tab=audit": "Administration",
-    "/admin?tab=jobs": "Administration",
-}
 
 
 def title(html: str) -> str:
@@ -165,6 +113,13 @@ def test_the_leaderboard_is_in_order(visitor: httpx.Client) -> None:
     assert scores == sorted(scores, reverse=True)
     assert scores[0] == 0.946
     assert '<svg class="plot"' in html
+    assert 'text-anchor="end">roberta-sst2-lora</text>' in html  # at the right edge, its name stands on the left
+
+
+def test_the_api_is_described(visitor: httpx.Client) -> None:
+    html = visitor.get("/docs/api").text
+    assert "<code>/api/v1/adapters</code>" in html
+    assert "is sent as <code>%2F</code>" in html
 
 
 def test_addresses_of_the_old_hub_still_lead_somewhere(site: HubServer) -> None:
