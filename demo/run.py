@@ -91,7 +91,7 @@ def parse() -> Settings:
         parser.error("--methods needs at least one adapter besides the references head and full")
     if given.seeds < 1:
         parser.error(f"--seeds is {given.seeds}; it must be at least 1")
-    size = {"per_area": 12, "epochs": 1} if given.short else {"per_area": 150, "epochs": 3}
+    size = {"per_area": 12, "epochs": 1} if given.short else {"per_area": 130, "epochs": 3}
     return Settings(
         out=given.out,
         model=given.model or base.default_model(),

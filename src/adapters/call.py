@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 Scores = dict[str, dict[int, dict[str, Any]]]
+Positions = tuple[Tensor | None, Tensor | None, int, int]
+"""(first, end, offset, length) of a `HiddenState`."""
+
+
+@dataclass
+class Running:
+    """A stack of layers that is running.
+
+    Attributes:
+        mask: The attention mask [B, S] it was given, if any.
+        offset: Number of cached positions.
+        positions: Rows and positions of hidden states -> what they attend to.
+    """
+
+    mask: Tensor | None = None
+    offset: int = 0
+    positions: dict[tuple[int, int], Positions] = field(default_factory=dict)
 
 
 class Call:
@@ -29,7 +47,8 @@ class Call:
         residual: x of the residual branch that is being computed.
         hidden: Input of the attention module that is being computed.
         override: What the next norm must return instead of its own output.
-        stacks: Attention mask and number of cached positions of the stacks that are running.
+        stacks: The stacks of layers that are running, by id.
+        windows: (first, end, numbers, masks) of the last edit of some positions: those of all layers are alike.
     """
 
     def __init__(self) -> None:
@@ -48,7 +67,8 @@ class Call:
         self.residual: Tensor | None = None
         self.hidden: Tensor | None = None
         self.override: Tensor | None = None
-        self.stacks: dict[int, tuple[Tensor | None, int]] = {}
+        self.stacks: dict[int, Running] = {}
+        self.windows: tuple[Tensor, Tensor, Any, Any] | None = None
 
 
 class _Calls(threading.local):

@@ -5,14 +5,12 @@ What a method never sees: model names, other methods, files, which adapters are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from operator import attrgetter
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from adapters.call import CALL, record
 from adapters.errors import MergeError
@@ -147,60 +145,6 @@ def new_gate(in_features: int, gates: int = 1) -> nn.Linear:
     linear = nn.Linear(in_features, gates)
     nn.init.normal_(linear.weight, std=0.02)
     return linear
-
-
-class Derived:
-    """What `compute()` makes of the parameters and buffers of some modules, kept until one of them changes.
-
-    Only kept while no gradient is asked for: in training it is computed anew, under `torch.compile` it is traced.
-    What is kept has the dtype of its sources also when it was first asked for under autocast.
-    Fused optimizers change parameters without a trace, so every step of any optimizer ends what is kept.
-    """
-
-    def __init__(self, compute: Callable[[], Any], *modules: nn.Module) -> None:
-        self.compute = compute
-        self.sources = [d for module in modules for m in module.modules() for d in (m._parameters, m._buffers) if d]
-        self._key: Any = None
-        self._value: Any = None
-        self._held: list[Tensor] = []
-
-    def __call__(self) -> Any:
-        if torch.compiler.is_compiling():
-            return self.compute()
-        tensors = [t for source in self.sources for t in source.values() if t is not None]
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            self._key = None
-            return self.compute()
-        try:
-            key = [_STEPS.count, *map(Tensor.data_ptr, tensors), *map(_VERSION, tensors)]
-        except RuntimeError:  # made in inference mode: changes of such tensors cannot be noticed
-            return self.compute()
-        if key != self._key:
-            with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
-                self._value = self.compute()
-                self._held = [t.detach() for t in tensors]  # so that no other tensor gets these addresses
-            self._key = key
-        return self._value
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_key": None, "_value": None, "_held": []}
-
-
-_VERSION = attrgetter("_version")
-
-
-class _Steps:
-    """Counts the steps of all optimizers."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        register_optimizer_step_post_hook(self._add)
-
-    def _add(self, *args: Any) -> None:
-        self.count += 1
-
-
-_STEPS = _Steps()
 
 
 @contextmanager

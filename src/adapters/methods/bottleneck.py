@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from adapters.errors import ConfigError
-from adapters.methods.base import AdapterModule, Derived, gate, matched, new_gate
+from adapters.methods.base import AdapterModule, gate, matched, new_gate
 from adapters.methods.config import (
     AdapterConfig,
     ConfigT,
@@ -30,6 +30,7 @@ from adapters.methods.config import (
     probability,
     seed,
 )
+from adapters.methods.derived import Derived
 from adapters.methods.stacking import RowGroups, select
 from adapters.methods.state import ResidualState
 from adapters.sites.resolve import ResidualSite

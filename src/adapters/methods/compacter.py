@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import ConfigError
-from adapters.methods.base import Derived, matched
+from adapters.methods.base import matched
 from adapters.methods.bottleneck import BnConfig, Bottleneck, DoubleSeqBnConfig, SeqBnConfig, reduction_factor
 from adapters.methods.config import AdapterConfig
+from adapters.methods.derived import Derived
 from adapters.sites.resolve import ResidualSite
 
 
@@ -167,6 +168,11 @@ class Compacter(Bottleneck):
     }
     shared_container = "shared_parameters"
 
+    def __init__(self, config: BnConfig, site: ResidualSite, name: str) -> None:
+        super().__init__(config, site, name)
+        *_, down, activate = self.adapter_down
+        self.lean = down.forward, activate.forward, self.adapter_up.forward
+
     @classmethod
     def handles(cls, config: Any) -> bool:
         return isinstance(config, BnConfig) and config.phm_layer
@@ -188,10 +194,10 @@ class Compacter(Bottleneck):
         """Nothing to do: the maps initialise themselves."""
 
     def _project(self, z: Tensor) -> Tensor:
-        *_, down, activate = self.adapter_down
         if self.config.ln_before:
             z = self.adapter_norm_before(z)
-        return self.adapter_up.forward(activate.forward(down.forward(z)))  # type: ignore[no-any-return]
+        down, activate, up = self.lean
+        return up(activate(down(z)))  # type: ignore[no-any-return]
 
     @property
     def signature(self) -> tuple[Any, ...] | None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import ConfigError
-from adapters.methods.base import Derived, LinearAdapter, gate, new_gate
+from adapters.methods.base import LinearAdapter, gate, new_gate
 from adapters.methods.config import AdapterConfig
+from adapters.methods.derived import Derived
 from adapters.methods.lora import LoRAConfig, init_matrices, linear_method, output_columns, wants_site
 from adapters.methods.stacking import RowGroups
 from adapters.methods.state import LinearState

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.errors import CompositionError
-from adapters.methods.base import Derived, LinearAdapter, gate, matched, new_gate
+from adapters.methods.base import LinearAdapter, gate, matched, new_gate
 from adapters.methods.config import (
     AdapterConfig,
     Rule,
@@ -30,6 +30,7 @@ from adapters.methods.config import (
     seed,
     text,
 )
+from adapters.methods.derived import Derived
 from adapters.methods.stacking import RowGroups, select
 from adapters.methods.state import LinearState
 from adapters.sites.linear import weight_of
@@ -223,14 +224,19 @@ class LoRA(LinearAdapter):
 
     def delta_weight(self) -> Tensor:
         """B A without scaling, [O, I]."""
+        a, b = self.wide_matrices()
+        return b @ a
+
+    def wide_matrices(self) -> tuple[Tensor, Tensor]:
+        """A [n r, I] and B [O, n r] of n adapted parts: each part's columns of B, zeros elsewhere."""
+        a, b = self.matrices()
         if self.whole:
-            a, b = self.matrices()
-            return b @ a
-        products = [(columns, b @ a) for columns, a, b in self.pairs()]
-        delta = products[0][1].new_zeros(self.site.out_features, self.site.in_features)
-        for columns, product in products:
-            delta[columns] = product
-        return delta
+            return a, b
+        wide = b.new_zeros(self.out_features, len(a))
+        for i, (columns, _, part) in enumerate(self.pairs()):
+            rank = part.shape[1]
+            wide[columns, i * rank : (i + 1) * rank] = part
+        return a, wide
 
     @property
     def delta_w(self) -> Tensor:
@@ -368,24 +374,29 @@ class DoRA(LoRA):
     def bind(self, shared: nn.Module | None) -> None:
         super().bind(shared)
         sources = (self, self.site.module) if shared is None else (self, self.site.module, shared)
-        self._magnitude = Derived(self._compute, *sources)
+        self._folded = Derived(self._fold, *sources)
+
+    def _fold(self) -> tuple[Tensor, Tensor, Tensor]:
+        """m / ||W + B A|| [O], A transposed [I, n r], and (alpha / r) * m / ||W + B A|| * B transposed [n r, O]."""
+        a, b = self.wide_matrices()
+        norm: Tensor = (weight_of(self.site.module) + b @ a).norm(dim=1)
+        magnitude = self.m.weight.squeeze(1) / norm
+        return magnitude, a.t(), b.t() * (self.scaling * magnitude)
 
     def magnitude(self) -> Tensor:
         """m / ||W + B A||, [O]."""
-        return self._magnitude()  # type: ignore[no-any-return]
-
-    def _compute(self) -> Tensor:
-        norm: Tensor = (weight_of(self.site.module) + self.delta_weight()).norm(dim=1)
-        return self.m.weight.squeeze(1) / norm
+        return self._folded()[0]  # type: ignore[no-any-return]
 
     def run(self, state: LinearState) -> LinearState:
         return replace(super().run(state), magnitude=self.magnitude().view(1, 1, -1))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if not (self.direct and x.dtype == y.dtype == self.m.weight.dtype and y.is_contiguous()):
+        magnitude, down, up = self._folded()
+        if not (self.direct and x.dtype is y.dtype is down.dtype and y.is_contiguous()):
             return self.run(LinearState(x, y)).result()
-        adapted = super().forward(x, y)
-        return adapted * self.magnitude() if torch.is_grad_enabled() else adapted.mul_(self.magnitude())
+        y = y * magnitude if torch.is_grad_enabled() else y.mul_(magnitude)
+        y.view(-1, self.out_features).addmm_(x.reshape(-1, self.in_features) @ down, up)
+        return y
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         magnitude = self.magnitude()

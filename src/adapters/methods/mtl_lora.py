@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from adapters.methods.base import Derived
 from adapters.methods.config import AdapterConfig, MultiTaskConfig, Rule, integer, number, one_of
+from adapters.methods.derived import Derived
 from adapters.methods.lora import LoRA, LoRAConfig, init_matrices
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.methods.base import AdapterModule, Derived, gate, new_gate
+from adapters.methods.base import AdapterModule, gate, new_gate
 from adapters.methods.bottleneck import activation_module
 from adapters.methods.config import (
     AdapterConfig,
@@ -24,6 +24,7 @@ from adapters.methods.config import (
     probability,
     seed,
 )
+from adapters.methods.derived import Derived
 from adapters.methods.state import AttentionState
 from adapters.sites.resolve import AttentionSite
 

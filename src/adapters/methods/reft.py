@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.methods.base import AdapterModule, Derived, matched
+from adapters.call import CALL
+from adapters.methods.base import AdapterModule, matched
 from adapters.methods.bottleneck import activation_module
 from adapters.methods.config import (
     AdapterConfig,
@@ -25,6 +26,7 @@ from adapters.methods.config import (
     probability,
     seed,
 )
+from adapters.methods.derived import Derived
 from adapters.methods.state import HiddenState
 from adapters.sites.resolve import LayerSite
 
@@ -136,6 +138,9 @@ class DiReftConfig(ReftConfig):
     subtract_projection: bool = False
 
 
+Windows = tuple[Tensor | None, Tensor | None]
+
+
 class OrthogonalRows(nn.Module):
     """A matrix R [r, D] with orthonormal rows, parametrised by torch's `orthogonal`.
 
@@ -179,18 +184,18 @@ class ReFTUnit(nn.Module):
 
         self.maps = Derived(self._maps, self)
 
-    def _maps(self) -> tuple[Tensor, Tensor]:
-        """R, and W - R: what is left of the two maps of s where no activation stands between them."""
-        rows = self.projection.weight
+    def _maps(self) -> tuple[Tensor, Tensor, Tensor]:
+        """R, W and b; W - R where no activation stands between the two maps of s."""
+        rows, source = self.projection.weight, self.learned_source
         fold = self.subtract and self.activation is None
-        return rows, self.learned_source.weight - rows if fold else self.learned_source.weight
+        return rows, source.weight - rows if fold else source.weight, source.bias
 
     def delta(self, s: Tensor) -> Tensor:
         """(f(W s + b) - R s) R."""
         rows: Tensor
-        rows, weight = self.maps()
+        rows, weight, bias = self.maps()
         given = matched(s, weight)
-        target = F.linear(given, weight, self.learned_source.bias)
+        target = F.linear(given, weight, bias)
         if self.activation is not None:
             target = self.activation(target)
             target = target - F.linear(given, rows) if self.subtract else target
@@ -228,39 +233,55 @@ class ReFT(AdapterModule[HiddenState]):
         super().__init__(config, site, name)
         units = 1 if config.tied_weights else 2
         self.units = nn.ModuleList(ReFTUnit(config, site.width) for _ in range(units))
+        self.ends = self.units[0], self.units[-1]
 
     @classmethod
     def acts_at(cls, config: ReftConfig, site: LayerSite) -> bool:
         return config.layers == "all" or site.layer in config.layers
 
     def run(self, state: HiddenState) -> HiddenState:
-        return replace(state, h=self(state.h, state.first, state.end, state.offset, state.length))
+        h = state.h if torch.is_grad_enabled() else state.h.clone()
+        return replace(state, h=self(h, state.first, state.end, state.offset, state.length))
 
     def forward(self, h: Tensor, first: Tensor | None, end: Tensor | None, offset: int, length: int) -> Tensor:
-        """Edit h [B, S, D], whose first position is number `offset`; see `HiddenState`."""
+        """Edit h [B, S, D], whose first position is number `offset`; see `HiddenState`. May reuse h."""
         prefix, suffix = self.config.prefix_positions, self.config.suffix_positions
         if first is not None and end is not None:
             return self._edit_masked(h, first, end, offset, length)
         start = length - min(suffix, length)
-        ranges = ((self.units[0], 0, prefix), (self.units[-1], start, length))
+        early, late = self.ends
+        ranges = ((early, 0, prefix), (late, start, length))
         edits = []
         for unit, low, high in ranges:
             low, high = max(low - offset, 0), min(high - offset, h.shape[1])
             if low < high:
                 edits.append((low, high, unit.forward(h[:, low:high])))
         for low, high, edited in edits:
+            if not torch.is_grad_enabled():
+                h[:, low:high] = edited
+                continue
             h = torch.cat([part for part in (h[:, :low], edited, h[:, high:]) if part.shape[1]], 1)
         return h
 
     def _edit_masked(self, h: Tensor, first: Tensor, end: Tensor, offset: int, length: int) -> Tensor:
-        position = torch.arange(offset, offset + h.shape[1], device=h.device)[None]
-        prefix, suffix = self.config.prefix_positions, self.config.suffix_positions
+        prefix, suffix = self._windows(first, end, offset, h.shape[1], length)
         new = h
-        if prefix:
-            attended = (position < end) | (position >= length)  # generated positions follow all given ones
-            chosen = (position >= first) & (position < first + prefix) & attended
-            new = torch.where(chosen[..., None], self.units[0](h), new)
-        if suffix:
-            chosen = (position >= torch.maximum(end - suffix, first)) & (position < end)
-            new = torch.where(chosen[..., None], self.units[-1](h), new)
+        if prefix is not None:
+            new = torch.where(prefix, self.ends[0].forward(h), new)
+        if suffix is not None:
+            new = torch.where(suffix, self.ends[1].forward(h), new)
         return new
+
+    def _windows(self, first: Tensor, end: Tensor, offset: int, span: int, length: int) -> Windows:
+        """Which positions belong to the first and which to the last ones, [B, S, 1]; None where none is edited."""
+        prefix, suffix = self.config.prefix_positions, self.config.suffix_positions
+        call, numbers = CALL.now, (offset, span, length, prefix, suffix)
+        if (last := call.windows) is not None and last[0] is first and last[1] is end and last[2] == numbers:
+            return last[3]  # type: ignore[no-any-return]
+        position = torch.arange(offset, offset + span, device=first.device)[None]
+        attended = (position < end) | (position >= length)  # generated positions follow all given ones
+        early = (position >= first) & (position < first + prefix) & attended
+        late = (position >= torch.maximum(end - suffix, first)) & (position < end)
+        windows = early[..., None] if prefix else None, late[..., None] if suffix else None
+        call.windows = first, end, numbers, windows
+        return windows

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from adapters.methods.base import Derived
 from adapters.methods.config import AdapterConfig
+from adapters.methods.derived import Derived
 from adapters.methods.lora import DoRA, LoRA, LoRAConfig
 from adapters.sites.resolve import LinearSite
 

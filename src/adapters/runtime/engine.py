@@ -258,6 +258,7 @@ class Engine:
         block = self.parse(setup)
         skipped = sorted(set(skip_layers or ()))
         self.config.active_setup, self.config.skip_layers = block, skipped or None
+        self.entry.watches.pop(STATIC, None)
         touched = self._lives_of(block)
         self._set_static(touched | self._touched)
         self._touched = {live for live in touched | self._touched if live.handles}
@@ -310,6 +311,7 @@ class Engine:
             self.entry.detach()
             self.replication.detach()
         self.entry.follow_stacks()
+        self.entry.watches.clear()
         for live in lives:
             if live.modules:
                 self._set_static([live])

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from adapters.call import CALL
+from adapters.call import CALL, Running
 from adapters.composition.blocks import AdapterCompositionBlock
+from adapters.methods.derived import WATCHING, Watch
 from adapters.runtime.active import ACTIVE, STATIC, setup_key
 from adapters.runtime.hooks import LivePrompt
 from adapters.runtime.replication import batch_size, replicate
@@ -28,6 +29,10 @@ class Entry:
         self.engine = engine
         self.handles: list[RemovableHandle] = []
         self.stacks: dict[int, RemovableHandle] = {}
+        self.watches: dict[str, Watch] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "watches": {}}
 
     def attach(self) -> None:
         """Follow calls from now on."""
@@ -64,6 +69,9 @@ class Entry:
             call.task_ids = kwargs.pop("task_ids", None)
             call.replicated = kwargs.pop("adapter_input_parallelized", False) or call.given
             call.residual = call.override = call.hidden = call.copies = None
+            if not torch.compiler.is_compiling():
+                WATCHING.watch = self.watches.setdefault(ACTIVE.key, Watch())
+                WATCHING.watch.look()
         if module is not engine.base and hasattr(module, "heads"):
             return args, kwargs
         copies = engine.replication.copies.get(ACTIVE.key, 1)
@@ -85,7 +93,9 @@ class Entry:
             return None
         scores = {"adapter_gating_scores": call.gating, "adapter_fusion_attentions": call.fusion}
         call.root = call.gating = call.fusion = call.task_ids = call.copies = None
-        call.stacks = {}
+        if not torch.compiler.is_compiling():
+            WATCHING.watch = None
+        call.stacks, call.windows = {}, None
         call.replicated = False
         asked = {name: value for name, value in scores.items() if value is not None}
         if not asked or output is None:
@@ -107,7 +117,7 @@ class Entry:
         if prompts and isinstance(mask, Tensor) and mask.dim() == 2:
             mask = torch.cat([mask.new_ones(mask.shape[0], prompts), mask], 1)
             kwargs["attention_mask"] = mask
-        CALL.now.stacks[id(module)] = (mask if isinstance(mask, Tensor) else None, offset)
+        CALL.now.stacks[id(module)] = Running(mask if isinstance(mask, Tensor) else None, offset)
         return args, kwargs
 
     # ------------------------------------------------------------------------------------------ recomputation

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from adapters.call import CALL
+from adapters.call import CALL, Positions, Running
 from adapters.composition.blocks import Child
 from adapters.composition.evaluate import Adapter, Program, build
 from adapters.composition.fusion import AdapterFusion
@@ -302,22 +303,31 @@ class LiveLayer(Live[LayerSite]):
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
 
-def attended_positions(h: Tensor, stack: nn.Module) -> tuple[Tensor | None, Tensor | None, int, int]:
+def attended_positions(h: Tensor, stack: nn.Module) -> Positions:
     """(first, end, offset, length) of a `HiddenState` h [B, S, D] of a stack, from its attention mask and cache.
 
     While generating, the sequence ends where it ended when the stack ran first.
     """
-    call = CALL.now
-    mask, offset = call.stacks.get(id(stack), (None, 0))
-    end = offset + h.shape[1]
+    running = CALL.now.stacks.get(id(stack)) or Running()
+    shape = h.shape[0], h.shape[1]
+    if (known := running.positions.get(shape)) is None:
+        known = running.positions[shape] = _attended_positions(shape, running, id(stack))
+    return known
+
+
+def _attended_positions(shape: tuple[int, int], running: Running, stack: int) -> Positions:
+    call, rows, mask, offset = CALL.now, shape[0], running.mask, running.offset
+    end = offset + shape[1]
     if call.prompts is not None:
-        end = min(end, call.prompts.setdefault(id(stack), end))
+        end = min(end, call.prompts.setdefault(stack, end))
         if mask is None or mask.dim() != 2:  # a static cache comes with masks of other forms
             mask = call.prompt_mask
     if mask is None or mask.dim() != 2:
         return None, None, offset, end
     attended = mask[:, :end].bool()
-    if (rows := h.shape[0]) != len(attended):
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(attended.all()):
+        return None, None, offset, end  # elsewhere it would take longer to look than to go on
+    if rows != len(attended):
         copies = rows // len(attended)
         attended = attended.repeat(copies, 1) if call.copies else attended.repeat_interleave(copies, 0)
     first = attended.int().argmax(1, keepdim=True)
@@ -396,7 +406,8 @@ class LivePrompt(Live[PromptSite]):
 
     def on_output(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         plan = self.current()
-        if plan is None or CALL.now.stacks.get(id(self.site.stack), (None, 0))[1]:
+        running = CALL.now.stacks.get(id(self.site.stack))
+        if plan is None or (running is not None and running.offset):
             return None
         return plan.run(HiddenState(output)).h  # type: ignore[no-any-return]
 
