@@ -199,12 +199,12 @@ async def commit(
 
     Args:
         revision: branch (`main`) or pull request (`refs/pr/3`).
-        parent: the head that the caller saw; another one is an error then.
+        parent: the head that the caller saw; another one is an error then, unless a pull request begins there.
         create_pull: opens a pull request against `revision` with the result, instead of moving it.
 
     Raises:
         RevisionNotFound: there is no such branch or pull request.
-        StaleParent: `parent` is not the head.
+        StaleParent: `parent` is not the head or, where a pull request begins there, none of the commits before it.
         EntryNotFound: a file to remove is not there.
         BadRequest: a path or title is not allowed, or bytes were not uploaded.
         Conflict: others commit faster than this could be applied.
@@ -217,18 +217,14 @@ async def commit(
         async with hub.db.read() as conn:
             head = await _head(conn, repo, target)
             try:
-                if parent is not None and head.oid != parent:
-                    raise StaleParent(
-                        f"{revision} of {repo.full_name} is at {head.oid}, not at {parent}. Get its newest commit, "
-                        "then try again."
-                    )
-                before = await manifest_of(conn, head.tree)
+                onto = await _onto(conn, repo, revision, head, parent, create_pull=create_pull)
+                before = await manifest_of(conn, onto.tree)
                 after = await _apply(conn, principal, repo, before, operations)
             except (StaleParent, EntryNotFound):
                 if not create_pull and await _is_made(conn, principal, repo, head, operations, title.strip(), parent):
                     return Committed(head.oid, changed=False)
                 raise
-        made = _Made.of(head, after, principal, title.strip(), message.strip())
+        made = _Made.of(onto, after, principal, title.strip(), message.strip())
         if made.tree == head.tree and not create_pull:
             return Committed(head.oid, changed=False)
         record = await examine(hub, repo, RepoFiles(hub, after))
@@ -246,6 +242,25 @@ async def commit(
     raise Conflict(
         f"Others commit to {revision} of {repo.full_name} faster than this commit could be applied. Try again."
     )
+
+
+async def _onto(
+    conn: AsyncConnection, repo: Repo, revision: str, head: Commit, parent: str | None, *, create_pull: bool
+) -> Commit:
+    """The commit that a new one follows: the head, or the older one at which its pull request begins."""
+    if parent is None or parent == head.oid:
+        return head
+    if not create_pull:
+        raise StaleParent(
+            f"{revision} of {repo.full_name} is at {head.oid}, not at {parent}. Get its newest commit, then try again."
+        )
+    chain = _chain(repo, head.oid)
+    if (await conn.execute(sa.select(chain.c.oid).where(chain.c.oid == parent))).scalar() is None:
+        raise StaleParent(
+            f"{parent} is no commit on {revision} of {repo.full_name}, so no pull request can begin there. Name one "
+            "that is, or none for the newest."
+        )
+    return await find(conn, repo, parent)
 
 
 async def _is_made(

@@ -205,8 +205,10 @@ def test_object_ids_are_those_of_git(shared_hub_server: HubServer, tmp_path: Pat
 # ---- pull requests --------------------------------------------------------------------------------------------------
 
 
-def open_pull(client: httpx.Client, repo: str, *lines: dict[str, Any], title: str = "A proposal") -> int:
-    answer = post_commit(client, repo, *lines, title=title, create_pr="1")
+def open_pull(
+    client: httpx.Client, repo: str, *lines: dict[str, Any], title: str = "A proposal", parent: str | None = None
+) -> int:
+    answer = post_commit(client, repo, *lines, title=title, parent=parent, create_pr="1")
     assert answer.status_code == 200, answer.text
     return int(answer.json()["pullRequestUrl"].rsplit("/", 1)[1])
 
@@ -242,6 +244,34 @@ def test_merging(shared_hub_server: HubServer) -> None:
         assert client.post(f"{address}/{draft}/merge").status_code == 409
         talk = client.post(address, json={"title": "Talk"}).json()["num"]
         assert client.post(f"{address}/{talk}/merge").status_code == 404
+
+
+def test_a_pull_request_may_begin_at_an_older_commit(shared_hub_server: HubServer) -> None:
+    with shared_hub_server.client() as alice, shared_hub_server.client("bob") as bob:
+        repo = create(alice, "alice/older")
+        start = commit(alice, repo, file("a.txt", b"a"), file("b.txt", b"b"))
+        commit(alice, repo, file("a.txt", b"a2"), file("c.txt", b"c"))
+        fits = open_pull(bob, repo, file("b.txt", b"b2"), parent=start)
+        clashes = open_pull(bob, repo, file("a.txt", b"a3"), parent=start)
+        assert history(bob, repo, f"refs%2Fpr%2F{fits}")[1:] == history(bob, repo, start)
+        address = f"/api/models/{repo}/discussions"
+        assert bob.get(f"{address}/{clashes}").json()["filesWithConflicts"] == ["a.txt"]
+        assert alice.post(f"{address}/{clashes}/merge").status_code == 409
+        assert alice.post(f"{address}/{fits}/merge").status_code == 200
+        files = {name: alice.get(f"/{repo}/resolve/main/{name}.txt").text for name in "abc"}
+        assert files == {"a": "a2", "b": "b2", "c": "c"}
+
+
+def test_a_pull_request_begins_only_at_a_commit_of_its_branch(shared_hub_server: HubServer) -> None:
+    with shared_hub_server.client() as client:
+        repo, other = create(client, "alice/base"), create(client, "alice/elsewhere")
+        foreign = commit(client, other, file("a.txt", b"a"))
+        client.post(f"/api/models/{repo}/branch/dev").raise_for_status()
+        aside = commit(client, repo, file("b.txt", b"b"), revision="dev")
+        for parent in ("0" * 40, foreign, aside, aside[:8]):
+            answer = post_commit(client, repo, file("c.txt", b"c"), parent=parent, create_pr="1")
+            assert answer.status_code == 412 and "no pull request can begin" in answer.json()["error"], answer.text
+        assert client.get(f"/api/models/{repo}/discussions").json()["count"] == 0
 
 
 def test_a_pull_request_with_a_failing_check_is_not_merged(shared_hub_server: HubServer) -> None:
