@@ -11,6 +11,7 @@ from typing import Any
 
 __all__ = [
     "HubError",
+    "Moved",
     "BadRequest",
     "Unauthorized",
     "Forbidden",
@@ -47,6 +48,19 @@ class HubError(Exception):
         self.message = message
         self.details = dict(details or {})
         self.headers = dict(headers or {})
+
+
+class Moved(HubError):
+    """What was asked for has another address now.
+
+    Args:
+        url: where it is. It is asked for anew each time, because the old address can be taken by something else.
+    """
+
+    status = 308
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"This has moved to {url}.", headers={"Location": url, "Cache-Control": "private, no-cache"})
 
 
 class BadRequest(HubError):

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from ..errors import EntryNotFound, HubError, RepoNotFound, RevisionNotFound
+from ..errors import EntryNotFound, HubError, Moved, RepoNotFound, RevisionNotFound
 from ..http import error_headers, hub_of, principal_of
 from .formats import path
 from .pages import page
@@ -65,7 +65,9 @@ _NEXT: Mapping[int, Step] = {
 
 
 async def error_page(request: Request, error: HubError) -> Response:
-    """The page of an error."""
+    """The page of an error, or the way to another page."""
+    if isinstance(error, Moved):
+        return Response(status_code=error.status, headers=error.headers)
     url = path(request.url.path, whole=True)
     status = error.status
     if isinstance(error, RepoNotFound):

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from ..content import cards, render
 from ..content.cards import Card, InvalidCard
 from ..db.counts import Counts
-from ..errors import BadRequest, EntryNotFound, HubError
+from ..errors import BadRequest, EntryNotFound, HubError, Moved
 from ..http import hub_of, principal_of, unquote
 from ..index import compat, search
 from ..index.search import Query
@@ -52,9 +52,15 @@ async def opened(request: Request, conn: AsyncConnection, tab: str, **rights: bo
     Args:
         tab: the page's own.
         rights: as for `repos.find`.
+
+    Raises:
+        Moved: the address has a former name of the repository.
     """
     params, me = request.path_params, await principal_of(request)
-    repo = await repos.find(conn, me, f"{params['namespace']}/{params['name']}", **rights)
+    name = f"{params['namespace']}/{params['name']}"
+    repo = await repos.find(conn, me, name, **rights)
+    if repo.full_name.lower() != name.lower():
+        raise Moved(_address(request, repo))
     row = await queries.adapter_of(conn, repo)
     return {
         "tab": tab,
@@ -66,6 +72,13 @@ async def opened(request: Request, conn: AsyncConnection, tab: str, **rights: bo
         "discussions_open": await queries.open_discussions(conn, repo),
         "yanked": repo.yanked or (row and await queries.yank_of(conn, repo, row["oid"])),
     }
+
+
+def _address(request: Request, repo: Repo) -> str:
+    """The address of a page under the present name of its repository."""
+    below = request.scope["raw_path"].decode("latin-1").split("?")[0].split("/", 3)[3:]
+    query = f"?{request.url.query}" if request.url.query else ""
+    return "/".join([f"/{quoted(repo.full_name)}", *below]) + query
 
 
 async def _at(conn: AsyncConnection, repo: Repo, revision: str) -> tuple[Commit, Manifest]:

@@ -119,6 +119,44 @@ def test_the_card_is_previewed_without_javascript_and_without_its_code(alice: ht
     assert "note bad" in part.text
 
 
+@pytest.mark.parametrize(
+    "below",
+    [
+        "",
+        "?revision=main",
+        "/config",
+        "/tree/feature%2Fone/a%20b?x=%2F&y=1",
+        "/blob/main/README.md",
+        "/commits/main?p=2",
+        "/discussions",
+        "/discussions/9",
+    ],
+)
+def test_pages_under_a_former_name_lead_to_the_present_one(hub: HubServer, below: str) -> None:
+    with hub.client() as owner, browser(hub) as visitor:
+        if owner.get("/api/models/alice/present").status_code == 404:
+            owner.post("/api/repos/create", json={"name": "former", "organization": "alice"}).raise_for_status()
+            moved = {"fromRepo": "alice/former", "toRepo": "alice/present"}
+            owner.post("/api/repos/move", json=moved).raise_for_status()
+        answer = visitor.get(f"/alice/former{below}", follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (308, f"/alice/present{below}")
+        assert answer.headers["cache-control"] == "private, no-cache" and not answer.content
+        assert visitor.get(f"/Alice/Present{below}", follow_redirects=False).status_code != 308
+
+
+def test_former_names_of_private_repositories_tell_nothing(hub: HubServer, alice: httpx.Client) -> None:
+    with hub.client() as owner, browser(hub) as visitor:
+        body = {"name": "hidden-one", "organization": "alice", "private": True}
+        owner.post("/api/repos/create", json=body).raise_for_status()
+        moved = {"fromRepo": "alice/hidden-one", "toRepo": "alice/hidden-two"}
+        owner.post("/api/repos/move", json=moved).raise_for_status()
+        assert alice.get("/alice/hidden-one/checks").url.path == "/alice/hidden-two/checks"
+        found, missing = (visitor.get(f"/alice/{name}") for name in ("hidden-one", "hidden-nil"))
+        assert found.status_code == missing.status_code == 404
+        texts = [re.sub(r"hidden(-|%20| )(one|nil)", "", answer.text) for answer in (found, missing)]
+        assert texts[0] == texts[1]
+
+
 def test_a_suggestion_is_discussed_and_merged(alice: httpx.Client, bob: httpx.Client) -> None:
     card = files(SAMPLE[2])["README.md"].decode().replace("Low-rank updates", "Very low-rank updates")
     page = f"/acme/{SAMPLE[2].name}"
