@@ -71,8 +71,10 @@ def create_app(settings: Settings, *, jobs: bool = True) -> ASGIApp:
         openapi_url="/openapi.json",
     )
     app.mount("/static", web.static)
-    for router in (metrics.router, protocol.router, xet.router, api.router, dist.router, web.router):
-        app.include_router(router)
+    # Side by side, not router in router: FastAPI would look for the route of a request twice on each level.
+    app.router.routes += [*protocol.routes, *metrics.router.routes, *xet.router.routes]
+    app.include_router(api.router)
+    app.router.routes += [*dist.router.routes, *web.routes]
     app.add_exception_handler(HubError, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
@@ -88,7 +90,7 @@ class RawPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the call on, with `%2F` kept in `scope["path"]`."""
-        if scope["type"] == "http" and (raw := scope.get("raw_path")):
+        if scope["type"] == "http" and b"%" in (raw := scope.get("raw_path") or b""):
             path = raw.split(b"?")[0].decode("ascii", "replace")
             scope = {**scope, "path": unquote(re.sub("%2[fF]", "%252F", path), errors="replace")}
         await self.app(scope, receive, send)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 import math
@@ -96,12 +97,14 @@ class Limiter:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update(extra)
+                if extra:
+                    MutableHeaders(scope=message).update(extra)
             await send(message)
 
         digest = _token_digest(scope)
         try:
-            extra |= await self._count(kind, digest if digest in self._tokens else f"ip:{self._address(scope)}")
+            if kind in self.settings.limits:
+                extra |= await self._count(kind, digest if digest in self._tokens else f"ip:{self._address(scope)}")
             if not takes_files(scope["path"]):
                 receive = _capped(scope, receive)
             await self.app(scope, receive, sender)
@@ -123,12 +126,7 @@ class Limiter:
         if self.settings.trust_forwarded:
             # The last entry is the one our own proxy has added; those before it are the caller's word.
             host = Headers(scope=scope).get("x-forwarded-for", host).rsplit(",", 1)[-1].strip() or host
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            return host[:64]
-        # Whoever has one address of IPv6 has 2**64 of them.
-        return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else host
+        return _network(host[:64])
 
     def _accept(self, digest: str) -> None:
         """From now on a token counts for itself: made-up tokens count for their caller's address."""
@@ -140,8 +138,6 @@ class Limiter:
 
     async def _count(self, kind: str, caller: str) -> Mapping[str, str]:
         """Counts a request; returns the headers that tell how many are left."""
-        if kind not in self.settings.limits:
-            return {}
         limit, seconds = self.settings.limits[kind]
         number, passed = divmod(int(time.time()), seconds)
         window = self._windows.setdefault(kind, _Window())
@@ -193,6 +189,17 @@ class Limiter:
             return JSONResponse({"error": error.message, **error.details}, error.status, headers=error_headers(error))
         answer: Response = await handler(Request({**scope, "app": self.app}, receive), error)  # type: ignore[misc]
         return answer
+
+
+@functools.lru_cache(maxsize=10_000)
+def _network(host: str) -> str:
+    """What counts as one caller."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    # Whoever has one address of IPv6 has 2**64 of them.
+    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else host
 
 
 def _token_digest(scope: Scope) -> str:

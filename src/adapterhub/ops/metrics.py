@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Awaitable, Callable
 
@@ -36,8 +37,14 @@ _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"
 
 def observe(kind: str, method: str, status: int, seconds: float) -> None:
     """Notes a request; `kind` is a class of routes, such as `resolve`."""
-    _REQUESTS.labels(kind, method if method in _METHODS else "other", f"{status // 100}xx").inc()
-    _SECONDS.labels(kind).observe(seconds)
+    count, histogram = _figures(kind, method if method in _METHODS else "other", status // 100)
+    count.inc()
+    histogram.observe(seconds)
+
+
+@functools.cache
+def _figures(kind: str, method: str, hundreds: int) -> tuple[prometheus.Counter, prometheus.Histogram]:
+    return _REQUESTS.labels(kind, method, f"{hundreds}xx"), _SECONDS.labels(kind)
 
 
 @router.get("/healthz")

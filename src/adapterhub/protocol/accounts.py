@@ -11,7 +11,7 @@ from starlette.responses import Response
 from ..errors import Unauthorized
 from ..http import iso, principal_of
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 
 
 @router.get("/api/whoami-v2")

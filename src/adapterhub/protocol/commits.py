@@ -28,7 +28,7 @@ from ..xet.routes import token_answer
 from .ndjson import read_operations
 from .shared import API, caller_and_repo, commit_of
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 
 _MAX_PREUPLOAD = 1000
 _NO_XET = "This hub takes no Xet uploads. If yours fails, set HF_HUB_DISABLE_XET=1 in its environment and try again."

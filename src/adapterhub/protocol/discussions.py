@@ -15,7 +15,7 @@ from ..repos import discussions, pulls
 from ..repos.repos import Repo
 from .shared import API, caller_and_repo
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 
 _ONE = API + "/discussions/{number:int}"
 _PAGE = 50

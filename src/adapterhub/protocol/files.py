@@ -19,7 +19,7 @@ from ..repos import commits
 from ..repos.files import Entry
 from .shared import caller_and_repo, commit_of
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 
 # These are fetched once by whoever uses the repository: they count as a download.
 _COUNTED = ("adapter_config.json", "config.json")

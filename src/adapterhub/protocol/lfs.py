@@ -28,7 +28,7 @@ from ..storage.disk import fsync_file
 from ..storage.ingest import ingest, renew, storage_error
 from .shared import caller_and_repo
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 
 _GIT = "/{namespace}/{name}.git/info/lfs/objects"
 _MAX_OBJECTS = 1000

@@ -24,7 +24,7 @@ from ..repos.files import Manifest, RepoFiles
 from ..repos.repos import Repo
 from .shared import API, caller_and_repo, commit_of, file_object, folder_object, full_object, model_object, tree_objects
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 
 _PAGE = 1000
 _COMMON = 2000  # a tag that so many repositories have is common

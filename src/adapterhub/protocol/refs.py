@@ -13,7 +13,7 @@ from ..http import flag, hub_of, iso, json_body, unquote
 from ..repos import commits, refs
 from .shared import API, caller_and_repo, commit_of
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 
 
 @router.get(API + "/refs")

@@ -14,7 +14,7 @@ from ..http import hub_of, json_body, principal_of
 from ..repos import manage
 from .shared import API, caller_and_repo
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 
 
 @router.post("/api/repos/create")
