@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import names
 from .db import schema
-from .db.engine import insert
+from .db.engine import Database, insert
+from .db.lookup import Lookup
 from .db.schema import now
 from .errors import BadRequest, Conflict, Forbidden, NotFound, Unauthorized
 
@@ -278,29 +279,28 @@ async def revoke_token(conn: AsyncConnection, account_id: int, token_id: int) ->
         raise NotFound("You have no such token.")
 
 
-async def authenticate(conn: AsyncConnection, authorization: str | None) -> Principal:
-    """Who sends an `Authorization` header; a visitor where there is none.
+_TOKEN = Lookup(
+    sa.select(schema.token, schema.account.c.disabled)
+    .join(schema.account, schema.account.c.id == schema.token.c.account_id)
+    .where(schema.token.c.digest == sa.bindparam("digest"))
+)
+
+
+async def authenticate(db: Database, authorization: str) -> Principal:
+    """Who sends an `Authorization` header.
 
     Raises:
         Unauthorized: the token is malformed, unknown, revoked or expired, or its account is disabled.
     """
-    if not authorization:
-        return ANONYMOUS
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise _bad_credentials()
-    query = (
-        sa.select(schema.token, schema.account.c.disabled)
-        .join(schema.account, schema.account.c.id == schema.token.c.account_id)
-        .where(schema.token.c.digest == _digest(token.strip()))
-    )
-    row = (await conn.execute(query)).mappings().one_or_none()
-    if row is None or row["revoked"] or row["disabled"] or (row["expires"] and row["expires"] < now()):
-        raise _bad_credentials()
-    shown = {"displayName": row["name"], "role": row["role"], "created": row["created"], "seen": row["last_used"]}
-    return await principal(
-        conn, row["account_id"], role=row["role"], scope=tuple(row["scope"]), token_id=row["id"], token=shown
-    )
+    for row in await db.look_up(_TOKEN, digest=_digest(token.strip())):
+        if not (row.revoked or row.disabled or (row.expires and row.expires < now())):
+            shown = {"displayName": row.name, "role": row.role, "created": row.created, "seen": row.last_used}
+            given = {"role": row.role, "scope": tuple(row.scope), "token_id": row.id, "token": shown}
+            return await principal(db, row.account_id, **given)
+    raise _bad_credentials()
 
 
 def _bad_credentials() -> Unauthorized:
@@ -319,17 +319,22 @@ async def mark_seen(conn: AsyncConnection, token_id: int) -> None:
     await conn.execute(sa.update(schema.token).where(schema.token.c.id == token_id).values(last_used=now()))
 
 
-async def principal(conn: AsyncConnection, account_id: int, *, role: str = "write", **facts: Any) -> Principal:
+_ORG = schema.account.alias()
+_MEMBER = Lookup(  # one row for each of their organisations, at least one
+    sa.select(schema.account.c.name, schema.account.c.is_admin, _ORG.c.name.label("org"), schema.membership.c.role)
+    .select_from(schema.account)
+    .outerjoin(schema.membership, schema.membership.c.user_id == schema.account.c.id)
+    .outerjoin(_ORG, _ORG.c.id == schema.membership.c.org_id)
+    .where(schema.account.c.id == sa.bindparam("id"))
+    .order_by(_ORG.c.name)
+)
+
+
+async def principal(db: Database, account_id: int, *, role: str = "write", **facts: Any) -> Principal:
     """What an account may do."""
-    row = (await conn.execute(sa.select(schema.account).where(schema.account.c.id == account_id))).mappings().one()
-    query = (
-        sa.select(schema.account.c.name, schema.membership.c.role)
-        .join(schema.membership, schema.membership.c.org_id == schema.account.c.id)
-        .where(schema.membership.c.user_id == account_id)
-        .order_by(schema.account.c.name)
-    )
-    namespaces = {row["name"]: "admin", **dict((await conn.execute(query)).all())}
-    return Principal(account_id, row["name"], row["is_admin"], role, namespaces, **facts)
+    rows = await db.look_up(_MEMBER, id=account_id)
+    namespaces = {rows[0].name: "admin", **{row.org: row.role for row in rows if row.org}}
+    return Principal(account_id, rows[0].name, rows[0].is_admin, role, namespaces, **facts)
 
 
 # ---- sessions -------------------------------------------------------------------------------------------------------
@@ -377,23 +382,19 @@ async def open_session(conn: AsyncConnection, account_id: int) -> str:
     return cookie
 
 
-async def session_principal(conn: AsyncConnection, cookie: str | None) -> Principal:
+_SESSION = Lookup(
+    sa.select(schema.session, schema.account.c.disabled)
+    .join(schema.account, schema.account.c.id == schema.session.c.account_id)
+    .where(schema.session.c.digest == sa.bindparam("digest"))
+)
+
+
+async def session_principal(db: Database, cookie: str) -> Principal:
     """Who brings a session's cookie; a visitor where it is unknown or has ended."""
-    if not cookie:
-        return ANONYMOUS
-    query = (
-        sa.select(schema.session)
-        .join(schema.account, schema.account.c.id == schema.session.c.account_id)
-        .where(
-            schema.session.c.digest == _digest(cookie),
-            schema.session.c.expires > now(),
-            sa.not_(schema.account.c.disabled),
-        )
-    )
-    row = (await conn.execute(query)).mappings().one_or_none()
-    if row is None:
-        return ANONYMOUS
-    return await principal(conn, row["account_id"], session=row["digest"], csrf=row["csrf"])
+    for row in await db.look_up(_SESSION, digest=_digest(cookie)):
+        if row.expires > now() and not row.disabled:
+            return await principal(db, row.account_id, session=row.digest, csrf=row.csrf)
+    return ANONYMOUS
 
 
 async def logout(conn: AsyncConnection, session: str) -> None:

@@ -72,14 +72,11 @@ async def principal_of(request: Request) -> Principal:
     hub = hub_of(request)
     authorization = request.headers.get("authorization")
     cookie = request.cookies.get(session_cookie(hub))
-    if not authorization and not cookie:
-        request.state.principal = accounts.ANONYMOUS
-        return accounts.ANONYMOUS
-    async with hub.db.read() as conn:
-        if authorization:
-            principal = await accounts.authenticate(conn, authorization)
-        else:
-            principal = await accounts.session_principal(conn, cookie)
+    principal = accounts.ANONYMOUS
+    if authorization:
+        principal = await accounts.authenticate(hub.db, authorization)
+    elif cookie:
+        principal = await accounts.session_principal(hub.db, cookie)
     if principal.token_id is not None and not accounts.was_seen_lately(principal):
         async with hub.db.write() as conn:
             await accounts.mark_seen(conn, principal.token_id)
@@ -176,7 +173,7 @@ def unquote(segment: str) -> str:
 
 def iso(moment: datetime) -> str:
     """A moment as the clients read it: `2026-11-20T17:53:57.000Z`."""
-    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    return moment.astimezone(timezone.utc).isoformat()[:19] + ".000Z"
 
 
 def error_headers(error: HubError) -> dict[str, str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from . import lookup
+from .lookup import Lookup
 from .sqlite import connect
 
 __all__ = ["Database", "insert", "insert_missing"]
@@ -68,8 +72,26 @@ class Database:
                 async with connection.begin():
                     yield connection
 
+    async def look_up(self, query: Lookup, **values: str | int | None) -> Sequence[Any]:
+        """The rows that a lookup finds; it sees what is committed when it runs."""
+        if self.is_sqlite:
+            try:
+                return query.run(self._near, values)
+            except sqlite3.OperationalError:  # such as a lock, which another thread can wait for
+                pass
+        async with self.read() as connection:
+            rows: Sequence[Any] = (await connection.execute(query.statement, values)).all()
+            return rows
+
+    @cached_property
+    def _near(self) -> sqlite3.Connection:
+        """The connection on which lookups run, in the thread of the event loop."""
+        return lookup.connect(self.engine.url.database or "")
+
     async def close(self) -> None:
         """Closes every connection."""
+        if "_near" in vars(self):
+            self._near.close()
         await self.engine.dispose()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 from urllib.parse import quote, urlencode
 
 import sqlalchemy as sa
@@ -12,12 +11,13 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from ..db import schema
+from ..db.lookup import Lookup
 from ..errors import EntryNotFound, Forbidden
 from ..http import hub_of
 from ..hub import Hub
 from ..repos import commits
 from ..repos.files import Entry
-from .shared import caller_and_repo, commit_of
+from .shared import at_revision
 
 router = APIRouter(include_in_schema=False)
 
@@ -29,13 +29,11 @@ _COUNTED = ("adapter_config.json", "config.json")
 async def resolve(request: Request, path: str) -> Response:
     """A file, with the headers by which the client caches it."""
     hub = hub_of(request)
-    async with hub.db.read() as conn:
-        _, repo = await caller_and_repo(request, conn)
-        head = await commit_of(request, conn, repo)
-        entry = (await commits.manifest_of(conn, head.tree)).get(path)
-        if entry is None:
-            raise EntryNotFound("Entry not found", headers={"X-Repo-Commit": head.oid})
-        await _refuse_quarantined(conn, entry)
+    repo, head = await at_revision(request)
+    entry = (await commits.manifest_at(hub.db, head.tree)).get(path)
+    if entry is None:
+        raise EntryNotFound("Entry not found", headers={"X-Repo-Commit": head.oid})
+    await _refuse_quarantined(hub, entry)
     if request.method == "GET" and path in _COUNTED:
         request.app.state.downloads.add(repo.id)
     headers = {"X-Repo-Commit": head.oid, "ETag": f'"{entry.etag}"', "Content-Disposition": _disposition(path)}
@@ -48,9 +46,15 @@ async def resolve(request: Request, path: str) -> Response:
     return send(request, hub, entry.sha256, entry.size, headers)
 
 
-async def _refuse_quarantined(conn: Any, entry: Entry) -> None:
-    state = (await conn.execute(sa.select(schema.blob.c.state).where(schema.blob.c.sha256 == entry.sha256))).scalar()
-    if state == "quarantined":
+_QUARANTINED = Lookup(
+    sa.select(schema.blob.c.size).where(
+        schema.blob.c.sha256 == sa.bindparam("sha256"), schema.blob.c.state == "quarantined"
+    )
+)
+
+
+async def _refuse_quarantined(hub: Hub, entry: Entry) -> None:
+    if await hub.db.look_up(_QUARANTINED, sha256=entry.sha256):
         raise Forbidden(
             f"{entry.path} is quarantined: it can run code when it is loaded. Ask its author for safetensors."
         )

@@ -14,15 +14,15 @@ from starlette.responses import JSONResponse, Response
 
 from ..accounts import Principal
 from ..db import schema
+from ..db.lookup import Lookup
 from ..errors import BadRequest, EntryNotFound, TooLarge
 from ..http import flag, hub_of, iso, json_body, principal_of, unquote
 from ..index import search
 from ..index.derive import derive
 from ..repos import commits, git
-from ..repos.commits import Commit
 from ..repos.files import Manifest, RepoFiles
 from ..repos.repos import Repo
-from .shared import API, caller_and_repo, commit_of, file_object, folder_object, full_object, model_object, tree_objects
+from .shared import API, at_revision, file_object, folder_object, full_object, model_object, tree_objects
 
 router = APIRouter(include_in_schema=False)
 
@@ -40,6 +40,11 @@ _SORT = {
 }
 _FACTS = ("tags", "library_name", "pipeline_tag", "card", "model_config", "oid")
 _COLUMNS = [schema.adapter.c[name] for name in _FACTS]
+_FACTS_AT = Lookup(
+    sa.select(*_COLUMNS).where(
+        schema.adapter.c.repo_id == sa.bindparam("repo_id"), schema.adapter.c.oid == sa.bindparam("oid")
+    )
+)
 
 
 # ---- lists ----------------------------------------------------------------------------------------------------------
@@ -130,27 +135,17 @@ async def _manifests(conn: AsyncConnection, page: Sequence[tuple[Repo, Mapping[s
 
 @router.get(API + "/revision/{revision:path}")
 @router.get(API)
-async def info(request: Request) -> dict[str, Any]:
+async def info(request: Request) -> Response:
     """A repository at a revision."""
-    hub = hub_of(request)
-    async with hub.db.read() as conn:
-        _, repo = await caller_and_repo(request, conn)
-        head = await commit_of(request, conn, repo)
-        manifest = await commits.manifest_of(conn, head.tree)
-        facts = await _facts(conn, repo, head)
-    if facts is None:
-        facts = await _derived(request, repo, manifest)
+    repo, head = await at_revision(request)
+    manifest = await commits.manifest_at(hub_of(request).db, head.tree)
+    known = await hub_of(request).db.look_up(_FACTS_AT, repo_id=repo.id, oid=head.oid)
+    facts = dict(zip(_FACTS, known[0])) if known else await _derived(request, manifest)
     blobs = flag(request.query_params.get("blobs"))
-    return full_object(repo, head.oid, facts, manifest, blobs=blobs)
+    return JSONResponse(full_object(repo, head.oid, facts, manifest, blobs=blobs))
 
 
-async def _facts(conn: AsyncConnection, repo: Repo, head: Commit) -> Mapping[str, Any] | None:
-    same = (schema.adapter.c.repo_id == repo.id, schema.adapter.c.oid == head.oid)
-    row = (await conn.execute(sa.select(*_COLUMNS).where(*same))).mappings().one_or_none()
-    return None if row is None else dict(row)
-
-
-async def _derived(request: Request, repo: Repo, manifest: Manifest) -> Mapping[str, Any]:
+async def _derived(request: Request, manifest: Manifest) -> Mapping[str, Any]:
     """What another revision than the newest of the default branch says of itself."""
     record = await derive(RepoFiles(hub_of(request), manifest))
     return {name: getattr(record, name) for name in _FACTS if name != "oid"}
@@ -163,10 +158,8 @@ async def tree(request: Request) -> Response:
     folder = unquote(request.path_params.get("path", "")).strip("/")
     query = request.query_params
     offset = _number(query.get("cursor"), 0)
-    async with hub_of(request).db.read() as conn:
-        _, repo = await caller_and_repo(request, conn)
-        head = await commit_of(request, conn, repo)
-        manifest = await commits.manifest_of(conn, head.tree)
+    _, head = await at_revision(request)
+    manifest = await commits.manifest_at(hub_of(request).db, head.tree)
     shown = tree_objects(manifest, folder, recursive=flag(query.get("recursive")))
     if folder and not shown:
         raise EntryNotFound(
@@ -189,10 +182,8 @@ async def tree(request: Request) -> Response:
 async def paths_info(request: Request) -> list[dict[str, Any]]:
     """Some files and folders; those that do not exist are left out."""
     paths = await _paths(request)
-    async with hub_of(request).db.read() as conn:
-        _, repo = await caller_and_repo(request, conn)
-        head = await commit_of(request, conn, repo)
-        manifest = await commits.manifest_of(conn, head.tree)
+    _, head = await at_revision(request)
+    manifest = await commits.manifest_at(hub_of(request).db, head.tree)
     folders = git.folder_oids((path, entry.oid) for path, entry in manifest.items())
     shown = []
     for path in paths:

@@ -9,13 +9,24 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 
 from ..accounts import Principal
-from ..http import iso, principal_of, unquote
-from ..repos import commits, git, repos
+from ..http import hub_of, iso, principal_of, unquote
+from ..repos import commits, git, repos, revisions
 from ..repos.commits import Commit
 from ..repos.files import Entry, Manifest
 from ..repos.repos import Repo
 
-__all__ = ["API", "caller_and_repo", "file_object", "folder_object", "model_object", "siblings", "tree_objects"]
+__all__ = [
+    "API",
+    "at_revision",
+    "caller_and_repo",
+    "commit_of",
+    "file_object",
+    "folder_object",
+    "full_object",
+    "model_object",
+    "siblings",
+    "tree_objects",
+]
 
 API = "/api/models/{namespace}/{name}"
 
@@ -31,6 +42,17 @@ async def caller_and_repo(
     principal = await principal_of(request)
     full_name = f"{request.path_params['namespace']}/{request.path_params['name']}"
     return principal, await repos.find(conn, principal, full_name, write=write, admin=admin)
+
+
+async def at_revision(request: Request) -> tuple[Repo, Commit]:
+    """The repository of the path, and its commit at the path's revision, or at the default branch.
+
+    Raises:
+        RepoNotFound, RevisionNotFound, Conflict: as for `revisions.find`.
+    """
+    path, principal = request.path_params, await principal_of(request)
+    revision = unquote(path["revision"]) if "revision" in path else None
+    return await revisions.find(hub_of(request).db, principal, f"{path['namespace']}/{path['name']}", revision)
 
 
 async def commit_of(request: Request, conn: AsyncConnection, repo: Repo) -> Commit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .. import accounts, names
 from ..accounts import Principal
 from ..db import schema
-from ..db.engine import insert_missing
+from ..db.engine import Database, insert_missing
+from ..db.lookup import Lookup
 from ..db.schema import now
 from ..errors import BadRequest, Conflict, EntryNotFound, Forbidden, RevisionNotFound, StaleParent
 from ..index import store
@@ -40,6 +41,7 @@ __all__ = [
     "depth",
     "find",
     "history",
+    "manifest_at",
     "manifest_of",
     "resolve",
 ]
@@ -65,7 +67,7 @@ class Commit:
 
 
 _IS_SAFETENSORS = schema.blob.c.header.is_not(None)
-_COLUMNS = [schema.commit.c[name] for name in ("oid", "parent", "tree", "author", "title", "message", "date")]
+COLUMNS = [schema.commit.c[name] for name in ("oid", "parent", "tree", "author", "title", "message", "date")]
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ async def find(conn: AsyncConnection, repo: Repo, oid: str) -> Commit:
     """The commit of an id that this repository has."""
     known = _commits.get(oid)
     if known is None:
-        query = sa.select(*_COLUMNS).where(schema.commit.c.repo_id == repo.id, schema.commit.c.oid == oid)
+        query = sa.select(*COLUMNS).where(schema.commit.c.repo_id == repo.id, schema.commit.c.oid == oid)
         known = Commit(*(await conn.execute(query)).one())
         if len(_commits) >= _MAX_COMMITS:
             _commits.clear()
@@ -139,16 +141,34 @@ async def resolve(conn: AsyncConnection, repo: Repo, revision: str) -> Commit:
 
 async def manifest_of(conn: AsyncConnection, tree: str) -> Manifest:
     """The files of a tree, sorted by path. It is shared, so it must not be changed."""
-    known = _manifests.pop(tree, None)
+    return _recall(tree) or _keep(tree, (await conn.execute(_TREE.statement, {"oid": tree})).scalar_one())
+
+
+async def manifest_at(db: Database, tree: str) -> Manifest:
+    """As `manifest_of`, without a connection at hand."""
+    known = _recall(tree)
     if known is None:
-        stored = (await conn.execute(sa.select(schema.tree.c.manifest).where(schema.tree.c.oid == tree))).scalar_one()
-        known = {path: Entry(path, sha, oid, size, bool(lfs)) for path, (sha, oid, size, lfs) in sorted(stored.items())}
-        while len(_manifests) >= _MAX_TREES or sum(map(len, _manifests.values())) > _MAX_FILES:
-            del _manifests[next(iter(_manifests))]
+        ((stored,),) = await db.look_up(_TREE, oid=tree)
+        known = _keep(tree, stored)
+    return known
+
+
+def _recall(tree: str) -> Manifest | None:
+    known = _manifests.pop(tree, None)
+    if known is not None:
+        _manifests[tree] = known
+    return known
+
+
+def _keep(tree: str, stored: Mapping[str, Any]) -> Manifest:
+    known = {path: Entry(path, sha, oid, size, bool(lfs)) for path, (sha, oid, size, lfs) in sorted(stored.items())}
+    while len(_manifests) >= _MAX_TREES or sum(map(len, _manifests.values())) > _MAX_FILES:
+        del _manifests[next(iter(_manifests))]
     _manifests[tree] = known
     return known
 
 
+_TREE = Lookup(sa.select(schema.tree.c.manifest).where(schema.tree.c.oid == sa.bindparam("oid")))
 # Trees that were read lately, the latest last: an id stands for one tree only, and clients ask file by file.
 _manifests: dict[str, Manifest] = {}
 _MAX_TREES = 200
@@ -157,7 +177,7 @@ _MAX_TREES = 200
 async def history(conn: AsyncConnection, repo: Repo, oid: str, limit: int = 50, offset: int = 0) -> list[Commit]:
     """A commit and those before it, the newest first."""
     chain = _chain(repo, oid)
-    query = sa.select(*(chain.c[column.name] for column in _COLUMNS)).order_by(chain.c.depth)
+    query = sa.select(*(chain.c[column.name] for column in COLUMNS)).order_by(chain.c.depth)
     return [Commit(*row) for row in (await conn.execute(query.limit(limit).offset(offset))).all()]
 
 
@@ -167,11 +187,11 @@ async def depth(conn: AsyncConnection, repo: Repo, oid: str) -> int:
 
 
 def _chain(repo: Repo, oid: str) -> sa.CTE:
-    first = sa.select(*_COLUMNS, sa.literal(0).label("depth")).where(
+    first = sa.select(*COLUMNS, sa.literal(0).label("depth")).where(
         schema.commit.c.repo_id == repo.id, schema.commit.c.oid == oid
     )
     chain = first.cte("chain", recursive=True)
-    older = sa.select(*_COLUMNS, chain.c.depth + 1).join(
+    older = sa.select(*COLUMNS, chain.c.depth + 1).join(
         chain, sa.and_(schema.commit.c.repo_id == repo.id, schema.commit.c.oid == chain.c.parent)
     )
     return chain.union_all(older)
@@ -429,7 +449,7 @@ async def _publish(conn: AsyncConnection, repo: Repo, number: int) -> None:
 async def _store(hub: Hub, conn: AsyncConnection, principal: Principal, repo: Repo, target: str, made: _Made) -> None:
     rows = {path: [e.sha256, e.oid, e.size, int(e.lfs)] for path, e in made.manifest.items()}
     await insert_missing(conn, schema.tree, [{"oid": made.tree, "manifest": rows}])
-    fields = {column.name: getattr(made.commit, column.name) for column in _COLUMNS}
+    fields = {column.name: getattr(made.commit, column.name) for column in COLUMNS}
     await insert_missing(conn, schema.commit, [{"repo_id": repo.id, **fields}])
     blobs = {entry.sha256 for entry in made.manifest.values()}
     if target.startswith(refs.HEADS):

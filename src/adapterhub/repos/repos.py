@@ -44,7 +44,7 @@ class Repo:
         return f"{self.namespace}/{self.name}"
 
 
-_COLUMNS = [schema.repo.c[field.name] for field in fields(Repo)]
+COLUMNS = [schema.repo.c[field.name] for field in fields(Repo)]
 
 
 async def by_id(conn: AsyncConnection, repo_id: int) -> Repo:
@@ -53,7 +53,7 @@ async def by_id(conn: AsyncConnection, repo_id: int) -> Repo:
     Raises:
         RepoNotFound: it was deleted.
     """
-    row = (await conn.execute(sa.select(*_COLUMNS).where(schema.repo.c.id == repo_id))).one_or_none()
+    row = (await conn.execute(sa.select(*COLUMNS).where(schema.repo.c.id == repo_id))).one_or_none()
     if row is None:
         raise RepoNotFound(anonymous=False)
     return Repo(*row)
@@ -76,10 +76,10 @@ async def find(
         Forbidden: they may see it, but not change it.
     """
     key = full_name.lower()
-    row = (await conn.execute(sa.select(*_COLUMNS).where(schema.repo.c.key == key))).one_or_none()
+    row = (await conn.execute(sa.select(*COLUMNS).where(schema.repo.c.key == key))).one_or_none()
     if row is None:
         moved = sa.select(schema.redirect.c.repo_id).where(schema.redirect.c.key == key).scalar_subquery()
-        row = (await conn.execute(sa.select(*_COLUMNS).where(schema.repo.c.id == moved))).one_or_none()
+        row = (await conn.execute(sa.select(*COLUMNS).where(schema.repo.c.id == moved))).one_or_none()
     if row is None:
         raise RepoNotFound(anonymous=principal.is_anonymous)
     repo = Repo(*row)

@@ -130,7 +130,7 @@ async def _work(request: Request) -> Coroutine[Any, Any, object]:
     hub, upload = hub_of(request), _upload_of(request)
     async with hub.db.read() as conn:
         repo = await repos.by_id(conn, upload.repo_id)
-        payer = repos.payer_of(await accounts.principal(conn, upload.user_id), repo)
+        payer = repos.payer_of(await accounts.principal(hub.db, upload.user_id), repo)
     body = bytearray()
     async for data in request.stream():
         body += data

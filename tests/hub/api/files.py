@@ -52,7 +52,7 @@ async def push(
 ) -> str:
     """Makes a repository, if it is not there, and commits files to it; returns the commit."""
     async with hub.db.read() as conn:
-        me: Any = await accounts.principal(conn, (await accounts.find_account(conn, user))["id"])
+        me: Any = await accounts.principal(hub.db, (await accounts.find_account(conn, user))["id"])
         try:
             repo = await repos.find(conn, me, full_name)
         except RepoNotFound:

@@ -74,7 +74,7 @@ STRANGE_CARD = (
 async def user(hub, name="alice"):
     async with hub.db.read() as conn:
         account = await accounts.find_account(conn, name)
-        return await accounts.principal(conn, account["id"])
+        return await accounts.principal(hub.db, account["id"])
 
 
 async def push(hub, who, repo, contents, removed=()):

@@ -27,7 +27,7 @@ async def fill(hub: Hub, folder: Path) -> None:
     """The old cards, of which one gets weights on its branch `2`, and another becomes private."""
     await import_cards(hub, old_cards.write(folder))
     async with hub.db.read() as conn:
-        alice = await accounts.principal(conn, (await accounts.find_account(conn, "alice"))["id"])
+        alice = await accounts.principal(hub.db, (await accounts.find_account(conn, "alice"))["id"])
         repo = await repos.find(conn, alice, "ukp/sst_pfeiffer")
 
     async def weights() -> Any:

@@ -27,7 +27,7 @@ from . import old_cards
 
 async def admin(hub: Hub) -> accounts.Principal:
     async with hub.db.read() as conn:
-        return await accounts.principal(conn, (await accounts.find_account(conn, "alice"))["id"])
+        return await accounts.principal(hub.db, (await accounts.find_account(conn, "alice"))["id"])
 
 
 async def imported(hub: Hub, folder: Path) -> Imported:

@@ -11,7 +11,7 @@ from adapterhub.storage.ingest import ingest
 
 async def member(hub, name="alice"):
     async with hub.db.read() as conn:
-        return await accounts.principal(conn, (await accounts.find_account(conn, name))["id"])
+        return await accounts.principal(hub.db, (await accounts.find_account(conn, name))["id"])
 
 
 async def new_repo(hub, full_name="acme/one", *, owner="alice"):

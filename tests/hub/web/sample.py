@@ -317,7 +317,7 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
 async def principal(hub: Hub, name: str) -> Principal:
     """What an account may do."""
     async with hub.db.read() as conn:
-        return await accounts.principal(conn, (await accounts.find_account(conn, name))["id"])
+        return await accounts.principal(hub.db, (await accounts.find_account(conn, name))["id"])
 
 
 async def fill(hub: Hub, *, hidden: int = 32, layers: int = 2) -> None:
