@@ -16,7 +16,8 @@ from adapterhub.hub import Hub
 from adapterhub.web import errors as pages
 from tests.hub.conftest import HubServer
 
-KINDS: list[type[errors.HubError]] = [getattr(errors, name) for name in errors.__all__]
+# All but the one that browsers follow by themselves.
+KINDS: list[type[errors.HubError]] = [getattr(errors, name) for name in errors.__all__ if name != "Moved"]
 
 
 def example(kind: type[errors.HubError]) -> errors.HubError:
@@ -77,6 +78,11 @@ def test_every_error_has_a_next_step(
 )
 def test_the_step_belongs_to_the_error(site: HubServer, kind: type[errors.HubError], words: str) -> None:
     assert words in main_of(rendered(site, example(kind)))
+
+
+def test_what_has_moved_leads_there(site: HubServer) -> None:
+    answer = rendered(site, errors.Moved("/alice/new"))
+    assert (answer.status_code, answer.headers["location"]) == (308, "/alice/new")
 
 
 def test_what_the_framework_refuses_has_a_next_step_too(visitor: httpx.Client) -> None:
