@@ -16,8 +16,10 @@ from typing import Any
 
 from adapters._conflict import refuse_foreign_distribution
 from adapters._version import __version__
+from adapters.compat import install
 
 refuse_foreign_distribution()
+install()
 
 _PUBLIC: dict[str, tuple[str, ...]] = {
     "adapters.model": ("AdapterModelMixin", "init", "load_model"),
@@ -99,6 +101,17 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "XLMRobertaAdapterModel",
     ),
     "adapters.checkpoint.locate": ("ADAPTER_CACHE",),
+    "adapters.compat.names": (
+        "AdapterLayerBase",
+        "AdapterMethod",
+        "AdapterType",
+        "ComposableAdapterLayerBase",
+        "EmbeddingAdaptersMixin",
+        "InvertibleAdaptersMixin",
+        "InvertibleAdaptersWrapperMixin",
+        "ModelAdaptersMixin",
+        "ModelWithHeadsAdaptersMixin",
+    ),
     "adapters.hub.listing": ("AdapterInfo", "get_adapter_info", "list_adapters"),
     "adapters.training.arguments": ("AdapterArguments", "setup_adapter_training"),
     "adapters.training.trainer": ("AdapterTrainer", "Seq2SeqAdapterTrainer"),

@@ -22,7 +22,7 @@ from adapters.runtime import freezing, merging, sharing
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.engine import Engine, checkpoint_functions, reenters
 from adapters.runtime.report import adapter_modules, adapter_summary
-from adapters.sites.interface import AdapterModelInterface
+from adapters.sites.interface import KINDS, AdapterModelInterface
 
 logger = logging.getLogger(__name__)
 
@@ -179,12 +179,14 @@ class AdapterModelMixin(CheckpointVerbs):
         return setup is not None and setup.parallel_channels > 1
 
     def supports_adapter(self, type_or_config: Any) -> bool:
-        """Whether this model can carry a method, given by its config or config name."""
+        """Whether this model can carry a method, given by its config, the config's name, or a kind such as "reft"."""
+        kinds = {type(live.site) for live in self._engine.live}
+        if isinstance(type_or_config, str) and type_or_config in KINDS:
+            return KINDS[type_or_config] in kinds
         config = load_config(
             str(type_or_config) if not isinstance(type_or_config, (AdapterConfig, Mapping)) else type_or_config
         )
         members = config.configs if isinstance(config, ConfigUnion) else [config]
-        kinds = {type(live.site) for live in self._engine.live}
         methods = [[method for method in METHODS if method.handles(member)] for member in members]
         return all(found and all(method.site_type in kinds for method in found) for found in methods)
 

@@ -9,9 +9,26 @@ from typing import Any
 from torch import nn
 
 from adapters.errors import ConfigError
+from adapters.sites.resolve import (
+    AttentionSite,
+    EmbeddingSite,
+    LayerSite,
+    LinearSite,
+    PromptSite,
+    ResidualSite,
+    Site,
+)
 from adapters.sites.spec import AttentionSpec, Input, LayerSpec, ModelSpec, ResidualSpec
 
-METHODS = ("bottleneck", "lora", "reft", "invertible", "prompt_tuning", "prefix_tuning")
+KINDS: dict[str, type[Site]] = {
+    "bottleneck": ResidualSite,
+    "lora": LinearSite,
+    "reft": LayerSite,
+    "invertible": EmbeddingSite,
+    "prompt_tuning": PromptSite,
+    "prefix_tuning": AttentionSite,
+}
+"""Kinds of methods, by the sites at which they act."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +79,8 @@ class AdapterModelInterface:
                 "AdapterModelInterface: give either attn_qkv_proj or all of attn_q_proj, attn_k_proj and attn_v_proj, "
                 f"got qkv={self.attn_qkv_proj!r}, q={separate[0]!r}, k={separate[1]!r}, v={separate[2]!r}."
             )
-        if unknown := sorted(set(self.adapter_methods) - set(METHODS)):
-            raise ConfigError(f"AdapterModelInterface: adapter_methods has {unknown}. Allowed: {', '.join(METHODS)}.")
+        if unknown := sorted(set(self.adapter_methods) - set(KINDS)):
+            raise ConfigError(f"AdapterModelInterface: adapter_methods has {unknown}. Allowed: {', '.join(KINDS)}.")
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, for `adapter_interface.json`."""
