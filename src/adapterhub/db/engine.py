@@ -53,21 +53,33 @@ class Database:
             yield connection
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self, *, foreign_keys: bool = True) -> AsyncIterator[AsyncConnection]:
         """One transaction: committed when the block ends, undone when it raises.
 
         On SQLite it takes the writers' lock at once, so that what it reads cannot change before it writes. On
         PostgreSQL rows that must not change are read with `.with_for_update()`.
+
+        Args:
+            foreign_keys: False leaves them alone on SQLite, where a table that is made anew is dropped meanwhile; they
+                are checked at the end.
         """
         async with self.engine.connect() as connection:
             if self.is_sqlite:
+                if not foreign_keys:
+                    await connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
                 try:
                     yield connection
+                    if not foreign_keys:
+                        await _check_foreign_keys(connection)
                 except BaseException:
                     await connection.exec_driver_sql("ROLLBACK")
                     raise
-                await connection.exec_driver_sql("COMMIT")
+                else:
+                    await connection.exec_driver_sql("COMMIT")
+                finally:
+                    if not foreign_keys:
+                        await connection.exec_driver_sql("PRAGMA foreign_keys=ON")
             else:
                 async with connection.begin():
                     yield connection
@@ -93,6 +105,15 @@ class Database:
         if "_near" in vars(self):
             self._near.close()
         await self.engine.dispose()
+
+
+async def _check_foreign_keys(connection: AsyncConnection) -> None:
+    broken = (await connection.exec_driver_sql("PRAGMA foreign_key_check")).all()
+    if broken:
+        tables = sorted({row[0] for row in broken})
+        raise RuntimeError(
+            f"{len(broken)} rows of {', '.join(tables)} name rows that are not there. Nothing was changed."
+        )
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

@@ -37,7 +37,7 @@ async def upgrade(db: Database, target: str = HEAD) -> str | None:
         raise ValueError(
             f"The database has revision {before}, but this adapterhub knows {HEAD} at most. Install a newer one."
         )
-    async with db.write() as conn:
+    async with db.write(foreign_keys=False) as conn:
         if not db.is_sqlite:
             await conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
         await conn.run_sync(_upgrade, target)

@@ -142,6 +142,8 @@ repo = sa.Table(
     sa.Index("ix_repo_owner_updated", "owner_id", "updated"),
     sa.Index("ix_repo_updated", "updated"),
     sa.Index("ix_repo_downloads", "downloads"),
+    # A request that began with a repository that was deleted meanwhile must not go on with another one.
+    sqlite_autoincrement=True,
 )
 redirect = sa.Table(  # old names of moved repositories
     "redirect", metadata, sa.Column("key", sa.String(200), primary_key=True), _to("repo_id", "repo.id", index=True)

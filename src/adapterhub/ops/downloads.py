@@ -28,11 +28,11 @@ class Counter:
     """Downloads that are not written down yet. A crash loses the last few seconds of them."""
 
     def __init__(self) -> None:
-        self._pending: _Counter[int] = _Counter()
+        self._pending: _Counter[str] = _Counter()
 
-    def add(self, repo_id: int) -> None:
+    def add(self, uid: str) -> None:
         """Counts one download of a repository."""
-        self._pending[repo_id] += 1
+        self._pending[uid] += 1
 
     async def flush(self, hub: Hub) -> None:
         """Writes down what was counted."""
@@ -41,15 +41,15 @@ class Counter:
             return
         day = now().date()
         async with hub.db.write() as conn:
-            query = sa.select(schema.repo.c.id).where(schema.repo.c.id.in_(pending))
-            kept = sorted((await conn.execute(query)).scalars())
+            query = sa.select(schema.repo.c.id, schema.repo.c.uid).where(schema.repo.c.uid.in_(pending))
+            kept = (await conn.execute(query.order_by(schema.repo.c.id))).all()
             table = schema.download_day
             make = sqlite.insert(table) if hub.db.is_sqlite else postgresql.insert(table)
             add = make.on_conflict_do_update(
                 index_elements=["repo_id", "day"], set_={"count": table.c.count + make.excluded.count}
             )
-            for repo_id in kept:
-                count = pending[repo_id]
+            for repo_id, uid in kept:
+                count = pending[uid]
                 await conn.execute(add, {"repo_id": repo_id, "day": day, "count": count})
                 total = schema.repo.c.downloads_all + count
                 await conn.execute(

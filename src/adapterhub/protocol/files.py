@@ -35,7 +35,7 @@ async def resolve(request: Request, path: str) -> Response:
         raise EntryNotFound("Entry not found", headers={"X-Repo-Commit": head.oid})
     await _refuse_quarantined(hub, entry)
     if request.method == "GET" and path in _COUNTED:
-        request.app.state.downloads.add(repo.id)
+        request.app.state.downloads.add(repo.uid)
     headers = {"X-Repo-Commit": head.oid, "ETag": f'"{entry.etag}"', "Content-Disposition": _disposition(path)}
     if entry.lfs:
         headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(entry.size)}

@@ -79,8 +79,8 @@ def _announced(hub: Hub, item: Any) -> tuple[str, int]:
 
 
 async def _whole(hub: Hub, repo: Repo, payer: int | None, oid: str, size: int) -> dict[str, Any]:
-    expires, signature = hub.signer.sign("put", repo.id, payer or 0, oid, size)
-    return {"href": hub.url(f"_lfs/{repo.id}/{oid}?size={size}&payer={payer or 0}&exp={expires}&sig={signature}")}
+    expires, signature = hub.signer.sign("put", repo.uid, payer or 0, oid, size)
+    return {"href": hub.url(f"_lfs/{repo.uid}/{oid}?size={size}&payer={payer or 0}&exp={expires}&sig={signature}")}
 
 
 async def _parts(hub: Hub, repo: Repo, payer: int | None, oid: str, size: int) -> dict[str, Any]:
@@ -111,13 +111,13 @@ def _number(request: Request, name: str) -> int:
         raise Forbidden("This address is not complete. Ask the hub for a new one.") from error
 
 
-@router.put("/_lfs/{repo_id:int}/{oid}")
-async def put(request: Request, repo_id: int, oid: str) -> Response:
+@router.put("/_lfs/{uid}/{oid}")
+async def put(request: Request, uid: str, oid: str) -> Response:
     """Takes a whole file."""
     hub, size, payer = hub_of(request), _number(request, "size"), _number(request, "payer")
-    hub.signer.verify(*_signature(request), "put", repo_id, payer, oid, size)
+    hub.signer.verify(*_signature(request), "put", uid, payer, oid, size)
     async with hub.db.read() as conn:
-        repo = await repos.by_id(conn, repo_id)
+        repo = await repos.by_uid(conn, uid)
     await ingest(hub, request.stream(), repo_id=repo.id, payer_id=payer or None, expect_sha256=oid, expect_size=size)
     return Response()
 

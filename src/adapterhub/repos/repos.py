@@ -16,12 +16,17 @@ from ..errors import Forbidden, RepoNotFound, Unauthorized
 if TYPE_CHECKING:
     pass
 
-__all__ = ["Repo", "by_id", "find", "payer_of", "refuse"]
+__all__ = ["Repo", "by_id", "by_uid", "find", "payer_of", "refuse"]
 
 
 @dataclass(frozen=True)
 class Repo:
-    """A repository, as a row of the table `repo` tells."""
+    """A repository, as a row of the table `repo` tells.
+
+    Attributes:
+        id: by which tables name it; no later repository of this database gets the same.
+        uid: by which signatures name it: no other repository ever has the same, not even after a restored backup.
+    """
 
     id: int
     uid: str
@@ -53,7 +58,20 @@ async def by_id(conn: AsyncConnection, repo_id: int) -> Repo:
     Raises:
         RepoNotFound: it was deleted.
     """
-    row = (await conn.execute(sa.select(*COLUMNS).where(schema.repo.c.id == repo_id))).one_or_none()
+    return await _only(conn, schema.repo.c.id == repo_id)
+
+
+async def by_uid(conn: AsyncConnection, uid: str) -> Repo:
+    """The repository of a `uid`.
+
+    Raises:
+        RepoNotFound: it was deleted.
+    """
+    return await _only(conn, schema.repo.c.uid == uid)
+
+
+async def _only(conn: AsyncConnection, condition: sa.ColumnElement[bool]) -> Repo:
+    row = (await conn.execute(sa.select(*COLUMNS).where(condition))).one_or_none()
     if row is None:
         raise RepoNotFound(anonymous=False)
     return Repo(*row)

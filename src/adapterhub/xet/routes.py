@@ -31,7 +31,7 @@ _BASE = "/xet/{scope}"
 _LIFETIME = 3600  # seconds; the client asks for a new token in time
 _MAX_SHARD = 64 << 20
 _PROGRESS_EVERY = 10  # seconds
-_TOKEN = re.compile(r"xet_([0-9]{1,18})_([0-9]{1,18})_([0-9]{1,12})_([0-9a-f]{64})")
+_TOKEN = re.compile(r"xet_([0-9]{1,18})_([0-9a-z]{1,24})_([0-9]{1,12})_([0-9a-f]{64})")
 _log = logging.getLogger(__name__)
 
 
@@ -39,7 +39,7 @@ class Upload(NamedTuple):
     """What a token allows: uploads of a user to a repository."""
 
     user_id: int
-    repo_id: int
+    repo_uid: str
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------
@@ -48,8 +48,8 @@ class Upload(NamedTuple):
 def token_answer(hub: Hub, principal: Principal, repo: Repo) -> JSONResponse:
     """What `GET /api/models/{repo}/xet-write-token/{revision}` answers to someone who may write there."""
     user_id = principal.require_user()
-    expires, signature = hub.signer.sign("xet", user_id, repo.id, lifetime=_LIFETIME)
-    token = f"xet_{user_id}_{repo.id}_{expires}_{signature}"
+    expires, signature = hub.signer.sign("xet", user_id, repo.uid, lifetime=_LIFETIME)
+    token = f"xet_{user_id}_{repo.uid}_{expires}_{signature}"
     address = hub.url(f"xet/{ingest.scope_of(user_id, now())}")
     headers = {
         "X-Xet-Cas-Url": address,
@@ -70,7 +70,7 @@ def _upload_of(request: Request) -> Upload:
     match = _TOKEN.fullmatch(token.strip())
     if scheme.lower() != "bearer" or match is None:
         raise Unauthorized("This address needs the token that the hub gave for the upload.")
-    upload, expires, signature = Upload(int(match[1]), int(match[2])), int(match[3]), match[4]
+    upload, expires, signature = Upload(int(match[1]), match[2]), int(match[3]), match[4]
     try:
         hub_of(request).signer.verify(expires, signature, "xet", *upload)
     except Forbidden as error:
@@ -129,7 +129,7 @@ async def _work(request: Request) -> Coroutine[Any, Any, object]:
     """Reads a shard; to await what is returned makes its files part of the hub."""
     hub, upload = hub_of(request), _upload_of(request)
     async with hub.db.read() as conn:
-        repo = await repos.by_id(conn, upload.repo_id)
+        repo = await repos.by_uid(conn, upload.repo_uid)
         payer = repos.payer_of(await accounts.principal(hub.db, upload.user_id), repo)
     body = bytearray()
     async for data in request.stream():

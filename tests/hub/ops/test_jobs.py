@@ -76,11 +76,11 @@ def test_downloads_are_counted_summed_and_kept_at_the_end(hub, run):
         gone = await making.new_repo(hub, "acme/gone")
         async with jobs.Jobs(hub, enabled=False) as running:
             for _ in range(3):
-                running.downloads.add(one.id)
+                running.downloads.add(one.uid)
             await running.downloads.flush(hub)
-            running.downloads.add(one.id)
-            running.downloads.add(two.id)
-            running.downloads.add(gone.id)
+            running.downloads.add(one.uid)
+            running.downloads.add(two.uid)
+            running.downloads.add(gone.uid)
             await manage.delete(hub, await making.member(hub), "acme/gone")
         old = schema.now().date() - timedelta(days=downloads.DAYS)
         async with hub.db.write() as conn:

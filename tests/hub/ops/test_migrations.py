@@ -121,6 +121,45 @@ def test_what_repositories_held_before_0002_their_owners_pay_for(url):
     assert with_database(url, work) == [(1, "ab", None)]
 
 
+def test_ids_are_given_out_once_and_0003_keeps_what_is_there(url):
+    def repo(name):
+        names = {"namespace": "alice", "name": name, "name_key": name, "key": f"alice/{name}"}
+        return sa.insert(schema.repo).values(uid=name, owner_id=1, **names)
+
+    async def work(db):
+        await migrate.upgrade(db, "0002")
+        async with db.write() as conn:
+            await accounts.create_user(conn, "alice")
+            for name in ("one", "two"):
+                await conn.execute(repo(name))
+            await conn.execute(sa.insert(schema.ref).values(repo_id=2, name="refs/heads/main", oid="ab"))
+            await conn.execute(sa.insert(schema.redirect).values(key="alice/old", repo_id=2))
+        await migrate.upgrade(db)
+        async with db.write() as conn:
+            kept = [len((await conn.execute(sa.select(t))).all()) for t in (schema.repo, schema.ref, schema.redirect)]
+            await conn.execute(sa.delete(schema.repo).where(schema.repo.c.name == "two"))
+            gone = [len((await conn.execute(sa.select(table))).all()) for table in (schema.ref, schema.redirect)]
+            await conn.execute(repo("three"))
+            return kept, gone, (await conn.execute(sa.select(schema.repo.c.id, schema.repo.c.name))).all()
+
+    assert with_database(url, work) == ([2, 1, 1], [0, 0], [(1, "one"), (3, "three")])
+
+
+def test_a_migration_that_breaks_keys_changes_nothing(tmp_path):
+    async def work(db):
+        await migrate.upgrade(db)
+        with pytest.raises(RuntimeError, match="1 rows of ref name rows that are not there"):
+            async with db.write(foreign_keys=False) as conn:
+                await conn.execute(sa.insert(schema.ref).values(repo_id=9, name="refs/heads/main", oid="ab"))
+        with pytest.raises(sa.exc.IntegrityError):
+            async with db.write() as conn:
+                await conn.execute(sa.insert(schema.ref).values(repo_id=9, name="refs/heads/main", oid="ab"))
+        async with db.read() as conn:
+            return (await conn.execute(sa.select(schema.ref))).all()
+
+    assert with_database(f"sqlite+aiosqlite:///{tmp_path}/hub.db", work) == []
+
+
 def test_several_may_upgrade_at_once(url):
     async def work(db):
         await asyncio.gather(*(migrate.upgrade(db) for _ in range(4)))

@@ -103,6 +103,18 @@ def test_signatures_do_not_fit_other_addresses(shared_hub_server: HubServer, rep
     assert_nothing_kept(shared_hub_server, one, two)
 
 
+def test_an_address_is_of_no_use_for_a_later_repository(shared_hub_server: HubServer) -> None:
+    data = text(MiB, "later")
+    with shared_hub_server.client("bob") as client:
+        address = upload_of(client, create(client, "bob/earlier"), data)["href"]
+        client.request(
+            "DELETE", "/api/repos/delete", json={"name": "earlier", "organization": "bob"}
+        ).raise_for_status()
+        create(client, "bob/earlier")
+        assert put(address, data).status_code == 404
+    assert_nothing_kept(shared_hub_server, data)
+
+
 def test_addresses_expire(shared_hub_server: HubServer, repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = text(MiB, "late")
     with shared_hub_server.client() as client:

@@ -253,8 +253,8 @@ def test_forged_tokens(run: Any):
                     base + path, content=content, headers={"Authorization": f"Bearer {token}"}
                 )
                 assert answer.status_code == 401, (token, path)
-        expires, signature = world.hub.signer.sign("xet", 1, 1, lifetime=-1)
-        old = {"Authorization": f"Bearer xet_1_1_{expires}_{signature}"}
+        expires, signature = world.hub.signer.sign("xet", 1, "alice", lifetime=-1)
+        old = {"Authorization": f"Bearer xet_1_alice_{expires}_{signature}"}
         assert (await world.client.post(f"{base}/v1/shards", content=upload.shard(), headers=old)).status_code == 401
         assert not (world.hub.settings.data / "xorbs").exists()
 
