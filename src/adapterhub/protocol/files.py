@@ -17,18 +17,18 @@ from ..http import hub_of
 from ..hub import Hub
 from ..repos import commits
 from ..repos.files import Entry
-from .shared import at_revision
+from .shared import Plain, at_revision
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Plain)
 
 # These are fetched once by whoever uses the repository: they count as a download.
 _COUNTED = ("adapter_config.json", "config.json")
 
 
 @router.api_route("/{namespace}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
-async def resolve(request: Request, path: str) -> Response:
+async def resolve(request: Request) -> Response:
     """A file, with the headers by which the client caches it."""
-    hub = hub_of(request)
+    hub, path = hub_of(request), request.path_params["path"]
     repo, head = await at_revision(request)
     entry = (await commits.manifest_at(hub.db, head.tree)).get(path)
     if entry is None:
@@ -74,9 +74,9 @@ async def _signed_url(hub: Hub, entry: Entry) -> str | None:
 
 
 @router.api_route("/_blob/{sha256}", methods=["GET", "HEAD"])
-async def blob(request: Request, sha256: str) -> Response:
+async def blob(request: Request) -> Response:
     """The bytes of a signed address."""
-    hub, query = hub_of(request), request.query_params
+    hub, sha256, query = hub_of(request), request.path_params["sha256"], request.query_params
     try:
         size, expires = int(query["size"]), int(query["exp"])
     except (KeyError, ValueError) as error:

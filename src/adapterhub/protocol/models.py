@@ -22,9 +22,9 @@ from ..index.derive import derive
 from ..repos import commits, git
 from ..repos.files import Manifest, RepoFiles
 from ..repos.repos import Repo
-from .shared import API, at_revision, file_object, folder_object, full_object, model_object, tree_objects
+from .shared import API, Plain, at_revision, file_object, folder_object, full_object, model_object, tree_objects
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Plain)
 
 _PAGE = 1000
 _COMMON = 2000  # a tag that so many repositories have is common
@@ -179,7 +179,7 @@ async def tree(request: Request) -> Response:
 
 
 @router.post(API + "/paths-info/{revision:path}")
-async def paths_info(request: Request) -> list[dict[str, Any]]:
+async def paths_info(request: Request) -> Response:
     """Some files and folders; those that do not exist are left out."""
     paths = await _paths(request)
     _, head = await at_revision(request)
@@ -191,7 +191,7 @@ async def paths_info(request: Request) -> list[dict[str, Any]]:
             shown.append(file_object(manifest[path]))
         elif path.strip("/") in folders:
             shown.append(folder_object(path.strip("/"), folders[path.strip("/")]))
-    return shown
+    return JSONResponse(shown)
 
 
 async def _paths(request: Request) -> list[str]:

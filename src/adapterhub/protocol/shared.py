@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
+from fastapi.routing import APIRoute
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
+from starlette.responses import Response
 
 from ..accounts import Principal
 from ..http import hub_of, iso, principal_of, unquote
@@ -17,6 +19,7 @@ from ..repos.repos import Repo
 
 __all__ = [
     "API",
+    "Plain",
     "at_revision",
     "caller_and_repo",
     "commit_of",
@@ -29,6 +32,15 @@ __all__ = [
 ]
 
 API = "/api/models/{namespace}/{name}"
+
+
+class Plain(APIRoute):
+    """A route whose function takes the request and returns the response: FastAPI prepares nothing in between."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The function itself."""
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
 
 
 async def caller_and_repo(
