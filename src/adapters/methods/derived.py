@@ -84,12 +84,13 @@ class Watch:
         key = None
         if not torch.is_grad_enabled():
             tensors = tensors_of(self._all_sources())
-            # the values of tensors on the device "meta" are elsewhere, where nothing can be told of them
-            if not any(map(_IS_META, tensors)):
-                try:
-                    key = state_of(tensors)
-                except RuntimeError:
-                    key = None
+            try:
+                key = state_of(tensors)
+            except RuntimeError:
+                key = None
+            # the values of a tensor on the device "meta" are elsewhere, where nothing can be told of them
+            if key is not None and 0 in key[1 : len(tensors) + 1]:
+                key = None
         if key is None or key != self._key:
             self.seal = object()
         self._key = key
@@ -118,7 +119,7 @@ def tensors_of(sources: Iterable[Tensors]) -> list[Tensor]:
 
 
 def state_of(tensors: list[Tensor]) -> list[int]:
-    """Numbers of which one changes when a tensor is replaced, moved or written to.
+    """Numbers of which one changes when a tensor is replaced, moved or written to; addresses first, after a count.
 
     Fused optimizers change parameters without a trace, so every step of any optimizer counts.
 
@@ -128,7 +129,7 @@ def state_of(tensors: list[Tensor]) -> list[int]:
     return [_STEPS.count, *map(Tensor.data_ptr, tensors), *map(_VERSION, tensors)]
 
 
-_VERSION, _IS_META = attrgetter("_version"), attrgetter("is_meta")
+_VERSION = attrgetter("_version")
 
 
 class _Steps:
