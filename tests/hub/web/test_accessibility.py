@@ -17,6 +17,8 @@ from .test_errors import example, rendered
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+pytestmark = pytest.mark.slow  # half a minute: axe-core looks at every element of more than a hundred views
+
 LEVELS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 VIEWS = [("light", 1280), ("dark", 360)]
 # What differs from others only in what it names.
