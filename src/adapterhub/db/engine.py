@@ -64,25 +64,20 @@ class Database:
                 are checked at the end.
         """
         async with self.engine.connect() as connection:
-            if self.is_sqlite:
-                if not foreign_keys:
-                    await connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
-                await connection.exec_driver_sql("BEGIN IMMEDIATE")
-                try:
-                    yield connection
-                    if not foreign_keys:
-                        await _check_foreign_keys(connection)
-                except BaseException:
-                    await connection.exec_driver_sql("ROLLBACK")
-                    raise
-                else:
-                    await connection.exec_driver_sql("COMMIT")
-                finally:
-                    if not foreign_keys:
-                        await connection.exec_driver_sql("PRAGMA foreign_keys=ON")
-            else:
+            if not self.is_sqlite:
                 async with connection.begin():
                     yield connection
+            elif foreign_keys:
+                async with _transaction(connection):
+                    yield connection
+            else:
+                await connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+                try:
+                    async with _transaction(connection):
+                        yield connection
+                        await _check_foreign_keys(connection)
+                finally:
+                    await connection.exec_driver_sql("PRAGMA foreign_keys=ON")
 
     async def look_up(self, query: Lookup, **values: str | int | None) -> Sequence[Any]:
         """The rows that a lookup finds; it sees what is committed when it runs."""
@@ -105,6 +100,18 @@ class Database:
         if "_near" in vars(self):
             self._near.close()
         await self.engine.dispose()
+
+
+@asynccontextmanager
+async def _transaction(connection: AsyncConnection) -> AsyncIterator[None]:
+    """A transaction of SQLite's that may write."""
+    await connection.exec_driver_sql("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        await connection.exec_driver_sql("ROLLBACK")
+        raise
+    await connection.exec_driver_sql("COMMIT")
 
 
 async def _check_foreign_keys(connection: AsyncConnection) -> None:

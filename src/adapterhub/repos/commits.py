@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..hub import Hub
 
 __all__ = [
+    "MAX_FILES",
     "Commit",
     "Committed",
     "Operation",
@@ -46,8 +47,8 @@ __all__ = [
     "resolve",
 ]
 
+MAX_FILES = 20_000  # of a repository
 _TRIES = 8
-_MAX_FILES = 20_000
 _GITATTRIBUTES = "".join(
     f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in ("safetensors", "gguf", "model", "png", "jpg")
 ).encode()
@@ -162,7 +163,7 @@ def _recall(tree: str) -> Manifest | None:
 
 def _keep(tree: str, stored: Mapping[str, Any]) -> Manifest:
     known = {path: Entry(path, sha, oid, size, bool(lfs)) for path, (sha, oid, size, lfs) in sorted(stored.items())}
-    while len(_manifests) >= _MAX_TREES or sum(map(len, _manifests.values())) > _MAX_FILES:
+    while len(_manifests) >= _MAX_TREES or sum(map(len, _manifests.values())) > MAX_FILES:
         del _manifests[next(iter(_manifests))]
     _manifests[tree] = known
     return known
@@ -378,8 +379,8 @@ async def _apply(
 
 def _check_tree(files: Manifest) -> None:
     """Refuses trees that some file system could not hold."""
-    if len(files) > _MAX_FILES:
-        raise BadRequest(f"{len(files)} files are too many: a repository may hold {_MAX_FILES}.")
+    if len(files) > MAX_FILES:
+        raise BadRequest(f"{len(files)} files are too many: a repository may hold {MAX_FILES}.")
     seen: dict[str, str] = {}
     folders: dict[str, str] = {}
     for path in files:

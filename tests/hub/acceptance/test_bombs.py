@@ -116,6 +116,9 @@ BOMBS: dict[str, Send] = {
     "a commit of 100,000 files": commit(
         *[json.dumps({"key": "lfsFile", "value": {"path": f"{i}", "oid": "0" * 64}}).encode() for i in range(100_000)]
     ),
+    "a commit of 25,000 files with their bytes": commit(
+        *[file(f"{i}.txt", b"%d is a text of its own" % i) for i in range(25_000)]
+    ),
     "100,000 files to upload": post(
         f"/api/models/{REPO}/preupload/main",
         json.dumps({"files": [{"path": f"{i}", "size": 1} for i in range(100_000)]}).encode(),

@@ -10,7 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
+from adapterhub import accounts, quotas
+from adapterhub.db import schema
+from adapterhub.hub import Hub
 from tests.hub.conftest import HubServer
 from tests.hub.protocol.wire import batch, commit, create, file, history, large, post_commit, remove, send, text
 
@@ -130,6 +134,52 @@ def test_lines_that_are_refused_change_nothing(shared_hub_server: HubServer, pla
         assert answer.status_code in (400, 404, 422) and answer.json()["error"], answer.text
         assert head(client, plain_repo) == before
     assert not list(shared_hub_server.settings.scratch.iterdir())
+
+
+async def everything(hub: Hub) -> tuple[set[str], set[str]]:
+    """Names of all bytes, and of all rows that tell of some."""
+    async with hub.db.read() as conn:
+        rows = set((await conn.execute(sa.select(schema.blob.c.sha256))).scalars())
+    return {name async for name in hub.blobs.names()}, rows
+
+
+async def leave_room(hub: Hub, room: int | None) -> None:
+    """Gives alice room for so many more bytes; None: as many as the hub allows."""
+    async with hub.db.write() as conn:
+        alice = await accounts.find_account(conn, "alice")
+        quota = None if room is None else (await quotas.usage(hub, conn, alice["id"])).used + room
+        await conn.execute(sa.update(schema.account).where(schema.account.c.id == alice["id"]).values(quota=quota))
+
+
+@pytest.mark.parametrize("last", ["one too many", "malformed", "no room"])
+def test_a_commit_that_is_refused_leaves_none_of_its_files(
+    shared_hub_server: HubServer, plain_repo: str, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    """Not even those of a hundred good lines before the bad one."""
+    before = shared_hub_server.call(everything)
+    lines = [file(f"{i}.txt", f"{i} {last}".encode() * 1000) for i in range(100)]
+    if last == "one too many":
+        monkeypatch.setattr("adapterhub.protocol.ndjson.MAX_FILES", 99)
+    elif last == "malformed":
+        lines.append(file("../a", b"x"))
+    else:
+        monkeypatch.setattr("adapterhub.protocol.ndjson._CHECKED_EVERY", 100_000)
+        shared_hub_server.call(lambda hub: leave_room(hub, 700_000))
+    with shared_hub_server.client() as client:
+        answer = post_commit(client, plain_repo, *lines)
+    shared_hub_server.call(lambda hub: leave_room(hub, None))
+    assert answer.status_code in (400, 403), answer.text
+    assert shared_hub_server.call(everything) == before
+    assert not list(shared_hub_server.settings.scratch.iterdir())
+
+
+def test_a_path_that_is_named_twice_is_one_file(
+    shared_hub_server: HubServer, plain_repo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapterhub.protocol.ndjson.MAX_FILES", 1)
+    with shared_hub_server.client() as client:
+        commit(client, plain_repo, file("twice.txt", b"one"), remove("twice.txt"), file("twice.txt", b"two"))
+        assert client.get(f"/{plain_repo}/resolve/main/twice.txt").text == "two"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests.hub.protocol.conftest import Program
 from tests.hub.protocol.wire import create
 
 # What the server calls for each way of uploading.
-WAYS = {"xet": (xet, "store_xorb"), "whole": (lfs, "ingest"), "parts": (lfs, "_receive"), "commit": (ndjson, "_stage")}
+WAYS = {"xet": (xet, "store_xorb"), "whole": (lfs, "ingest"), "parts": (lfs, "_receive"), "commit": (ndjson, "_file")}
 PLAIN = {"HF_HUB_DISABLE_XET": "1"}
 # settings of the hub, environment of the client, the way that large files must take
 CASES: dict[str, tuple[dict[str, Any], dict[str, str], set[str]]] = {
