@@ -236,6 +236,8 @@ def _greet(settings: Settings, key: str | None) -> None:
             "or, in another terminal:",
             "  adapterhub user add NAME --admin",
         ]
+        if not settings.load_checks:
+            lines += ["", "With --load-checks, every upload is loaded once too, into a model of random weights."]
     lines += ["", "Clients find the hub by this line:", f"  export HF_ENDPOINT={url}"]
     print("\n".join(lines), flush=True)
 

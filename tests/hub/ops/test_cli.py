@@ -209,6 +209,7 @@ def test_serve_starts_says_where_it_is_and_stops_when_told(tmp_path, workers):
     assert f"is at {url}" in output
     assert f"{url}/setup/" in output
     assert f"export HF_ENDPOINT={url}" in output
+    assert "--load-checks" in output
 
 
 def test_an_address_in_use_is_told_in_one_line(call):
