@@ -1,7 +1,7 @@
 """Quotas: who pays for which bytes, and whether there is room for more.
 
-The owner of a repository pays for what is on its branches and what its members upload. What anyone else uploads for a
-pull request they pay for themselves until it is merged: `blob_use.payer_id` names them.
+The owner of a repository pays for what its branches and tags name, and for what its members upload. What anyone else
+uploads for a pull request they pay for themselves until it is merged: `blob_use.payer_id` names them.
 """
 
 from __future__ import annotations

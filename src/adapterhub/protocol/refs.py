@@ -67,10 +67,12 @@ async def history(request: Request) -> Response:
 async def create_branch(request: Request) -> Response:
     """Makes a branch at `startingPoint`, else at the default branch."""
     body = await json_body(request)
-    async with hub_of(request).db.write() as conn:
+    hub = hub_of(request)
+    async with hub.db.write() as conn:
         _, repo = await caller_and_repo(request, conn, write=True)
         start = str(body.get("startingPoint") or repo.default_branch)
-        await refs.create(conn, repo, refs.HEADS, unquote(request.path_params["revision"]), start)
+        oid = await refs.create(conn, repo, refs.HEADS, unquote(request.path_params["revision"]), start)
+        await commits.take_over(hub, conn, repo, oid)
     return Response(status_code=201)
 
 
@@ -87,9 +89,11 @@ async def create_tag(request: Request) -> Response:
     name, message = body.get("tag"), body.get("message") or ""
     if not isinstance(name, str) or not isinstance(message, str):
         raise BadRequest("The body needs the 'tag', a text.")
-    async with hub_of(request).db.write() as conn:
+    hub = hub_of(request)
+    async with hub.db.write() as conn:
         _, repo = await caller_and_repo(request, conn, write=True)
-        await refs.create(conn, repo, refs.TAGS, name, unquote(request.path_params["revision"]), message)
+        oid = await refs.create(conn, repo, refs.TAGS, name, unquote(request.path_params["revision"]), message)
+        await commits.take_over(hub, conn, repo, oid)
     return Response(status_code=201)
 
 

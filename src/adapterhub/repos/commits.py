@@ -45,6 +45,7 @@ __all__ = [
     "manifest_at",
     "manifest_of",
     "resolve",
+    "take_over",
 ]
 
 MAX_FILES = 20_000  # of a repository
@@ -173,6 +174,16 @@ _TREE = Lookup(sa.select(schema.tree.c.manifest).where(schema.tree.c.oid == sa.b
 # Trees that were read lately, the latest last: an id stands for one tree only, and clients ask file by file.
 _manifests: dict[str, Manifest] = {}
 _MAX_TREES = 200
+
+
+async def take_over(hub: Hub, conn: AsyncConnection, repo: Repo, oid: str) -> None:
+    """Lets the repository's owner pay for the files of a commit, which a branch or a tag names now.
+
+    Raises:
+        Forbidden: the owner's quota is used up.
+    """
+    manifest = await manifest_of(conn, (await find(conn, repo, oid)).tree)
+    await ingest.take_over(hub, conn, repo.id, {entry.sha256 for entry in manifest.values()})
 
 
 async def history(conn: AsyncConnection, repo: Repo, oid: str, limit: int = 50, offset: int = 0) -> list[Commit]:

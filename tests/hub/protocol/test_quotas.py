@@ -102,6 +102,25 @@ def test_a_member_who_brings_the_same_bytes_to_a_branch_takes_them_over(shared_h
         assert (used(alice, "alice"), used(bob, "bob")) == (before[0] + len(data), before[1])
 
 
+@pytest.mark.parametrize("kind", ["branch", "tag"])
+def test_a_branch_or_tag_at_a_proposal_takes_it_over(shared_hub_server: HubServer, kind: str) -> None:
+    data = text(900_000, kind)
+    with shared_hub_server.client() as alice, shared_hub_server.client("bob") as bob:
+        repo = create(alice, f"alice/at-a-{kind}")
+        before = used(alice, "alice"), used(bob, "bob")
+        start = f"refs/pr/{propose(bob, repo, file('x.txt', data))}"
+
+        def make() -> httpx.Response:
+            if kind == "branch":
+                return alice.post(f"/api/models/{repo}/branch/new", json={"startingPoint": start})
+            return alice.post(f"/api/models/{repo}/tag/{start.replace('/', '%2F')}", json={"tag": "new"})
+
+        with room(shared_hub_server, "alice", 1000):
+            assert make().status_code == 403
+        assert make().is_success
+        assert (used(alice, "alice"), used(bob, "bob")) == (before[0] + len(data), before[1])
+
+
 def test_a_full_owner_takes_proposals_but_merges_none(shared_hub_server: HubServer) -> None:
     with shared_hub_server.client() as alice, shared_hub_server.client("bob") as bob:
         repo = create(alice, "alice/full")
