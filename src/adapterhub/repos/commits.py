@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +51,8 @@ __all__ = [
 ]
 
 MAX_FILES = 20_000  # of a repository
-_TRIES = 8
+_TRIES = 12
+_PAUSE, _LONGEST_PAUSE = 0.005, 1.0  # seconds, before the second try and at most
 _GITATTRIBUTES = "".join(
     f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in ("safetensors", "gguf", "model", "png", "jpg")
 ).encode()
@@ -245,7 +248,9 @@ async def commit(
     if not title.strip():
         raise BadRequest("A commit needs a title: the first line of its message.")
     target = refs.head_of(revision)
-    for _ in range(_TRIES):
+    for turn in range(_TRIES):
+        if turn:  # all who lost the race would lose the next one too if they began at the same moment
+            await asyncio.sleep(random.uniform(0, min(_PAUSE * 2**turn, _LONGEST_PAUSE)))
         async with hub.db.read() as conn:
             head = await _head(conn, repo, target)
             try:
