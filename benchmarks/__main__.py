@@ -5,19 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import multiprocessing
 import sys
 import time
-import traceback
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import benchmarks.models  # noqa: F401  (torch and transformers, once for all processes)
 from benchmarks import report
+from benchmarks.processes import in_own_process
 from benchmarks.results import ROOT, Result, Run, environment
 
 EXPERIMENTS = (
@@ -82,30 +79,6 @@ def has(name: str, side: str) -> bool:
     return hasattr(importlib.import_module(f"benchmarks.experiments.{name}"), side)
 
 
-def in_own_process(name: str, side: str, run: Run) -> tuple[list[Result], str | None]:
-    """Run one side of an experiment in a new process, with a line for every result; also returns what went wrong."""
-    fork = run.quick and "fork" in multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("fork" if fork else "spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sender, name, side, run))
-    process.start()
-    sender.close()
-    results: list[Result] = []
-    error: str | None = "The process ended without a word."
-    try:
-        while True:
-            message = receiver.recv()
-            if not isinstance(message, Result):
-                error = message
-                break
-            results.append(message)
-            print(f"  {message.case:<58} {message.library:<8} {message.value:8.3f} {message.unit}", flush=True)
-    except EOFError:
-        pass
-    process.join()
-    return results, error
-
-
 def merge(results: list[Result], found: list[Result]) -> None:
     """Add what a process found; values of a case that is there already go to that case."""
     known = {(result.experiment, result.case, result.library): result for result in results}
@@ -114,17 +87,6 @@ def merge(results: list[Result], found: list[Result]) -> None:
             old.values += result.values
         else:
             results.append(result)
-
-
-def _child(sender: Connection, name: str, side: str, run: Run) -> None:
-    torch.set_num_threads(1)
-    try:
-        for result in getattr(importlib.import_module(f"benchmarks.experiments.{name}"), side)(run):
-            result.experiment = name
-            sender.send(result)
-        sender.send(None)
-    except Exception:
-        sender.send(traceback.format_exc())
 
 
 if __name__ == "__main__":
