@@ -23,13 +23,16 @@ from adapters.methods.base import AdapterModule, init_seed
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.config import AdapterConfig, ConfigUnion
 from adapters.methods.prefix_tuning import PrefixEmbedding, PrefixTuning, flattened
-from adapters.runtime.active import ENGINES, STATIC, AdapterSetup, Setup, setup_key
+from adapters.runtime.active import ENGINES, IN_USE, STATIC, AdapterSetup, Setup, setup_key
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.entry import Entry
 from adapters.runtime.hooks import AdapterDict, Live, LiveEmbedding, LiveLayer, LivePrompt, LiveResidual, enliven
 from adapters.runtime.replication import Replication
 from adapters.sites.interface import AdapterModelInterface
 from adapters.sites.resolve import Site, resolve, spec_for
+
+MOST_BLOCKS = 32
+"""Blocks of several adapters whose plans are kept; those of single adapters all are."""
 
 
 @dataclass(eq=False)
@@ -78,6 +81,7 @@ class Engine:
         self.entry = Entry(self)
         self.replication = Replication(self)
         self._touched: set[Live[Any]] = set()
+        self._blocks: dict[str, set[Live[Any]]] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy hears of contexts too."""
@@ -258,12 +262,13 @@ class Engine:
         block = self.parse(setup)
         skipped = sorted(set(skip_layers or ()))
         self.config.active_setup, self.config.skip_layers = block, skipped or None
-        self.entry.watches.pop(STATIC, None)
+        self.entry.static_key = setup_key(block)
         touched = self._lives_of(block)
         self._set_static(touched | self._touched)
         self._touched = {live for live in touched | self._touched if live.handles}
         self._ensure_context()
         self._set_level(STATIC, block, touched)
+        self._keep_plans(self.entry.static_key, block, touched)
 
     def _set_static(self, lives: Iterable[Live[Any]]) -> None:
         block, skipped = self.config.active_setup, self.config.skip_layers or ()
@@ -284,11 +289,26 @@ class Engine:
     def ensure(self, key: str, setup: Setup) -> None:
         """Prepare the set-up of a context, before the first call that needs it."""
         block = Stack(setup) if isinstance(setup, str) else setup
-        for live in self._lives_of(block):
+        lives = self._lives_of(block)
+        for live in lives:
             live.activate(key, block)
             live.hook_all(key)
             self._touched.add(live)
-        self._set_level(key, block, self._lives_of(block))
+        self._set_level(key, block, lives)
+        self._keep_plans(key, block, lives)
+
+    def _keep_plans(self, key: str, block: AdapterCompositionBlock | None, lives: set[Live[Any]]) -> None:
+        """Keep the plans of the blocks that were used last: a server that mixes its batches meets ever new ones."""
+        if block is None or len(block.flatten()) < 2:
+            return
+        self._blocks.pop(key, None)
+        self._blocks[key] = lives
+        old = [other for other in list(self._blocks) if other not in IN_USE and other != self.entry.static_key]
+        for other in old[: max(0, len(self._blocks) - MOST_BLOCKS)]:
+            for live in self._blocks.pop(other, ()):
+                live.plans.pop(other, None)
+            self.entry.watches.pop(other, None)
+            self.replication.forget(other)
 
     def _set_level(self, key: str, block: AdapterCompositionBlock | None, lives: set[Live[Any]]) -> None:
         """Tell from which layer on the rows of parallel adapters differ."""

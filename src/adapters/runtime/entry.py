@@ -30,6 +30,7 @@ class Entry:
         self.handles: list[RemovableHandle] = []
         self.stacks: dict[int, RemovableHandle] = {}
         self.watches: dict[str, Watch] = {}
+        self.static_key = setup_key(None)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "watches": {}}
@@ -70,7 +71,7 @@ class Entry:
             call.replicated = kwargs.pop("adapter_input_parallelized", False) or call.given
             call.residual = call.override = call.hidden = call.copies = None
             if not torch.compiler.is_compiling():
-                WATCHING.watch = self.watches.setdefault(ACTIVE.key, Watch())
+                WATCHING.watch = self._watch()
                 WATCHING.watch.look()
         if module is not engine.base and hasattr(module, "heads"):
             return args, kwargs
@@ -86,6 +87,13 @@ class Entry:
             else:
                 return replicate(args, kwargs, copies)
         return args, kwargs
+
+    def _watch(self) -> Watch:
+        """What watches the constants of the set-up in force."""
+        key = self.static_key if ACTIVE.key == STATIC else ACTIVE.key
+        if (watch := self.watches.get(key)) is None:
+            watch = self.watches[key] = Watch()
+        return watch
 
     def on_return(self, module: nn.Module, args: Any, output: Any) -> Any:
         call = CALL.now
@@ -125,7 +133,7 @@ class Entry:
     def carry(self, layer: Callable[..., Any]) -> Callable[..., Any]:
         """`layer`, made to run under what is in force now, whenever and on whatever thread it runs."""
         engine, config, key = self.engine, self.engine.config, ACTIVE.key
-        setup, skipped = config.active_setup, config.skip_layers
+        setup, skipped = engine.current(), config.skip_layers
         facts = dict(vars(CALL.now))
         facts["stacks"] = dict(CALL.now.stacks)
 
@@ -133,10 +141,11 @@ class Entry:
             now = key
             if key == STATIC and (config.active_setup is not setup or config.skip_layers != skipped):
                 now = setup_key(setup)
-                engine.ensure(now, setup)
             call = CALL.now
             if call.root is facts["root"] and ACTIVE.key == now:
                 return layer(*args, **kwargs)
+            if now != STATIC:  # what was planned for it may be gone by now
+                engine.ensure(now, setup)
             before, before_key = dict(vars(call)), ACTIVE.key
             vars(call).update(facts)
             call.gating = call.fusion = None

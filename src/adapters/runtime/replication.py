@@ -50,6 +50,11 @@ class Replication:
                 hook = partial(self.on_layer, number)
                 self.handles.append(layer.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
 
+    def forget(self, key: str) -> None:
+        """Forget the set-up under `key`."""
+        self.levels.pop(key, None)
+        self.copies.pop(key, None)
+
     def detach(self) -> None:
         """Leave no hook behind."""
         for handle in self.handles:
