@@ -122,6 +122,16 @@ def test_rows_of_different_methods(first: str, second: str) -> None:
     close(alone(model, given, BatchSplit("b", "a", batch_sizes=[1, 3])), torch.cat([of_b[:1], of_a[1:]]))
 
 
+@every_pair(methods=SOME, names=("bert", "llama"))
+def test_a_block_of_one_adapter_is_that_adapter(method: str, name: str) -> None:
+    model, given = prepared(name, method)
+    expected = alone(model, given, "a")
+    close(alone(model, given, BatchSplit("a", batch_sizes=[ROWS])), expected)
+    close(alone(model, given, Parallel("a")), expected)
+    with pytest.raises(CompositionError, match=f"the batch has {ROWS}"):
+        alone(model, given, BatchSplit("a", batch_sizes=[ROWS - 1]))
+
+
 @every_pair(methods=CHAINS, names=("bert", "llama", "t5"), where=chains)
 def test_blocks_inside_of_rows(method: str, name: str) -> None:
     model, given = prepared(name, method, method, method)

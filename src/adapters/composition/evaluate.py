@@ -234,7 +234,7 @@ def build(block: Child, modules: Modules, fusions: Mapping[str, AdapterFusion], 
 def _stacked(block: AdapterCompositionBlock, children: tuple[Program | None, ...]) -> AdapterModule[Any] | None:
     """One module that runs all children at once, where they are adapters of equal shape."""
     members = [child.module for child in children if isinstance(child, Adapter)]
-    if len(members) < max(2, len(children)) or (signature := members[0].signature) is None:
+    if len(members) < len(children) or (signature := members[0].signature) is None:
         return None
     if any(member.signature != signature for member in members[1:]):
         return None
