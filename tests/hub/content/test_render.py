@@ -347,7 +347,8 @@ def _seconds(work: Callable[[], object]) -> float:
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_cards_take_little_more_time_than_others(text: str, usual: float):
-    assert _seconds(lambda: render(text, repo="alice/m")) < 6 * usual
+    # what grows with the square of a card takes hundreds of times as long as this
+    assert min(_seconds(lambda: render(text, repo="alice/m")) for _ in range(2)) < 12 * usual
     html = render(text, repo="alice/m")
     assert_harmless(html.replace('<p class="cut">', "<p>"))
 

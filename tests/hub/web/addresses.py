@@ -83,7 +83,7 @@ NO_PAGES = {
 
 def routes() -> list[str]:
     """The routes of the site that answer GET, as they are written, in the order in which they are asked."""
-    return [route.path for route in every_route(web.router) if route.method == "GET"]
+    return [route.path for route in every_route(web) if route.method == "GET"]
 
 
 def route_of(address: str) -> str:
