@@ -14,7 +14,6 @@ from tests.hub.conftest import PASSWORD, HubServer
 from .conftest import browser
 from .test_forms import csrf
 
-
 LONG = 10**9  # seconds: windows begin at multiples of their length, so this one ends in 2033
 
 
