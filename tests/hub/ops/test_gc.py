@@ -159,6 +159,7 @@ def test_bytes_that_come_again_while_they_are_collected_are_kept(hub, run, bytes
     assert states[name] == "ok"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hub", [{}, {"db": "postgres"}], indirect=True)
 def test_collecting_all_the_time_loses_nothing_of_what_is_uploaded_meanwhile(hub, run):
     async def work():

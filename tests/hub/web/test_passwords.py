@@ -14,6 +14,8 @@ from tests.hub.conftest import PASSWORD, HubServer
 from .conftest import browser
 from .test_forms import csrf
 
+pytestmark = pytest.mark.slow  # each wrong password costs a hash, as it must
+
 LONG = 10**9  # seconds: windows begin at multiples of their length, so this one ends in 2033
 
 
