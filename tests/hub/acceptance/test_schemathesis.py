@@ -49,6 +49,7 @@ def schemathesis(server: HubServer, *arguments: str, token: str | None, timeout:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_operation(server: HubServer) -> None:
     schemathesis(server, "--phases=examples,coverage", token="alice", timeout=120)
 

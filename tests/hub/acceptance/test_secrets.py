@@ -124,6 +124,7 @@ def limited(hub_makers: Makers, tmp_path: Path) -> Iterator[HubProcess]:
         yield hub
 
 
+@pytest.mark.slow
 def test_who_asks_too_often_waits_and_comes_back(limited: HubProcess) -> None:
     with limited.client(None) as anyone:
         for path in ("/api/models", "/acme/none/resolve/main/a.txt", "/_lfs/1/x"):

@@ -39,6 +39,7 @@ def large_repo(shared_hub_server: HubServer) -> str:
     return repo
 
 
+@pytest.mark.slow
 def test_a_tree_of_5000_files(shared_hub_server: HubServer, large_repo: str) -> None:
     with shared_hub_server.client() as client:
         found = pages(client, f"/api/models/{large_repo}/tree/main", recursive="true")
