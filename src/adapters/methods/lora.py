@@ -391,9 +391,9 @@ class DoRA(LoRA):
         return replace(super().run(state), magnitude=self.magnitude().view(1, 1, -1))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        magnitude, down, up = self._folded()
-        if not (self.direct and x.dtype is y.dtype is down.dtype and y.is_contiguous()):
+        if not (self.direct and x.dtype is y.dtype is self.m.weight.dtype and y.is_contiguous()):
             return self.run(LinearState(x, y)).result()
+        magnitude, down, up = self._folded()
         y = y * magnitude if torch.is_grad_enabled() else y.mul_(magnitude)
         y.view(-1, self.out_features).addmm_(x.reshape(-1, self.in_features) @ down, up)
         return y
