@@ -15,7 +15,7 @@ from adapters.checkpoint.verbs import CheckpointVerbs
 from adapters.composition.blocks import AdapterCompositionBlock, Fuse, last_name
 from adapters.errors import UnsupportedError
 from adapters.methods import METHODS
-from adapters.methods.config import AdapterConfig, ConfigUnion
+from adapters.methods.config import AdapterConfig, members_of
 from adapters.methods.presets import DEFAULT_ADAPTER_CONFIG
 from adapters.methods.presets import load as load_config
 from adapters.runtime import freezing, merging, sharing
@@ -186,8 +186,10 @@ class AdapterModelMixin(CheckpointVerbs):
         config = load_config(
             str(type_or_config) if not isinstance(type_or_config, (AdapterConfig, Mapping)) else type_or_config
         )
-        members = config.configs if isinstance(config, ConfigUnion) else [config]
-        methods = [[method for method in METHODS if method.handles(member)] for member in members]
+        methods = [
+            [method for method in METHODS if method.handles(member)]
+            for member in members_of(cast(AdapterConfig, config))
+        ]
         return all(found and all(method.site_type in kinds for method in found) for found in methods)
 
     # ----------------------------------------------------------------------------------------------- training

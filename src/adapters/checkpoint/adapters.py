@@ -25,7 +25,7 @@ from adapters.checkpoint.names import Match, below_base, is_repeated, match, own
 from adapters.checkpoint.tensors import read_tensors, write_tensors
 from adapters.errors import CheckpointError
 from adapters.methods.bottleneck import BnConfig
-from adapters.methods.config import AdapterConfig, ConfigUnion
+from adapters.methods.config import AdapterConfig, ConfigUnion, members_of
 from adapters.methods.prefix_tuning import PrefixTuningConfig, flattened
 from adapters.methods.presets import load as load_config
 from adapters.methods.prompt_tuning import PromptTuningConfig
@@ -268,11 +268,6 @@ def _without_invertible(config: AdapterConfig) -> AdapterConfig:
     if isinstance(config, BnConfig) and config.inv_adapter:
         return config.replace(inv_adapter=None, inv_adapter_reduction_factor=None)
     return config
-
-
-def members_of(config: AdapterConfig) -> list[AdapterConfig]:
-    """The members of a union, or the config itself."""
-    return list(config.configs) if isinstance(config, ConfigUnion) else [config]
 
 
 def _is_flat(config: AdapterConfig) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from adapters.errors import ConfigError, choices
 from adapters.methods import METHODS
 from adapters.methods.base import AdapterModule
-from adapters.methods.config import AdapterConfig, ConfigUnion
+from adapters.methods.config import AdapterConfig, members_of
 from adapters.methods.presets import load
 from adapters.model import AdapterModelMixin
 from adapters.sites.interface import KINDS
@@ -48,8 +50,7 @@ class AdapterMethod:
         Raises:
             ConfigError: no method handles it.
         """
-        whole = load(config)
-        members = whole.configs if isinstance(whole, ConfigUnion) else [whole]
+        members = members_of(cast(AdapterConfig, load(config)))
         sites = [method.site_type for member in members for method in METHODS if method.handles(member)]
         kinds = [kind for kind, site in KINDS.items() if site in sites]
         if not kinds:

@@ -430,6 +430,11 @@ _HASH_DEFAULTS: dict[str, Any] = {
 }
 
 
+def members_of(config: AdapterConfig) -> list[AdapterConfig]:
+    """The members of a union, or the config itself."""
+    return list(config.configs) if isinstance(config, ConfigUnion) else [config]
+
+
 def get_adapter_config_hash(config: Mapping[str, Any], length: int = 16) -> str:
     """The id under which configs are stored and compared by tools that share our files.
 

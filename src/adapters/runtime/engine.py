@@ -21,7 +21,7 @@ from adapters.errors import AdapterNameError, CompositionError, ConfigError, Uns
 from adapters.methods import METHODS
 from adapters.methods.base import AdapterModule, init_seed
 from adapters.methods.bottleneck import Bottleneck
-from adapters.methods.config import AdapterConfig, ConfigUnion
+from adapters.methods.config import AdapterConfig, members_of
 from adapters.methods.prefix_tuning import PrefixEmbedding, PrefixTuning, flattened
 from adapters.runtime.active import ENGINES, IN_USE, STATIC, AdapterSetup, Setup, setup_key
 from adapters.runtime.adapters_config import ModelAdaptersConfig
@@ -96,10 +96,9 @@ class Engine:
 
         Leaves the model as it was if anything fails.
         """
-        members = config.configs if isinstance(config, ConfigUnion) else [config]
         parts: list[Part] = []
         try:
-            for member in members:
+            for member in members_of(config):
                 parts += self._build(name, member, config)
         except ConfigError as error:
             if str(error).startswith("Adapter "):
