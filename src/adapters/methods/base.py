@@ -5,7 +5,7 @@ What a method never sees: model names, other methods, files, which adapters are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -13,16 +13,35 @@ import torch
 from torch import Tensor, nn
 
 from adapters.call import CALL, record
-from adapters.errors import MergeError
+from adapters.errors import MergeError, UnsupportedError
 from adapters.methods.config import AdapterConfig
 from adapters.methods.stacking import RowGroups
 from adapters.methods.state import LinearState, State
 from adapters.sites.resolve import LinearSite, Site
 
 S = TypeVar("S", bound=State)
+Direct = tuple[str, Callable[..., Any]]
+"""A tap of a site, and the function that does there all that an adapter does alone. See `AdapterModule.direct`."""
 
 
-class AdapterModule(nn.Module, Generic[S]):
+class MethodModule(nn.Module):
+    """What a method stores: an adapter, what the sites of an adapter share, or a piece of either.
+
+    Attributes:
+        fixed_parameters: Names of its own parameters that never train.
+    """
+
+    fixed_parameters: tuple[str, ...] = ()
+
+
+def fixed_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters in `module` and below that its method keeps as they are in training."""
+    for owner in module.modules():
+        if isinstance(owner, MethodModule):
+            yield from (p for name in owner.fixed_parameters if (p := owner._parameters.get(name)) is not None)
+
+
+class AdapterModule(MethodModule, Generic[S]):
     """The weights of one adapter at one site.
 
     Class attributes:
@@ -32,7 +51,11 @@ class AdapterModule(nn.Module, Generic[S]):
         site_type: Kind of site it acts at.
         container: Name of the module dictionary, below the site, that holds it (and of its keys in files).
         stackable: Whether several adapters of a `Stack` act one after the other. Where not, only the first does.
+        tap: Where a method for linear maps acts: at their "output", or, for a method that changes what they read, at
+            their "input": there its state is a `HiddenState` of x, and the map reads h afterwards.
         shared_container: Name of the dictionary, below the base model, that holds what its sites share.
+        shared_location: Name under which listings show what its sites share; "" where they do not.
+        shareable: Names of the parameters that several adapters can have in common (`share_parameters`).
     """
 
     paper: ClassVar[str]
@@ -41,7 +64,10 @@ class AdapterModule(nn.Module, Generic[S]):
     site_type: ClassVar[type[Site]]
     container: ClassVar[str]
     stackable: ClassVar[bool] = True
+    tap: ClassVar[str] = "output"
     shared_container: ClassVar[str] = ""
+    shared_location: ClassVar[str] = "shared"
+    shareable: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any, site: Site, name: str) -> None:
         super().__init__()
@@ -78,6 +104,58 @@ class AdapterModule(nn.Module, Generic[S]):
         """Apply the adapter: the one step that composition blocks combine."""
         raise NotImplementedError
 
+    def direct(self) -> Direct | None:
+        """For an adapter that acts alone: the tap at which one plain function does all, and the function.
+
+            kind of site    tap         function
+            linear map      "output"    (x, y) -> y
+            linear map      "input"     (x,) -> x
+            residual        "h"         (h,) -> h, the output of the branch
+            residual        "sum"       (h + x,) -> h + x, the input of the norm that follows
+            residual        "branch"    (h, x) -> h
+            attention       "prefix"    () -> (keys, values), each [1 or B, H, P, head_dim]
+            layer           "output"    (h, first, end, offset, length) -> h, see `HiddenState`
+
+        Functions may write into y and h where no graph is recorded. None: the adapter needs the whole state of its
+        site, and `run` is called as within a block.
+        """
+        return None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Facts that this adapter reads beside its tap: "hidden", the input of its attention module."""
+        return frozenset()
+
+    @property
+    def norm_after(self) -> bool:
+        """At a residual branch: whether the layer adds its residual and its norm behind this adapter."""
+        return True
+
+    @property
+    def extra_positions(self) -> int:
+        """Positions by which this adapter lengthens the sequence."""
+        return 0
+
+    def invert(self, state: S) -> S:
+        """Undo `run`: for adapters of embeddings, in front of the output embedding.
+
+        Raises:
+            UnsupportedError: the method is no bijection.
+        """
+        raise UnsupportedError(
+            f"Adapter {self.name!r} is of type {type(self).__name__}, which cannot be inverted: use an invertible "
+            "adapter (inv_adapter='nice') at the embeddings."
+        )
+
+    def eject(self) -> bool:
+        """Put the tensors that a reparametrisation makes in its place; False where there is none."""
+        return False
+
+    @classmethod
+    def ejected(cls, config: Any) -> Any:
+        """The config that an adapter of `config` has after `eject`."""
+        return config
+
     @property
     def signature(self) -> tuple[Any, ...] | None:
         """Equal for adapters that `stacked` can run as one batched operation; None where it cannot."""
@@ -108,6 +186,9 @@ class LinearAdapter(AdapterModule[LinearState]):
     def run(self, state: LinearState) -> LinearState:
         y = state.result()
         return state.replaced(self.forward(state.x, y.clone() if y is state.y or y is state.out else y))
+
+    def direct(self) -> Direct | None:
+        return "output", self.forward
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Weight [O, I] and bias [O] of the linear map that alone computes what map and adapter do together."""

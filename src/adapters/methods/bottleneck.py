@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from adapters.errors import ConfigError
-from adapters.methods.base import AdapterModule, gate, matched, new_gate
+from adapters.methods.base import AdapterModule, Direct, gate, matched, new_gate
 from adapters.methods.config import (
     AdapterConfig,
     ConfigT,
@@ -421,6 +421,25 @@ class Bottleneck(AdapterModule[ResidualState]):
             and config.residual_before_ln is True
             and config.original_ln_after
         )
+
+    @property
+    def norm_after(self) -> bool:
+        return bool(self.config.original_ln_after)
+
+    def direct(self) -> Direct | None:
+        config: BnConfig = self.config
+        if not self.plain:
+            return None
+        if config.is_parallel:
+            return "branch", self.beside
+        if not config.original_ln_before:
+            return "h", self.at_output
+        return ("sum", self.at_sum) if self.site.norm is not None and self.site.norm_after else None
+
+    def beside(self, h: Tensor, x: Tensor) -> Tensor:
+        """New h from the old one and the residual input. Only for plain parallel adapters."""
+        update = self.forward(x)
+        return h + (update if self.dropout is None else self.dropout(update))
 
     def at_sum(self, total: Tensor) -> Tensor:
         """New input of the norm, from its old input h + x. Only for plain sequential adapters with original_ln_before.

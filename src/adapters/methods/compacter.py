@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import ConfigError
-from adapters.methods.base import matched
+from adapters.methods.base import MethodModule, matched
 from adapters.methods.bottleneck import BnConfig, Bottleneck, DoubleSeqBnConfig, SeqBnConfig, reduction_factor
 from adapters.methods.config import AdapterConfig
 from adapters.methods.derived import Derived
@@ -48,7 +48,7 @@ class CompacterConfig(DoubleSeqBnConfig):
 RULES = ("phm_rule", "phm_rule_left", "phm_rule_right")
 
 
-class PHMRule(nn.Module):
+class PHMRule(MethodModule):
     """The matrices A_i [n, n, n] of parameterised hypercomplex multiplication, whole or as products of vectors."""
 
     def __init__(self, config: BnConfig, shared: bool) -> None:
@@ -109,7 +109,7 @@ def add_weight(module: nn.Module, config: BnConfig, in_features: int, out_featur
         module.register_parameter(name, weight)
 
 
-class PHMLinear(nn.Module):
+class PHMLinear(MethodModule):
     """y = x H + b with H = sum_i kron(A_i, W_i), H [I, O]."""
 
     def __init__(self, config: BnConfig, in_features: int, out_features: int, direction: str) -> None:

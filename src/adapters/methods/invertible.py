@@ -77,3 +77,6 @@ class NICE(AdapterModule[HiddenState]):
 
     def run(self, state: HiddenState) -> HiddenState:
         return replace(state, h=self(state.h))
+
+    def invert(self, state: HiddenState) -> HiddenState:
+        return replace(state, h=self(state.h, rev=True))

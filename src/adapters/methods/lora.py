@@ -154,7 +154,7 @@ class LoRA(LinearAdapter):
         self.scaling = config.alpha / config.r
         self.gate = new_gate(site.in_features, len(self.columns)) if config.use_gating else None
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
-        self.whole, self.direct = not site.parts, self.gate is None and self.dropout is None
+        self.whole, self.bare = not site.parts, self.gate is None and self.dropout is None
         self.in_features, self.out_features = site.in_features, site.out_features
         self.width = sum(c.stop - c.start for c in self.columns)
         self.make_matrices()
@@ -212,7 +212,7 @@ class LoRA(LinearAdapter):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         a, b = self.matrices()
-        if not (self.direct and x.dtype == y.dtype == a.dtype and y.is_contiguous()):
+        if not (self.bare and x.dtype == y.dtype == a.dtype and y.is_contiguous()):
             return self.run(LinearState(x, y)).result()
         flat, out = x.reshape(-1, self.in_features), y.view(-1, self.out_features)
         if self.whole:
@@ -250,7 +250,7 @@ class LoRA(LinearAdapter):
 
     @property
     def signature(self) -> tuple[Any, ...] | None:
-        if not self.direct or type(self) is not LoRA:
+        if not self.bare or type(self) is not LoRA:
             return None
         return LoRA, self.lora_A.shape, self.lora_B.shape, self.scaling, self.columns
 
@@ -391,7 +391,7 @@ class DoRA(LoRA):
         return replace(super().run(state), magnitude=self.magnitude().view(1, 1, -1))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if not (self.direct and x.dtype is y.dtype is self.m.weight.dtype and y.is_contiguous()):
+        if not (self.bare and x.dtype is y.dtype is self.m.weight.dtype and y.is_contiguous()):
             return self.run(LinearState(x, y)).result()
         magnitude, down, up = self._folded()
         y = y * magnitude if torch.is_grad_enabled() else y.mul_(magnitude)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.methods.base import AdapterModule, gate, new_gate
+from adapters.methods.base import AdapterModule, Direct, gate, new_gate
 from adapters.methods.bottleneck import activation_module
 from adapters.methods.config import (
     AdapterConfig,
@@ -150,6 +150,7 @@ class PrefixTuning(AdapterModule[AttentionState]):
     site_type = AttentionSite
     container = "prefix_tuning.prefix_gates"
     shared_container = "prefix_tuning.prefix_tunings"
+    shared_location = ""
     site: AttentionSite
     embedding: PrefixEmbedding
 
@@ -178,6 +179,22 @@ class PrefixTuning(AdapterModule[AttentionState]):
         self.__dict__["embedding"] = embedding
         self._key_values = Derived(partial(embedding.key_values, self.site.layer), embedding)
 
+    def direct(self) -> Direct | None:
+        return None if self.config.use_gating else ("prefix", self.key_values)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(["hidden"]) if self.config.use_gating else frozenset()
+
+    def eject(self) -> bool:
+        self.embedding.eject()
+        self._key_values = Derived(partial(self.embedding.key_values, self.site.layer), self.embedding)
+        return True
+
+    @classmethod
+    def ejected(cls, config: PrefixTuningConfig) -> PrefixTuningConfig:
+        return config.replace(flat=True)
+
     def key_values(self) -> tuple[Tensor, Tensor]:
         """Prefix keys and values before gating, each [1, H, P, head_dim]."""
         if self.config.dropout and self.embedding.training:
@@ -193,10 +210,6 @@ class PrefixTuning(AdapterModule[AttentionState]):
             self.record_gate(scores)
             keys, values = keys * scores[:, :1, None, None], values * scores[:, -1:, None, None]
         return state.prepend(keys, values)
-
-    @property
-    def signature(self) -> tuple[Any, ...] | None:
-        return None
 
 
 def flattened(config: AdapterConfig) -> AdapterConfig:

@@ -101,6 +101,10 @@ class PromptTuning(AdapterModule[HiddenState]):
     def acts_at(cls, config: PromptTuningConfig, site: PromptSite) -> bool:
         return True
 
+    @property
+    def extra_positions(self) -> int:
+        return int(self.config.prompt_length)
+
     def run(self, state: HiddenState) -> HiddenState:
         h = state.h
         prompt = self.prompt_embedding.weight.to(h.dtype).expand(h.shape[0], -1, -1)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.call import CALL
-from adapters.methods.base import AdapterModule, matched
+from adapters.methods.base import AdapterModule, Direct, matched
 from adapters.methods.bottleneck import activation_module
 from adapters.methods.config import (
     AdapterConfig,
@@ -242,6 +242,9 @@ class ReFT(AdapterModule[HiddenState]):
     def run(self, state: HiddenState) -> HiddenState:
         h = state.h if torch.is_grad_enabled() else state.h.clone()
         return replace(state, h=self(h, state.first, state.end, state.offset, state.length))
+
+    def direct(self) -> Direct | None:
+        return "output", self.forward
 
     def forward(self, h: Tensor, first: Tensor | None, end: Tensor | None, offset: int, length: int) -> Tensor:
         """Edit h [B, S, D], whose first position is number `offset`; see `HiddenState`. May reuse h."""

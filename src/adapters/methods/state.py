@@ -170,8 +170,8 @@ class ResidualState(State):
 
     `res` is what the adapter adds back to its own output; `up` the last adapter's contribution before it was added
     (what AdapterFusion attends to); `query` what AdapterFusion asks with. `aside` is what a parallel adapter ran
-    beside: it is added at the end, unless a sequential adapter follows. `last` is the module that ran last: its config
-    decides what happens after the adapters.
+    beside: it is added at the end, unless a sequential adapter follows. `last` is the module that ran last: its
+    `norm_after` decides what happens after the adapters.
     """
 
     h: Tensor = computed(0.0)
@@ -190,7 +190,7 @@ class ResidualState(State):
     @property
     def final(self) -> bool:
         """Whether h is what leaves the branch: nothing is added to it and no norm follows."""
-        return self.last is not None and not self.last.config.original_ln_after
+        return self.last is not None and not self.last.norm_after
 
     @classmethod
     def _alike(cls, parts: Sequence[ResidualState]) -> list[ResidualState]:

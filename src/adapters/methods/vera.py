@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from adapters.methods.base import MethodModule
 from adapters.methods.config import AdapterConfig
 from adapters.methods.derived import Derived
 from adapters.methods.lora import DoRA, LoRA, LoRAConfig
@@ -45,7 +46,7 @@ class DvoRAConfig(LoRAConfig):
     use_dora: bool = True
 
 
-class SharedMatrices(nn.Module):
+class SharedMatrices(MethodModule):
     """The frozen random matrices A [r, I] and B [O, r], as wide as the widest of the sites that share them."""
 
     fixed_parameters = ("lora_A", "lora_B")
