@@ -1,4 +1,4 @@
-"""Facts of the forward call that runs on this thread: what it was asked to report, and how its rows came about."""
+"""Facts of the forward call that runs on this thread: the program it follows, what it was asked to report."""
 
 from __future__ import annotations
 
@@ -21,29 +21,45 @@ class Running:
     Attributes:
         mask: The attention mask [B, S] it was given, if any.
         offset: Number of cached positions.
-        positions: Rows and positions of hidden states -> what they attend to.
+        positions: What hidden states attend to, with their rows and positions. No dictionary: under `torch.export`
+            sizes are symbols, which have no hash.
     """
 
     mask: Tensor | None = None
     offset: int = 0
-    positions: dict[tuple[int, int], Positions] = field(default_factory=dict)
+    positions: list[tuple[int, int, Positions]] = field(default_factory=list)
+
+
+@dataclass
+class Generation:
+    """A call of `generate`, which makes many forward calls.
+
+    Attributes:
+        replicated: Whether the inputs have one copy per child of `Parallel` already.
+        prompts: Stack of layers, by id -> number of positions it was given to begin with.
+        mask: The attention mask [B, S] that was given, if there was one.
+        gates: The gates that were computed so far, by the id of their weight.
+    """
+
+    replicated: bool = False
+    prompts: dict[int, int] = field(default_factory=dict)
+    mask: Tensor | None = None
+    gates: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Call:
-    """The facts of one forward call, reset when the next one enters the model.
+    """The facts of one forward call.
 
     Attributes:
         root: Module through which the call entered, None outside of calls.
+        program: What the call follows from its beginning to its end, whatever others activate meanwhile.
+        outer: The call around it, or the facts outside of calls; None for these, and for compiled calls.
+        generation: The `generate` that the call is a part of, None outside of one.
         gating, fusion: Scores collected for the caller, None while nobody asked.
         task_ids: Row -> child of a `MultiTask` block: a LongTensor of indices or a list of names.
         replicated: Whether the inputs have one copy per child of `Parallel` already.
-        generating: Whether `generate` runs: rows may then be multiples of the user's batch (beams).
-        prompts: While generating, length of what each stack of layers saw first; None otherwise.
-        prompt_mask: While generating, the attention mask [B, S] that was given, if there was one.
-        gates: While generating, the gates that were computed so far; None otherwise.
         replaying: Whether a layer runs again only for its backward pass (gradient checkpointing).
         copies: (rows, copies) while the batch is to be replicated in front of a layer.
-        given: Whether the caller (or `generate`) replicated the inputs.
         residual: x of the residual branch that is being computed.
         hidden: Input of the attention module that is being computed.
         override: What the next norm must return instead of its own output.
@@ -51,24 +67,35 @@ class Call:
         windows: (first, end, numbers, masks) of the last edit of some positions: those of all layers are alike.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, generation: Generation | None = None) -> None:
+        self.generation = generation
         self.root: nn.Module | None = None
+        self.program: Any = None
+        self.outer: Call | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that the caller did not ask for."""
         self.gating: Scores | None = None
         self.fusion: Scores | None = None
         self.task_ids: Tensor | list[str] | None = None
-        self.replicated = False
+        self.replicated = self.replaying = False
         self.copies: tuple[int | None, int] | None = None
-        self.given = False
-        self.replaying = False
-        self.generating = False
-        self.prompts: dict[int, int] | None = None
-        self.prompt_mask: Tensor | None = None
-        self.gates: dict[int, Tensor] | None = None
         self.residual: Tensor | None = None
         self.hidden: Tensor | None = None
         self.override: Tensor | None = None
         self.stacks: dict[int, Running] = {}
         self.windows: tuple[Tensor, Tensor, Any, Any] | None = None
+
+    @property
+    def generating(self) -> bool:
+        """Whether `generate` runs: rows may then be multiples of the user's batch (beams)."""
+        return self.generation is not None
+
+    @property
+    def gates(self) -> dict[int, Tensor] | None:
+        """While generating, the gates that were computed so far; None otherwise."""
+        return None if self.generation is None else self.generation.gates
 
 
 class _Calls(threading.local):

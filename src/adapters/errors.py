@@ -12,27 +12,17 @@
     +-- HubError              (OSError)      a hub could not be reached, or refused
     +-- EnvironmentConflict   (ImportError)  another distribution owns the import name `adapters`
 
-Every class is also the builtin that a caller would expect, and `__name__` is that builtin's name: code written
-for the library this one replaces compares `type(error).__name__`. Tracebacks show the qualified name, so people
-still read `adapters.errors.ConfigError`.
+Every class is also the builtin that a caller would expect: `except ValueError` catches a ConfigError.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
 
 
 class AdapterError(Exception):
     """Base of all errors that this library raises on purpose."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        for base in cls.__mro__:
-            if base.__module__ == "builtins":
-                cls.__name__ = base.__name__
-                break
 
 
 class ConfigError(AdapterError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from adapters.call import CALL
 from adapters.checkpoint.verbs import CheckpointVerbs
 from adapters.composition.blocks import AdapterCompositionBlock, Fuse, last_name
 from adapters.errors import UnsupportedError
@@ -19,6 +21,7 @@ from adapters.methods.config import AdapterConfig, members_of
 from adapters.methods.presets import DEFAULT_ADAPTER_CONFIG
 from adapters.methods.presets import load as load_config
 from adapters.runtime import freezing, merging, sharing
+from adapters.runtime.active import INNERMOST, innermost
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.engine import Engine, checkpoint_functions, reenters
 from adapters.runtime.report import adapter_modules, adapter_summary
@@ -99,7 +102,7 @@ class AdapterModelMixin(CheckpointVerbs):
         """
         found = cast(AdapterConfig, load_config(config if config is not None else DEFAULT_ADAPTER_CONFIG))
         if overwrite_ok and adapter_name in self.adapters_config:
-            merging.unmerge(self._engine)
+            merging.unmerge(self._engine, adapter_name)
         self._engine.add(adapter_name, found, overwrite_ok)
         if set_active:
             self.set_active_adapters(adapter_name)
@@ -107,7 +110,7 @@ class AdapterModelMixin(CheckpointVerbs):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter and the fusions it takes part in. Does nothing if there is none of this name."""
         if adapter_name in self.adapters_config:
-            merging.unmerge(self._engine)
+            merging.unmerge(self._engine, adapter_name)
             self._engine.delete(adapter_name)
 
     def add_adapter_fusion(
@@ -150,7 +153,6 @@ class AdapterModelMixin(CheckpointVerbs):
             AdapterNameError: a name does not exist.
             CompositionError: blocks are nested in a way that means nothing.
         """
-        merging.unmerge(self._engine)
         self._engine.activate(adapter_setup, skip_layers)
         if (activate_heads := getattr(self, "_activate_heads_for", None)) is not None:
             activate_heads(self.active_adapters)
@@ -246,12 +248,21 @@ class AdapterModelMixin(CheckpointVerbs):
     # ------------------------------------------------------------------------------------------------ weights
 
     def merge_adapter(self, name: str) -> None:
-        """Fold an adapter of linear maps (LoRA, DoRA, IA3) into the base weights."""
+        """Fold an adapter of linear maps (LoRA, DoRA, IA3) into the base weights.
+
+        It stays there until `reset_adapter`, whatever is activated or trained on top of it.
+        """
         merging.merge(self._engine, name)
 
     def reset_adapter(self, name: str | None = None) -> None:
-        """Take merged adapters out of the base weights again, exactly."""
-        merging.unmerge(self._engine)
+        """Take the merged adapter out of the base weights again, exactly.
+
+        Args:
+            name: Do so only if this one is merged.
+        """
+        if name is not None:
+            self._engine.require(name)
+        merging.unmerge(self._engine, name)
 
     def share_parameters(
         self, adapter_names: Sequence[str], name: str | None = None, reference_adapter_name: str | None = None
@@ -305,6 +316,19 @@ class AdapterModelMixin(CheckpointVerbs):
 
     # ------------------------------------------------------------------------------- what Transformers calls
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As every module; an interrupt in the middle leaves nothing behind, replicas get adapters of their own."""
+        if "_is_replica" in self.__dict__:
+            return replica_of(self._engine.root, cast(nn.Module, self))(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        INNERMOST.setup, before = innermost(), CALL.now
+        try:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if CALL.now is not before:
+                self._engine.entry.end_interrupted(before)
+
     def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in Transformers; with `Parallel` the result has the rows of all adapters, first adapter first."""
         if not self._engine.parts:
@@ -338,6 +362,28 @@ class AdapterModelMixin(CheckpointVerbs):
         if base is None:
             return super().__reduce_ex__(protocol)
         return _rebuild, (base,), self.__dict__
+
+
+def replica_of(original: nn.Module, replica: nn.Module) -> nn.Module:
+    """A copy of a model with the tensors of one of its replicas (`torch.nn.DataParallel`).
+
+    Replicas share hooks and everything but tensors with the original, and so would adapters that refer to each other.
+    """
+    memo: dict[int, Any] = {}
+
+    def pair(one: nn.Module, other: nn.Module) -> None:
+        for name, parameter in one._parameters.items():
+            if parameter is not None:
+                memo[id(parameter)] = getattr(other, name)
+        for name, buffer in one._buffers.items():
+            if buffer is not None:
+                memo[id(buffer)] = other._buffers[name]
+        for name, child in one._modules.items():
+            if child is not None:
+                pair(child, other._modules[name])  # type: ignore[arg-type]
+
+    pair(original, replica)
+    return copy.deepcopy(original, memo).train(replica.training)
 
 
 def _rebuild(base: type[PreTrainedModel]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +12,8 @@ import torch
 from torch import Tensor
 
 from adapters import AdapterSetup, BatchSplit, Stack
-from adapters.runtime.engine import MOST_BLOCKS
+from adapters.errors import AdapterNameError
+from adapters.runtime.programs import MOST_BLOCKS, MOST_NAMES
 from tests.tiny import ROWS, build, checkpoint, infer, inputs, output, perturb
 
 NAMES = [f"a{i}" for i in range(2 + MOST_BLOCKS // 4)]
@@ -34,8 +37,8 @@ def blocks() -> list[BatchSplit]:
     return found
 
 
-def plans(model: Any) -> int:
-    return max(len(live.plans) for live in model._engine.live)
+def kept(model: Any) -> int:
+    return len(model._engine.programs._kept)
 
 
 def test_what_is_kept_does_not_grow(model: Any) -> None:
@@ -43,9 +46,9 @@ def test_what_is_kept_does_not_grow(model: Any) -> None:
     for block in blocks():
         with AdapterSetup(block):
             results.append(infer(model, given))
-    engine = model._engine
-    assert plans(model) <= MOST_BLOCKS + 2
-    assert len(engine.entry.watches) <= MOST_BLOCKS + 2 and len(engine.replication.copies) <= MOST_BLOCKS + 2
+    assert kept(model) <= MOST_BLOCKS + 2
+    gc.collect()
+    assert len(model._engine.programs._built) <= MOST_BLOCKS + 2
     for block, expected in zip(blocks(), results):
         with AdapterSetup(block):
             assert torch.equal(infer(model, given), expected)
@@ -54,7 +57,18 @@ def test_what_is_kept_does_not_grow(model: Any) -> None:
 def test_blocks_that_are_set_on_the_model_do_not_grow_either(model: Any) -> None:
     for block in blocks():
         model.set_active_adapters(block)
-    assert plans(model) <= MOST_BLOCKS + 2
+    assert kept(model) <= MOST_BLOCKS + 2
+
+
+def test_set_ups_of_one_name_do_not_grow_either(model: Any) -> None:
+    for size in range(1, MOST_NAMES + 50):
+        with AdapterSetup(BatchSplit("a0", None, batch_sizes=[size, 1])):
+            pass
+        with contextlib.suppress(AdapterNameError):
+            model.set_active_adapters(f"unknown {size}")
+        with AdapterSetup(f"unknown {size}"):
+            pass
+    assert kept(model) <= MOST_NAMES + 2
 
 
 def test_what_is_in_force_is_never_given_up(model: Any) -> None:
@@ -73,16 +87,16 @@ def test_what_is_in_force_is_never_given_up(model: Any) -> None:
 
 
 def test_single_adapters_are_all_kept(model: Any) -> None:
+    programs = []
     for name in NAMES:
         model.set_active_adapters(name)
+        programs.append(model._engine.programs.static)
     for block in blocks():
         with AdapterSetup(block):
             pass
-    live = max(model._engine.live, key=lambda live: len(live.modules))
-    before = dict(live.plans)
-    for name in NAMES:
+    for name, program in zip(NAMES, programs):
         model.set_active_adapters(name)
-        assert any(live.plans["static"] is plan for plan in before.values())
+        assert model._engine.programs.static is program
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

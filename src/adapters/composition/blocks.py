@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import FrozenInstanceError
 from typing import Any, ClassVar, TypeAlias, TypeVar, overload
 
-from adapters.errors import CompositionError, HeadError, UnsupportedError, choices
+from adapters.errors import CompositionError, HeadError, choices
 
 MAX_DEPTH = 16
 """Nesting that a block can hold at all, so that files cannot exhaust the stack. Far less is valid."""
@@ -223,7 +223,7 @@ class Split(_Sized):
         CompositionError: a size is not a positive integer, or there are not as many as children.
     """
 
-    allowed = ("Split", "Stack", "BatchSplit", "Average")
+    allowed = ("Split", "Stack", "BatchSplit", "Average", "Fuse")
 
     def __init__(self, *children: Child, splits: int | Sequence[int]) -> None:
         super().__init__(*children)
@@ -251,7 +251,7 @@ class BatchSplit(_Sized):
         CompositionError: a size is not a positive integer, or there are not as many as children.
     """
 
-    allowed = ("Stack", "Split", "BatchSplit", "Average")
+    allowed = ("Stack", "Split", "BatchSplit", "Average", "Fuse")
 
     def __init__(self, *children: Child, batch_sizes: int | Sequence[int]) -> None:
         super().__init__(*children)
@@ -275,7 +275,7 @@ class Parallel(AdapterCompositionBlock):
         children: Adapter names, blocks, or None for a copy that runs without adapter.
     """
 
-    allowed = ("Stack", "BatchSplit", "Average")
+    allowed = ("Stack", "Split", "BatchSplit", "Average", "Fuse", "MultiTask")
 
     @property
     def parallel_channels(self) -> int:
@@ -295,7 +295,7 @@ class Average(AdapterCompositionBlock):
         CompositionError: the weights are not numbers, not as many as children, or sum to zero.
     """
 
-    allowed = ("Stack", "Split", "BatchSplit")
+    allowed = ("Stack", "Split", "BatchSplit", "Fuse")
     _weights: tuple[float, ...]
 
     def __init__(
@@ -349,14 +349,6 @@ class MultiTask(AdapterCompositionBlock):
     allowed = ("Stack", "Average", "Fuse")
 
 
-PARALLEL_MODEL_TYPES = frozenset(
-    ("albert", "bert", "roberta", "distilbert", "deberta-v2", "deberta", "bart", "mbart", "mt5", "plbart")
-    + ("gpt2", "gptj", "t5", "vit", "xlm-roberta", "bert-generation", "llama", "mistral", "electra")
-    + ("whisper", "xmod")
-)
-"""Model types whose inputs can be tiled for `Parallel`."""
-
-
 def _blocks(children: Sequence[Child]) -> list[AdapterCompositionBlock]:
     return [child for child in children if isinstance(child, AdapterCompositionBlock)]
 
@@ -394,28 +386,20 @@ def _from_dict(data: Any, level: int) -> Child:
         ) from None
 
 
-def validate_composition(setup: Child, level: int = 0, model_type: str | None = None) -> None:
-    """Checks that every block may stand where it stands.
+def validate_composition(setup: Any, level: int = 0) -> None:
+    """Checks that blocks are nested in a way that means something; names are not looked up.
 
     Args:
-        setup: A block, an adapter name or None.
-        level: Number of blocks around it. From level 2 on only Stack and names have a meaning.
-        model_type: `config.model_type` of the model; given, it is checked that the model can run the blocks.
+        setup: A block. Anything else is accepted.
+        level: Number of blocks around it.
     Raises:
         CompositionError: a block is nested where it is not allowed.
-        UnsupportedError: the model type cannot run a block.
     """
     if not isinstance(setup, AdapterCompositionBlock):
         return
-    if level > 1 and not isinstance(setup, Stack):
+    if level > 1 and not isinstance(setup, Stack | Fuse):
         raise CompositionError(
-            f"{setup!r} is nested too deep. Below two blocks only Stack and adapter names may stand."
-        )
-    if isinstance(setup, Parallel) and model_type is not None and model_type not in PARALLEL_MODEL_TYPES:
-        raise UnsupportedError(
-            f"{setup!r}: models of type {model_type!r} cannot run Parallel, as inputs cannot be tiled. "
-            f"Types that can: {', '.join(sorted(PARALLEL_MODEL_TYPES))}. "
-            "Use BatchSplit on a repeated batch instead."
+            f"{setup!r} is nested too deep. Below two blocks only Stack, Fuse and adapter names may stand."
         )
     for child in _blocks(setup.children):
         if type(child).__name__ not in setup.allowed:
@@ -423,34 +407,32 @@ def validate_composition(setup: Child, level: int = 0, model_type: str | None = 
                 f"{type(setup).__name__} cannot contain {child!r}. "
                 f"Allowed children: adapter names, {', '.join(setup.allowed)}."
             )
-        validate_composition(child, level + 1, model_type)
+        validate_composition(child, level + 1)
 
 
 @overload
-def parse_composition(setup: None, level: int = 0, model_type: str | None = None) -> None: ...
+def parse_composition(setup: None, level: int = 0) -> None: ...
 @overload
-def parse_composition(setup: SetupT, level: int = 0, model_type: str | None = None) -> SetupT | None: ...
+def parse_composition(setup: SetupT, level: int = 0) -> SetupT | None: ...
 @overload
-def parse_composition(setup: Any, level: int = 0, model_type: str | None = None) -> Any: ...
-def parse_composition(setup: Any, level: int = 0, model_type: str | None = None) -> Any:
+def parse_composition(setup: Any, level: int = 0) -> Any: ...
+def parse_composition(setup: Any, level: int = 0) -> Any:
     """Turns what users write as a set-up into a checked block.
 
     Args:
         setup: A block, a name (becomes a Stack of one), nothing (None), or, deprecated, a list, which means a
             Stack and whose inner lists mean Fuse.
         level: Number of blocks around it.
-        model_type: As for `validate_composition`.
     Returns:
         A block, or None where nothing is set up. Below level 0 a name stays a name.
     Raises:
         CompositionError: as `validate_composition`.
-        UnsupportedError: as `validate_composition`.
         TypeError: `setup` is something else.
     """
     if not setup:
         return None
     if isinstance(setup, AdapterCompositionBlock):
-        validate_composition(setup, level, model_type)
+        validate_composition(setup, level)
         return setup
     if isinstance(setup, str):
         return Stack(setup) if level == 0 else setup
@@ -460,7 +442,7 @@ def parse_composition(setup: Any, level: int = 0, model_type: str | None = None)
             FutureWarning,
             stacklevel=2,
         )
-        return parse_composition(_from_list(setup, level), level, model_type)
+        return parse_composition(_from_list(setup, level), level)
     raise TypeError(f"{setup!r} is not an adapter set-up. Give a name, a block ({', '.join(BLOCK_TYPES)}) or None.")
 
 

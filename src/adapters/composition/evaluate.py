@@ -1,15 +1,16 @@
-"""The only interpreter of blocks, for every method: a block and the modules of one site become a program.
+"""The only interpreter of blocks, for every method: a block and the modules of one site become a step.
 
-A program is built once, when a set-up is activated; running it looks up no names. A name without a module at the
-site is "no adapter" and passes the state through unchanged.
+A step is made once, when a set-up is activated; running it looks up no names. A name without a module at the site is
+"no adapter" and passes the state through unchanged. What cannot mean anything is refused here, not in the forward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, Protocol
 
 import torch
@@ -28,25 +29,39 @@ from adapters.composition.blocks import (
     first_name,
     last_name,
 )
-from adapters.composition.fusion import AdapterFusion, FusionStep
+from adapters.composition.fusion import FusionLayer, FusionStep
 from adapters.errors import CompositionError
 from adapters.methods.base import AdapterModule
-from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.stacking import RowGroups
 from adapters.methods.state import State
 
 Modules = Mapping[str, AdapterModule[Any]]
 
 
-class Program(Protocol):
+class Step(Protocol):
     """Something that changes the state of one site."""
 
-    def run(self, state: Any) -> Any: ...
+    def run(self, state: Any) -> Any:
+        """The changed state."""
+        ...
+
+    def inverse(self) -> Step:
+        """The step that undoes this one."""
+        ...
+
+    def leaves(self) -> Iterator[AdapterModule[Any]]:
+        """The adapters of this step, from left to right."""
+        ...
+
+    @property
+    def extra_positions(self) -> int:
+        """Positions by which this step lengthens the sequence."""
+        ...
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter. Inside a block `prepared` is set: the block has prepared the state already."""
+    """One adapter. As a child of `Fuse` it is `prepared`: the block has prepared the state for all."""
 
     module: AdapterModule[Any]
     prepared: bool = False
@@ -54,39 +69,72 @@ class Adapter:
     def run(self, state: Any) -> Any:
         return self.module.run(state if self.prepared else self.module.prepare(state))
 
+    def inverse(self) -> Step:
+        return Inverse(self.module)
+
+    def leaves(self) -> Iterator[AdapterModule[Any]]:
+        yield self.module
+
+    @property
+    def extra_positions(self) -> int:
+        return self.module.extra_positions
+
+
+class Inverse(Adapter):
+    """One adapter, run backwards."""
+
+    def run(self, state: Any) -> Any:
+        return self.module.invert(state)
+
+    def inverse(self) -> Step:
+        return Adapter(self.module)
+
 
 @dataclass(frozen=True)
 class Sequential:
     """Adapters one after the other."""
 
-    steps: tuple[Program, ...]
+    steps: tuple[Step, ...]
 
     def run(self, state: Any) -> Any:
         for step in self.steps:
             state = step.run(state)
         return state
 
+    def inverse(self) -> Step:
+        return Sequential(tuple(step.inverse() for step in reversed(self.steps)))
+
+    def leaves(self) -> Iterator[AdapterModule[Any]]:
+        for step in self.steps:
+            yield from step.leaves()
+
+    @property
+    def extra_positions(self) -> int:
+        return sum(step.extra_positions for step in self.steps)
+
 
 @dataclass(frozen=True)
 class Branches:
-    """Base of blocks whose children start from one state; `None` is a child that does nothing.
-
-    `shared` tells which children start from what `first` has prepared. The others prepare in another way, or not at
-    all, and start from the state as it came.
-    """
+    """Base of blocks whose children start from one state, each as if it were alone; `None` is one that does nothing."""
 
     block: AdapterCompositionBlock
-    children: tuple[Program | None, ...]
-    shared: tuple[bool, ...]
-    first: AdapterModule[Any]
+    children: tuple[Step | None, ...]
 
     def run(self, state: Any) -> Any:
         raise NotImplementedError
 
-    def starts(self, state: Any) -> list[Any]:
-        """The state from which each child starts."""
-        prepared = self.first.prepare(state)
-        return [prepared if shared else state for shared in self.shared]
+    def inverse(self) -> Step:
+        inverted = tuple(None if child is None else child.inverse() for child in self.children)
+        return dataclasses.replace(self, children=inverted)
+
+    def leaves(self) -> Iterator[AdapterModule[Any]]:
+        for child in self.children:
+            if child is not None:
+                yield from child.leaves()
+
+    @property
+    def extra_positions(self) -> int:
+        return max(0 if child is None else child.extra_positions for child in self.children)
 
     def apply(self, states: Sequence[Any]) -> list[Any]:
         """Run each child from its state."""
@@ -98,7 +146,7 @@ class Averaged(Branches):
 
     def run(self, state: State) -> State:
         assert isinstance(self.block, Average)
-        return type(state).mean(self.apply(self.starts(state)), self.block.weights)
+        return type(state).mean(self.apply([state] * len(self.children)), self.block.weights)
 
 
 class PositionSplit(Branches):
@@ -112,13 +160,7 @@ class PositionSplit(Branches):
                 f"Split: splits={sizes} cover {sum(sizes)} positions, but the sequence has {length}. "
                 "Give sizes that sum to the sequence length."
             )
-        parts = self.apply([s.positions(part) for s, part in zip(self.starts(state), slices(sizes))])
-        if any(part.span != size for part, size in zip(parts, sizes)):
-            raise CompositionError(
-                "Split cannot be used with prompt tuning: a prompt stands before the whole sequence. Use BatchSplit, "
-                "Parallel or Average."
-            )
-        return state.join(parts, dim=1)
+        return state.join(self.apply([state.positions(part) for part in slices(sizes)]), dim=1)
 
 
 class RowSplit(Branches):
@@ -126,7 +168,7 @@ class RowSplit(Branches):
 
     def run(self, state: State) -> State:
         sizes = row_sizes(self.block, state.carrier.shape[0])
-        return state.join(self.apply([s.rows(part) for s, part in zip(self.starts(state), slices(sizes))]), dim=0)
+        return state.join(self.apply([state.rows(part) for part in slices(sizes)]), dim=0)
 
 
 class TaskSplit(Branches):
@@ -136,8 +178,8 @@ class TaskSplit(Branches):
         ids = task_ids(self.block, state.carrier.shape[0], state.carrier.device)
         rows = [(ids == i).nonzero().flatten() for i in range(len(self.children))]
         used = [i for i, index in enumerate(rows) if len(index)]
-        order, starts = torch.cat([rows[i] for i in used]), self.starts(state)
-        states = [starts[i].rows(rows[i]) for i in used]
+        order = torch.cat([rows[i] for i in used])
+        states = [state.rows(rows[i]) for i in used]
         done = [s if (child := self.children[i]) is None else child.run(s) for i, s in zip(used, states)]
         return state.rows(order).join(done, dim=0).rows(order.argsort())
 
@@ -205,33 +247,78 @@ BRANCHES: dict[type[AdapterCompositionBlock], type[Branches]] = {
 }
 
 
-def build(block: Child, modules: Modules, fusions: Mapping[str, AdapterFusion], inner: bool = False) -> Program | None:
-    """The program of `block` at a site with these modules; None if none of its adapters is there."""
+def build(block: Child, modules: Modules, fusions: Mapping[str, FusionLayer], prepared: bool = False) -> Step | None:
+    """The step of `block` at a site with these modules; None if none of its adapters is there.
+
+    Args:
+        block: A block, a name, or None for no adapter.
+        modules: What the site has, by adapter name.
+        fusions: Its fusion layers, by name.
+        prepared: Whether the block around it has prepared the state (`Fuse`).
+    Raises:
+        CompositionError: the block cannot mean anything for these adapters at this site.
+    """
     if block is None:
         return None
     if isinstance(block, str):
-        return Adapter(modules[block], inner) if block in modules else None
-    present = _present(block, modules)
-    if not present:
-        return None
-    if isinstance(block, (Stack, Fuse)) and not present[0].stackable:
-        return build(block[0], modules, fusions)
-    if isinstance(block, Stack):
-        steps = tuple(step for child in block if (step := build(child, modules, fusions)) is not None)
-        return steps[0] if len(steps) == 1 else Sequential(steps)
+        return Adapter(modules[block], prepared) if block in modules else None
     if isinstance(block, Fuse):
-        return _fuse(block, present, modules, fusions)
-    # MultiTask is a block to train with: its children prepare once more, as those that were trained in it did
-    inner_children = not isinstance(block, MultiTask)
-    firsts = [_present(child, modules)[:1] for child in block]
-    shared = tuple(bool(first) and first[0].preparation == present[0].preparation for first in firsts)
-    children = tuple(build(c, modules, fusions, inner=inner_children and alike) for c, alike in zip(block, shared))
-    if isinstance(block, (BatchSplit, Parallel)) and (module := _stacked(block, children)) is not None:
-        return Adapter(module)
-    return BRANCHES[type(block)](block, children, shared, present[0])
+        return _fuse(block, modules, fusions)
+    children = tuple(build(child, modules, fusions) for child in block)
+    kept = tuple(child for child in children if child is not None)
+    if not kept:
+        return None
+    if isinstance(block, Stack):
+        return _stack(block, children)
+    if isinstance(block, Split):
+        for module in (leaf for child in kept for leaf in child.leaves() if not leaf.splits):
+            raise CompositionError(
+                f"{block!r}: Split gives each adapter positions of its own, but {module.name!r} is of type "
+                f"{type(module).__name__}, which acts on the sequence as a whole. Use BatchSplit, Parallel, Stack or "
+                "Average."
+            )
+    lengths = {0 if child is None else child.extra_positions for child in children}
+    if len(lengths) > 1:
+        raise CompositionError(
+            f"{block!r}: its children lengthen the sequence by different numbers of positions {sorted(lengths)}. "
+            "Prompts that are used in one batch must be equally long."
+        )
+    if isinstance(block, (BatchSplit, Parallel)) and (stacked := _stacked(block, children)) is not None:
+        return Adapter(stacked)
+    return BRANCHES[type(block)](block, children)
 
 
-def _stacked(block: AdapterCompositionBlock, children: tuple[Program | None, ...]) -> AdapterModule[Any] | None:
+def _stack(block: Stack, children: tuple[Step | None, ...]) -> Step | None:
+    """Steps one after the other, if every adapter can follow those before it."""
+    steps: list[Step] = []
+    before: list[AdapterModule[Any]] = []
+    for i, step in enumerate(children):
+        if step is None or (i and not any(leaf.chains for leaf in step.leaves())):
+            continue
+        for earlier, module in product(before, step.leaves()):
+            if reason := module.cannot_follow(earlier):
+                raise CompositionError(f"{block!r}: {reason}")
+        if before and not before[-1].averages and any(map(_averages, steps)):
+            raise CompositionError(
+                f"{block!r}: nothing can follow an Average of adapters of type {type(before[-1]).__name__}, since it "
+                "averages what they finally give. Put the Average last."
+            )
+        steps.append(step)
+        before += step.leaves()
+    if not steps:
+        return None
+    return steps[0] if len(steps) == 1 else Sequential(tuple(steps))
+
+
+def _averages(step: Step) -> bool:
+    """Whether there is an Average in a step."""
+    if isinstance(step, Averaged):
+        return True
+    inner = step.children if isinstance(step, Branches) else step.steps if isinstance(step, Sequential) else ()
+    return any(child is not None and _averages(child) for child in inner)
+
+
+def _stacked(block: AdapterCompositionBlock, children: tuple[Step | None, ...]) -> AdapterModule[Any] | None:
     """One module that runs all children at once, where they are adapters of equal shape."""
     members = [child.module for child in children if isinstance(child, Adapter)]
     if len(members) < len(children) or (signature := members[0].signature) is None:
@@ -241,23 +328,19 @@ def _stacked(block: AdapterCompositionBlock, children: tuple[Program | None, ...
     return type(members[0]).stacked(members, RowGroups(len(members), partial(row_sizes, block)))
 
 
-def _fuse(
-    block: Fuse, present: list[AdapterModule[Any]], modules: Modules, fusions: Mapping[str, AdapterFusion]
-) -> Program | None:
-    if not isinstance(present[0], Bottleneck):
-        raise CompositionError(
-            f"{block!r}: AdapterFusion learns to combine bottleneck adapters, not {type(present[0]).__name__}. "
-            "Use Stack, Average, Parallel or BatchSplit."
-        )
-    if block.name not in fusions:
-        return None
-    children = [(last_name(child), build(child, modules, fusions, inner=True)) for child in block]
+def _fuse(block: Fuse, modules: Modules, fusions: Mapping[str, FusionLayer]) -> Step | None:
+    children = [(last_name(child), build(child, modules, fusions, prepared=True)) for child in block]
     kept = tuple((name, child) for name, child in children if child is not None)
-    return FusionStep(fusions[block.name], kept, present[-1])
-
-
-def _present(child: Child, modules: Modules) -> list[AdapterModule[Any]]:
-    """The modules of a child from left to right."""
-    if isinstance(child, AdapterCompositionBlock):
-        return [module for part in child for module in _present(part, modules)]
-    return [modules[child]] if child is not None and child in modules else []
+    if not kept:
+        return None
+    last = [leaf for _, child in kept for leaf in child.leaves()][-1]
+    if last.fuses_as_first:
+        return build(block[0], modules, fusions)
+    if block.name not in fusions:
+        raise CompositionError(
+            f"{block!r}: there is no fusion layer {block.name!r} at {last.site.location} of layer {last.site.layer}, "
+            f"where adapter {last.name!r} ({type(last).__name__}) acts. Add one with add_adapter_fusion, which "
+            "combines bottleneck adapters at places that all of them adapt; or use Stack, Average, Parallel or "
+            "BatchSplit."
+        )
+    return FusionStep(fusions[block.name], kept, last)

@@ -5,6 +5,7 @@ Paper: Pfeiffer et al. 2021, arXiv:2005.00247.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from adapters.call import CALL, record
 from adapters.composition.fusion_config import AdapterFusionConfig
+from adapters.errors import CompositionError
 from adapters.methods.base import AdapterModule, matched
 from adapters.methods.state import ResidualState
 from adapters.sites.resolve import ResidualSite
@@ -34,7 +36,7 @@ class AdapterFusion(nn.Module):
     def __init__(self, config: AdapterFusionConfig, site: ResidualSite, name: str, dropout: float) -> None:
         super().__init__()
         self.config, self.site, self.name = config, site, name
-        width = site.width
+        self.dense_size = width = site.width
         self.dropout = nn.Dropout(dropout if config.dropout_prob is None else config.dropout_prob)
         self.query = nn.Linear(width, width) if config.query else None
         self.key = nn.Linear(width, width) if config.key else None
@@ -87,21 +89,37 @@ class AdapterFusion(nn.Module):
 
 
 @dataclass(frozen=True)
-class FusionStep:
-    """The program of a `Fuse` block: run the children from one state, then attend to what each contributed."""
+class FusionLayer:
+    """A fusion layer in the module tree, and its config."""
 
-    layer: AdapterFusion
+    module: nn.Module
+    config: AdapterFusionConfig
+
+
+@dataclass(frozen=True)
+class FusionStep:
+    """The step of a `Fuse` block: run the children from one state, then attend to what each contributed."""
+
+    layer: FusionLayer
     children: tuple[tuple[str | None, Any], ...]
     last: AdapterModule[Any]
 
     def run(self, state: ResidualState) -> ResidualState:
-        return self.combine(self.last.prepare(state))
-
-    def combine(self, state: ResidualState) -> ResidualState:
-        """Fuse from a prepared state."""
+        state = self.last.prepare(state)
         query = state.query if self.layer.config.query_before_ln or self.last.config.is_parallel else state.h
         updates = [child.run(state).up for _, child in self.children]
         residual = state.res
         assert query is not None and residual is not None
-        h = self.layer(query, torch.stack(updates, dim=2), residual)
+        h = self.layer.module(query, torch.stack(updates, dim=2), residual)
         return replace(state, h=h, up=h - residual, last=self.last)
+
+    def inverse(self) -> Any:
+        raise CompositionError("Fuse: what AdapterFusion computes cannot be inverted.")
+
+    def leaves(self) -> Iterator[AdapterModule[Any]]:
+        for _, child in self.children:
+            yield from child.leaves()
+
+    @property
+    def extra_positions(self) -> int:
+        return 0

@@ -50,7 +50,13 @@ class AdapterModule(MethodModule, Generic[S]):
         presets: Names that people type, and the configs they mean.
         site_type: Kind of site it acts at.
         container: Name of the module dictionary, below the site, that holds it (and of its keys in files).
-        stackable: Whether several adapters of a `Stack` act one after the other. Where not, only the first does.
+        chained_before: Whether adapters of this method were chained in a `Stack` in version 1 of the library too. Where
+            not, only the first adapter of a stack acted.
+        chains: Whether this adapter acts when others come before it in a `Stack`. Only adapters from files of
+            version 1 do not, if their method was not chained there: they compute what they were trained with.
+        fuses_as_first: Whether `Fuse` takes its first child here, since outputs of this method cannot be mixed.
+        splits: Whether it can act on some positions of a sequence alone (`Split`).
+        averages: Whether an adapter can follow an `Average` of adapters of this method.
         tap: Where a method for linear maps acts: at their "output", or, for a method that changes what they read, at
             their "input": there its state is a `HiddenState` of x, and the map reads h afterwards.
         shared_container: Name of the dictionary, below the base model, that holds what its sites share.
@@ -63,7 +69,11 @@ class AdapterModule(MethodModule, Generic[S]):
     presets: ClassVar[Mapping[str, AdapterConfig]] = {}
     site_type: ClassVar[type[Site]]
     container: ClassVar[str]
-    stackable: ClassVar[bool] = True
+    chained_before: ClassVar[bool] = True
+    chains: bool = True
+    fuses_as_first: ClassVar[bool] = False
+    splits: ClassVar[bool] = True
+    averages: ClassVar[bool] = True
     tap: ClassVar[str] = "output"
     shared_container: ClassVar[str] = ""
     shared_location: ClassVar[str] = "shared"
@@ -135,6 +145,10 @@ class AdapterModule(MethodModule, Generic[S]):
     def extra_positions(self) -> int:
         """Positions by which this adapter lengthens the sequence."""
         return 0
+
+    def cannot_follow(self, before: AdapterModule[Any]) -> str | None:
+        """Why this adapter cannot come after `before` in a `Stack` at its site; None if it can."""
+        return None
 
     def invert(self, state: S) -> S:
         """Undo `run`: for adapters of embeddings, in front of the output embedding.

@@ -23,7 +23,7 @@ class NICE(AdapterModule[HiddenState]):
 
         y_1 = x_1 + F(x_2)   y_2 = x_2 + G(y_1)          inverse: x_2 = y_2 - G(y_1)   x_1 = y_1 - F(x_2)
 
-    F and G are bottlenecks. In `Stack(language, task)` only the first adapter's bijection is used.
+    F and G are bottlenecks. In a `Stack` bijections are chained.
 
     Paper: Dinh et al. 2015, arXiv:1410.8516; for adapters: Pfeiffer et al. 2020, arXiv:2005.00052.
     """
@@ -32,7 +32,8 @@ class NICE(AdapterModule[HiddenState]):
     config_class = BnConfig
     site_type = EmbeddingSite
     container = "invertible_adapters"
-    stackable = False
+    chained_before = False
+    fuses_as_first = True
     site: EmbeddingSite
 
     def __init__(self, config: BnConfig, site: EmbeddingSite, name: str) -> None:

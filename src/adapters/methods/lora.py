@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.errors import CompositionError
-from adapters.methods.base import LinearAdapter, gate, matched, new_gate
+from adapters.methods.base import AdapterModule, LinearAdapter, gate, matched, new_gate
 from adapters.methods.config import (
     AdapterConfig,
     Rule,
@@ -183,13 +182,16 @@ class LoRA(LinearAdapter):
         (a, b), count = self.matrices(), len(self.columns)
         yield from zip(self.columns, a.chunk(count), b.chunk(count))
 
+    def cannot_follow(self, before: AdapterModule[Any]) -> str | None:
+        if not isinstance(before, LoRA) or self.site.in_features == self.site.out_features:
+            return None
+        return (
+            f"the update of {before.name!r} has {self.site.out_features} columns, but {self.name!r} reads "
+            f"{self.site.in_features} at {self.site.path}. Low-rank adapters of a stack are chained, which only square "
+            "projections allow. Use Average, Parallel or BatchSplit instead."
+        )
+
     def run(self, state: LinearState) -> LinearState:
-        if state.delta is not None and state.delta.shape[-1] != self.site.in_features:
-            raise CompositionError(
-                f"Stack: the update of the adapter before {self.name!r} has {state.delta.shape[-1]} columns, but "
-                f"{self.name!r} reads {self.site.in_features} at this projection. Low-rank adapters of a stack are "
-                "chained, which only square projections allow. Use Average, Parallel or BatchSplit instead."
-            )
         x = state.x if state.delta is None else state.delta
         return replace(state, delta=self.update(x, state.x), magnitude=None)
 

@@ -150,6 +150,7 @@ class PrefixTuning(AdapterModule[AttentionState]):
     site_type = AttentionSite
     container = "prefix_tuning.prefix_gates"
     shared_container = "prefix_tuning.prefix_tunings"
+    splits = averages = False
     shared_location = ""
     site: AttentionSite
     embedding: PrefixEmbedding

@@ -75,7 +75,7 @@ class PromptTuning(AdapterModule[HiddenState]):
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"prompt_tuning": PromptTuningConfig()}
     site_type = PromptSite
     container = "prompt_tuning.prompt_tunings"
-    stackable = False
+    splits = chained_before = False
     site: PromptSite
 
     def __init__(self, config: PromptTuningConfig, site: PromptSite, name: str) -> None:

@@ -226,7 +226,7 @@ class ReFT(AdapterModule[HiddenState]):
     }
     site_type = LayerSite
     container = "reft_layer.refts"
-    stackable = False
+    chained_before = False
     site: LayerSite
 
     def __init__(self, config: ReftConfig, site: LayerSite, name: str) -> None:

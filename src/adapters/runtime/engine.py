@@ -1,52 +1,77 @@
-"""The adapters of one model: builds them at their sites, activates set-ups, and follows each forward call.
+"""The adapters of one model: builds them at their sites, and tells what belongs to them.
 
 One engine belongs to one base model. Costs of adding, loading, activating and deleting depend on the adapter's own
-sites, never on how many other adapters there are.
+sites, never on how many other adapters there are. What acts is `programs.py`; when it acts, `entry.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adapters.composition.blocks import AdapterCompositionBlock, Fuse, Stack, parse_composition
+from adapters.composition.blocks import AdapterCompositionBlock, Stack, parse_composition
 from adapters.composition.fusion import AdapterFusion
 from adapters.composition.fusion_config import AdapterFusionConfig
 from adapters.errors import AdapterNameError, CompositionError, ConfigError, UnsupportedError, choices
 from adapters.methods import METHODS
-from adapters.methods.base import AdapterModule, init_seed
+from adapters.methods.base import AdapterModule, LinearAdapter, init_seed
 from adapters.methods.bottleneck import Bottleneck
-from adapters.methods.config import AdapterConfig, members_of
-from adapters.methods.prefix_tuning import PrefixEmbedding, PrefixTuning, flattened
-from adapters.runtime.active import ENGINES, IN_USE, STATIC, AdapterSetup, Setup, setup_key
+from adapters.methods.config import AdapterConfig, ConfigUnion, members_of
+from adapters.runtime import tree
+from adapters.runtime.active import Setup
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.entry import Entry
-from adapters.runtime.hooks import AdapterDict, Live, LiveEmbedding, LiveLayer, LivePrompt, LiveResidual, enliven
+from adapters.runtime.hooks import HookedEmbedding, HookedLayer, HookedPrompt, HookedResidual, HookedSite, hooked
+from adapters.runtime.programs import Program, Programs, fusion_key, fusion_names
 from adapters.runtime.replication import Replication
 from adapters.sites.interface import AdapterModelInterface
 from adapters.sites.resolve import Site, resolve, spec_for
 
-MOST_BLOCKS = 32
-"""Blocks of several adapters whose plans are kept; those of single adapters all are."""
 
-
-@dataclass(eq=False)
 class Part:
-    """One stored module of an adapter: at a site, or shared by its sites (`live` is None).
+    """One stored module of an adapter or fusion: at a site, or shared by the sites of an adapter (`live` is None).
 
-    `path` is the module path, relative to the base model, of the dictionary that holds it.
+    Attributes:
+        path: Module path, relative to the base model, of the dictionary that holds it.
+        name: Its name in there.
     """
 
-    path: str
-    module: nn.Module
-    location: str
-    layer: int
-    live: Live[Any] | None = None
+    def __init__(
+        self,
+        base: nn.Module,
+        path: str,
+        name: str,
+        module: nn.Module,
+        location: str,
+        layer: int,
+        live: HookedSite[Any] | None = None,
+    ) -> None:
+        self.base, self.path, self.name = base, path, name
+        self.location, self.layer, self.live = location, layer, live
+        self.last_seen = module
+
+    @property
+    def module(self) -> Any:
+        """The module: what stands in the module tree, whoever put it there."""
+        holder = tree.find(self.base, self.path)
+        found = None if holder is None else holder._modules.get(self.name)
+        return self.last_seen if found is None else found
+
+    def is_in_tree(self) -> bool:
+        """Whether the module tree (still) has something of this name at its path."""
+        holder = tree.find(self.base, self.path)
+        return holder is not None and holder._modules.get(self.name) is not None
+
+    def pin(self) -> tuple[dict[str, Any], str, nn.Module]:
+        """Where the dictionary that holds it hangs: (children of a module, name, dictionary)."""
+        parent, _, last = self.path.rpartition(".")
+        owner = tree.find(self.base, parent) if parent else self.base
+        assert owner is not None
+        return owner._modules, last, owner._modules[last]  # type: ignore[return-value]
 
 
 class Engine:
@@ -54,13 +79,15 @@ class Engine:
 
     Attributes:
         root: The model that the user calls.
-        masked: Sites whose adapters need the attention mask.
         base: The transformer inside it; the same object for headless models.
         interface: The user's own description of the model, if there is one.
         config: Names, configs and the active set-up: `model.adapters_config`.
-        parts: Adapter name -> its modules.
+        live: The places where adapters can act.
+        masked: Those whose adapters need the attention mask.
+        programs: What the set-ups mean that were asked for.
         shared: Name of shared parameters -> the adapters that share them.
-        fusions: Fusion name -> its layers.
+        merged: Adapter -> (site, weight, bias) of the linear maps it was folded into, as they were before.
+        trained: The adapters and fusions that train since `train_adapter` was called; None before.
     """
 
     def __init__(
@@ -72,34 +99,66 @@ class Engine:
     ) -> None:
         self.root, self.base, self.config, self.interface = root, base, config, interface
         self.spec = spec_for(base) if interface is None else interface.spec(base)
-        self.live = list(enliven(resolve(base, self.spec)))
-        self.masked = [live for live in self.live if isinstance(live, (LiveLayer, LivePrompt))]
-        self.parts: dict[str, list[Part]] = {}
-        self.fusions: dict[str, list[Part]] = {}
+        self.programs = Programs(self)
+        self.live = hooked(resolve(base, self.spec), self.programs)
+        self.masked: list[Any] = [live for live in self.live if isinstance(live, (HookedLayer, HookedPrompt))]
+        self._parts: dict[str, list[Part]] = {}
+        self._fusions: dict[str, list[Part]] = {}
         self.shared: dict[str, list[str]] = {}
-        self.merged: dict[str, list[tuple[Live[Any], Tensor, Tensor | None]]] = {}
+        self.merged: dict[str, list[tuple[HookedSite[Any], Tensor, Tensor | None]]] = {}
+        self.trained: frozenset[str] | None = None
+        self.edits, self._seen_edits = tree.Edits(), 0
         self.entry = Entry(self)
         self.replication = Replication(self)
-        self._touched: set[Live[Any]] = set()
-        self._blocks: dict[str, set[Live[Any]]] = {}
+        self.programs.static = self.programs.of(None)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy hears of contexts too."""
-        self.__dict__.update(state)
-        if self.parts:
-            ENGINES.add(self)
+    @property
+    def parts(self) -> dict[str, list[Part]]:
+        """Adapter name -> its modules."""
+        if self.edits.count != self._seen_edits:
+            self.reread()
+        return self._parts
+
+    @property
+    def fusions(self) -> dict[str, list[Part]]:
+        """Fusion name -> its layers."""
+        if self.edits.count != self._seen_edits:
+            self.reread()
+        return self._fusions
 
     # ----------------------------------------------------------------------------------------------- adapters
 
     def add(self, name: str, config: AdapterConfig, overwrite: bool = False) -> None:
         """Build the adapter `name`, in place of one of this name if `overwrite` is set.
 
-        Leaves the model as it was if anything fails.
+        Leaves the model as it was if anything fails. A set-up that names a replaced adapter stays active.
         """
+        with self.programs.lock:
+            replaces = overwrite and name in self.parts
+            if not replaces:
+                self.config.check_new(name)
+            parts = self._build(name, config)
+            if not replaces:
+                self.config.add(name, config)
+                self._install(name, parts)
+                return
+            old, old_config = self.parts[name], self.config.get(name)
+            assert old_config is not None
+            self._check_fusions(name, parts)
+            self._replace(name, parts, config)
+            try:
+                self._changed([name], [*old, *parts])
+            except Exception:
+                self._replace(name, old, old_config)
+                self._changed([name], [*old, *parts])
+                raise
+
+    def _build(self, name: str, config: AdapterConfig) -> list[Part]:
+        """The modules of an adapter, which the model does not know yet."""
         parts: list[Part] = []
         try:
             for member in members_of(config):
-                parts += self._build(name, member, config)
+                parts += self._build_member(name, member)
         except ConfigError as error:
             if str(error).startswith("Adapter "):
                 raise
@@ -112,17 +171,9 @@ class Engine:
                     "leave_out keep them apart."
                 )
             taken.add(key)
-        if overwrite and name in self.parts:
-            self.delete(name)
-        self.config.add(name, config)
-        self.parts[name] = parts
-        for part in parts:
-            self._container(part.path)[name] = part.module
-            if part.live is not None:
-                part.live.add(name, part.module)  # type: ignore[arg-type]
-        self._refresh({part.live for part in parts if part.live is not None})
+        return parts
 
-    def _build(self, name: str, member: AdapterConfig, config: AdapterConfig) -> Iterator[Part]:
+    def _build_member(self, name: str, member: AdapterConfig) -> Iterator[Part]:
         methods = [method for method in METHODS if method.handles(member)]
         if not methods:
             raise UnsupportedError(
@@ -133,6 +184,24 @@ class Engine:
             yield from self._build_method(name, method, member)
 
     def _build_method(self, name: str, method: type[AdapterModule[Any]], config: AdapterConfig) -> list[Part]:
+        chosen = self._chosen(name, method, config)
+        with init_seed(config):
+            shared = method.shared(config, [live.site for live in chosen])
+        parts: list[Part] = []
+        if shared is not None:
+            shared = self._placed(shared, None, config)
+            parts.append(Part(self.base, method.shared_container, name, shared, method.shared_location, -1))
+        for live in chosen:
+            with init_seed(config):
+                module = method(config, live.site, name)
+            module.bind(shared)
+            path = ".".join(filter(None, (live.site.path, method.container)))
+            placed = self._placed(module, live.site, config)
+            parts.append(Part(self.base, path, name, placed, live.site.location, live.site.layer, live))
+        return parts
+
+    def _chosen(self, name: str, method: type[AdapterModule[Any]], config: AdapterConfig) -> list[HookedSite[Any]]:
+        """The sites at which a config puts adapters of a method."""
         kind = [live for live in self.live if isinstance(live.site, method.site_type)]
         left_out = set(getattr(config, "leave_out", ()))
         chosen = [live for live in kind if method.acts_at(config, live.site) and live.site.layer not in left_out]
@@ -150,42 +219,33 @@ class Engine:
             )
         for live in chosen:
             live.check()
-        with init_seed(config):
-            shared = method.shared(config, [live.site for live in chosen])
-        parts: list[Part] = []
-        if shared is not None:
-            location = "shared" if method.shared_container == "shared_parameters" else ""
-            parts.append(Part(method.shared_container, self._placed(shared, None, config), location, -1))
-        for live in chosen:
-            with init_seed(config):
-                module = method(config, live.site, name)
-            module.bind(shared)
-            path = ".".join(filter(None, (live.site.path, method.container)))
-            module = self._placed(module, live.site, config)  # type: ignore[assignment]
-            parts.append(Part(path, module, live.site.location, live.site.layer, live))
-        return parts
+        return chosen
 
-    def _placed(self, module: nn.Module, site: Site | None, config: Any) -> nn.Module:
+    def _placed(self, module: nn.Module, site: Site | None, config: Any) -> Any:
         """`module` on the device and in the dtype of its site."""
         modules = [getattr(site, n, None) for n in ("module", "norm", "x_module", "stack")] if site else []
-        tensors = (p for m in (*modules, self.base) if m is not None for p in m.parameters())
+        owners = [m for m in (*modules, self.base) if m is not None]
+        tensors = (p for m in owners for p in m.parameters())
         like = next((p for p in tensors if p.is_floating_point()), torch.empty(0))
         dtype = getattr(torch, config.dtype) if getattr(config, "dtype", None) else like.dtype
-        return module.to(device=like.device, dtype=dtype).train(self.base.training)
+        device = like.device if like.device.type != "meta" else execution_device(owners) or like.device
+        return module.to(device=device, dtype=dtype).train(self.base.training)
 
     def delete(self, name: str) -> None:
-        """Remove the adapter `name` and every trace of it."""
-        if (setup := self.config.active_setup) is not None and name in setup.flatten():
-            self.activate(None)
-        for fusion in [f for f in self.fusions if name in (self.config.get_fusion(f)[1] or ())]:
-            self.delete_fusion(fusion)
-        parts = self.parts.pop(name)
-        for part in parts:
-            if part.live is not None:
-                part.live.remove(name)
-            self._discard(part.path, name)
-        self.config.delete(name)
-        self._refresh({part.live for part in parts if part.live is not None})
+        """Remove the adapter `name` and every trace of it. Calls that run keep it to their end."""
+        with self.programs.lock:
+            if (setup := self.config.active_setup) is not None and name in setup.flatten():
+                self.activate(None)
+            for fusion in [f for f in self.fusions if name in (self.config.get_fusion(f)[1] or ())]:
+                self.delete_fusion(fusion)
+            parts = self.parts.pop(name)
+            self._take_out(name, parts)
+            self.config.delete(name)
+            for group in [group for group, members in self.shared.items() if name in members]:
+                self.shared[group].remove(name)
+                if not self.shared[group]:
+                    del self.shared[group]
+            self._changed([name], parts)
 
     # ----------------------------------------------------------------------------------------------- fusion
 
@@ -193,44 +253,56 @@ class Engine:
         """Build a fusion layer wherever all adapters have a bottleneck; `overwrite` replaces an old one."""
         for name in names:
             self.require(name)
-        lives = [
-            live
-            for live in self.live
-            if isinstance(live, LiveResidual) and all(isinstance(live.modules.get(n), Bottleneck) for n in names)
-        ]
         key = fusion_name or ",".join(names)
-        if not lives:
-            raise ConfigError(
-                f"Fusion {key!r}: there is no place where all of {names} have a bottleneck adapter. AdapterFusion "
-                "combines bottleneck adapters at places that all of them adapt."
-            )
-        AdapterFusionConfig.load(config)
-        if overwrite and key in self.fusions:
-            self.delete_fusion(key)
-        config, _ = self.config.add_fusion(names, config, fusion_name)
-        dropout = float(getattr(self.base.config, "attention_probs_dropout_prob", 0.0) or 0.0)
-        self.fusions[key] = []
-        for live in lives:
-            path = f"{live.site.path}.adapter_fusion_layer"
-            layer = self._placed(AdapterFusion(config, live.site, key, dropout), live.site, config)
-            self.fusions[key].append(Part(path, layer, live.site.location, live.site.layer, live))
-            self._container(path)[key] = layer
-            live.fusions[key] = layer  # type: ignore[assignment]
-            live.plans.clear()
-        self._refresh(set(lives))
+        with self.programs.lock:
+            lives = self._fusable(names)
+            if not lives:
+                raise ConfigError(
+                    f"Fusion {key!r}: there is no place where all of {names} have a bottleneck adapter. AdapterFusion "
+                    "combines bottleneck adapters at places that all of them adapt."
+                )
+            found = AdapterFusionConfig.load(config)
+            dropout = float(getattr(self.base.config, "attention_probs_dropout_prob", 0.0) or 0.0)
+            parts = []
+            for live in lives:
+                layer = self._placed(AdapterFusion(found, live.site, key, dropout), live.site, found)
+                path = f"{live.site.path}.adapter_fusion_layer"
+                parts.append(Part(self.base, path, key, layer, live.site.location, live.site.layer, live))
+            old = self.fusions.get(key) if overwrite else None
+            if old is not None:
+                self.config.delete_fusion(key)
+            self.config.add_fusion(names, config, fusion_name)
+            if old is not None:
+                self._take_out(key, old)
+            self.fusions[key] = parts
+            self._put_in(key, parts)
+            self._changed([fusion_key(key)], [*(old or ()), *parts])
         return key
+
+    def _fusable(self, names: Iterable[str]) -> list[HookedSite[Any]]:
+        """The places where all of these adapters have a bottleneck."""
+        there = [{part.live for part in self.parts[name] if isinstance(part.module, Bottleneck)} for name in names]
+        return [live for live in self.live if isinstance(live, HookedResidual) and all(live in one for one in there)]
+
+    def _check_fusions(self, name: str, parts: list[Part]) -> None:
+        """Raise ConfigError if a fusion of the adapter `name` needs a place that its new modules do not have."""
+        there = {part.live for part in parts if isinstance(part.module, Bottleneck)}
+        for fusion, layers in self.fusions.items():
+            if name in (self.config.get_fusion(fusion)[1] or ()) and not {layer.live for layer in layers} <= there:
+                raise ConfigError(
+                    f"Adapter {name!r} takes part in the fusion {fusion!r}, which needs a bottleneck at places where "
+                    "the new config has none. Call delete_adapter_fusion first, or choose another name."
+                )
 
     def delete_fusion(self, name: str) -> None:
         """Remove the fusion layers called `name`."""
-        if (setup := self.config.active_setup) is not None and name in _fusion_names(setup):
-            self.activate(None)
-        for part in self.fusions.pop(name):
-            assert part.live is not None
-            part.live.fusions.pop(name)
-            part.live.plans.clear()
-            self._discard(part.path, name)
-            self._refresh({part.live})
-        self.config.delete_fusion(name)
+        with self.programs.lock:
+            if (setup := self.config.active_setup) is not None and name in fusion_names(setup):
+                self.activate(None)
+            parts = self.fusions.pop(name)
+            self._take_out(name, parts)
+            self.config.delete_fusion(name)
+            self._changed([fusion_key(name)], parts)
 
     # ----------------------------------------------------------------------------------------------- set-ups
 
@@ -249,116 +321,38 @@ class Engine:
             )
 
     def parse(self, setup: Any) -> AdapterCompositionBlock | None:
-        """Check a set-up: blocks that nest, adapters and fusions that exist."""
+        """Check a set-up: blocks that nest, adapters and fusions that exist, a meaning at every site."""
         parsed = parse_composition(setup)
         block: AdapterCompositionBlock | None = Stack(parsed) if isinstance(parsed, str) else parsed
-        for name in sorted(block.flatten()) if block is not None else ():
-            self.require(name)
+        self.programs.of(block)
         return block
 
     def activate(self, setup: Any, skip_layers: Iterable[int] | None = None) -> None:
-        """Make `setup` the one that is active outside of every `AdapterSetup`."""
-        block = self.parse(setup)
+        """Make `setup` the one that is active outside of every `AdapterSetup`. Nothing changes if it is refused."""
         skipped = sorted(set(skip_layers or ()))
+        self.programs.check_layers(skipped, "skip_layers")
+        parsed = parse_composition(setup)
+        block = Stack(parsed) if isinstance(parsed, str) else parsed
+        self.programs.set_static(block, skipped)
         self.config.active_setup, self.config.skip_layers = block, skipped or None
-        self.entry.static_key = setup_key(block)
-        touched = self._lives_of(block)
-        self._set_static(touched | self._touched)
-        self._touched = {live for live in touched | self._touched if live.handles}
-        self._ensure_context()
-        self._set_level(STATIC, block, touched)
-        self._keep_plans(self.entry.static_key, block, touched)
-
-    def _set_static(self, lives: Iterable[Live[Any]]) -> None:
-        block, skipped = self.config.active_setup, self.config.skip_layers or ()
-        key = setup_key(block)
-        for live in lives:
-            if live.site.layer in skipped:
-                live.set_static("none", None)
-            else:
-                live.set_static(key, block)
-
-    def _lives_of(self, block: AdapterCompositionBlock | None) -> set[Live[Any]]:
-        if block is None:
-            return set()
-        return {
-            p.live for name in block.flatten() if name in self.parts for p in self.parts[name] if p.live is not None
-        }
-
-    def ensure(self, key: str, setup: Setup) -> None:
-        """Prepare the set-up of a context, before the first call that needs it."""
-        block = Stack(setup) if isinstance(setup, str) else setup
-        lives = self._lives_of(block)
-        for live in lives:
-            live.activate(key, block)
-            live.hook_all(key)
-            self._touched.add(live)
-        self._set_level(key, block, lives)
-        self._keep_plans(key, block, lives)
-
-    def _keep_plans(self, key: str, block: AdapterCompositionBlock | None, lives: set[Live[Any]]) -> None:
-        """Keep the plans of the blocks that were used last: a server that mixes its batches meets ever new ones."""
-        if block is None or len(block.flatten()) < 2:
-            return
-        self._blocks.pop(key, None)
-        self._blocks[key] = lives
-        old = [other for other in list(self._blocks) if other not in IN_USE and other != self.entry.static_key]
-        for other in old[: max(0, len(self._blocks) - MOST_BLOCKS)]:
-            for live in self._blocks.pop(other, ()):
-                live.plans.pop(other, None)
-            self.entry.watches.pop(other, None)
-            self.replication.forget(other)
-
-    def _set_level(self, key: str, block: AdapterCompositionBlock | None, lives: set[Live[Any]]) -> None:
-        """Tell from which layer on the rows of parallel adapters differ."""
-        layers = {live.site.layer for live in lives} - set(self.config.skip_layers or ())
-        copies = 1 if block is None else block.parallel_channels
-        self.replication.set_level(key, min(layers, default=None), copies)
 
     def current(self) -> Setup:
         """The set-up in force on this thread."""
-        context = AdapterSetup.get_context()
-        return context.adapter_setup if context else self.config.active_setup
-
-    def _refresh(self, lives: set[Live[Any]]) -> None:
-        """Bring plans up to date after the adapters at `lives` changed."""
-        if self.parts:
-            ENGINES.add(self)
-            self.entry.attach()
-        else:
-            ENGINES.discard(self)
-            self.entry.detach()
-            self.replication.detach()
-        self.entry.follow_stacks()
-        self.entry.watches.clear()
-        for live in lives:
-            if live.modules:
-                self._set_static([live])
-            else:
-                live.unhook()
-        self._ensure_context()
-
-    def _ensure_context(self) -> None:
-        """Hook what the context needs that this thread is in."""
-        if (context := AdapterSetup.get_context()) is not None:
-            self.ensure(context.key, context.adapter_setup)
+        return self.programs.in_force().setup
 
     def set_output_embeddings(self, modules: Iterable[nn.Module]) -> None:
         """Tell where invertible adapters are undone."""
-        for live in self.live:
-            if isinstance(live, LiveEmbedding):
-                live.unhook()
-                live.outputs = tuple(modules)
-                live.plans.clear()
-                self._set_static([live])
-
-    def refresh_hooks(self, live: Live[Any]) -> None:
-        """Hook `live` for what is active, after it was suspended."""
-        self._set_static([live])
+        with self.programs.lock:
+            for live in self.live:
+                if isinstance(live, HookedEmbedding):
+                    for tap in list(live.handles):
+                        live.unhook(tap)
+                    live.outputs = tuple(modules)
+                    self._changed(live.names, [])
 
     def fusions_of(self, block: AdapterCompositionBlock | None) -> list[str]:
         """Names of the fusions in `block`. Raises CompositionError if it has none, or one that was not added."""
-        names = sorted(_fusion_names(block)) if block is not None else []
+        names = sorted(fusion_names(block)) if block is not None else []
         missing = [name for name in names if name not in self.fusions]
         if not names or missing:
             problem = f"there is no fusion {missing[0]!r}" if missing else "the set-up holds no Fuse block"
@@ -368,50 +362,106 @@ class Engine:
             )
         return names
 
+    def is_merged(self, name: str, part: Part) -> bool:
+        """Whether a module of an adapter acts through the base weights, and must not act beside them."""
+        return name in self.merged and isinstance(part.module, LinearAdapter)
+
     def eject(self, name: str) -> None:
-        """Make the prefix of the adapter `name` flat, in its weights and in its config."""
+        """Put what the reparametrisation of a prefix makes in its place, in the adapter's weights and its config."""
         self.require(name)
-        prefixes = [m for part in self.parts[name] for m in part.module.modules() if isinstance(m, PrefixEmbedding)]
-        if not prefixes:
-            raise ConfigError(f"Adapter {name!r} has no prefix tuning, so there is nothing to eject.")
-        for prefix in prefixes:
-            prefix.eject()
-        shared = next(p.module for p in self.parts[name] if p.path == PrefixTuning.shared_container)
-        for part in self.parts[name]:
-            if isinstance(part.module, PrefixTuning):
-                part.module.bind(shared)
         config = self.config.get(name)
         assert config is not None
+        adapters = [part.module for part in self.parts[name] if part.live is not None]
+        ejected_any = [module.eject() for module in adapters]
+        if True not in ejected_any:
+            raise ConfigError(f"Adapter {name!r} has no prefix tuning, so there is nothing to eject.")
         self.config.delete(name)
-        self.config.add(name, flattened(config))
+        self.config.add(name, ejected(config))
+        self._changed([name], [])
 
-    # ----------------------------------------------------------------------------------------------- modules
+    # ----------------------------------------------------------------------------------------- the module tree
 
-    def _container(self, path: str) -> AdapterDict:
-        """The dictionary at `path` below the base model, made if it is not there."""
-        module: nn.Module = self.base
-        *holders, last = path.split(".")
-        for name in holders:
-            if name not in module._modules:
-                module.add_module(name, nn.Module())
-            module = module._modules[name]  # type: ignore[assignment]
-        if last not in module._modules:
-            module.add_module(last, AdapterDict())
-        found = module._modules[last]
-        assert isinstance(found, AdapterDict)
-        return found
+    def _install(self, name: str, parts: list[Part]) -> None:
+        """Put a new adapter into the model; it trains unless `train_adapter` has named others."""
+        self._parts[name] = parts
+        self._put_in(name, parts)
+        if self.trained is not None and name not in self.trained:
+            for part in parts:
+                part.module.requires_grad_(False)
+        self._changed([name], parts)
 
-    def _discard(self, path: str, name: str) -> None:
-        """Remove `name` from the dictionary at `path`, and every holder that this leaves empty."""
-        names = path.split(".")
-        chain: list[nn.Module] = [self.base]
-        for part in names:
-            chain.append(chain[-1]._modules[part])  # type: ignore[arg-type]
-        del chain[-1]._modules[name]
-        for owner, child, part in reversed(list(zip(chain, chain[1:], names))):
-            if child._modules or not (isinstance(child, AdapterDict) or type(child) is nn.Module):
-                break
-            del owner._modules[part]
+    def _replace(self, name: str, parts: list[Part], config: AdapterConfig) -> None:
+        self._take_out(name, self._parts[name])
+        self._parts[name] = parts
+        self.config.delete(name)
+        self.config.add(name, config)
+        self._put_in(name, parts)
+        if self.trained is not None and name not in self.trained:
+            for part in parts:
+                part.module.requires_grad_(False)
+
+    def _put_in(self, name: str, parts: Iterable[Part]) -> None:
+        for part in parts:
+            tree.container(self.base, part.path, self.edits)._modules[name] = part.last_seen
+            if part.live is not None:
+                part.live.names.add(name)
+
+    def _take_out(self, name: str, parts: Iterable[Part]) -> None:
+        for part in parts:
+            tree.discard(self.base, part.path, name)
+            if part.live is not None:
+                part.live.names.discard(name)
+
+    def _changed(self, names: Iterable[str], parts: Iterable[Part]) -> None:
+        """Bring programs and hooks up to date after adapters or fusions have changed."""
+        if self._parts:
+            self.entry.attach()
+        else:
+            self.replication.detach()
+        self.entry.follow_stacks()
+        self.programs.changed(names)
+        if not self._parts:
+            self.entry.detach()
+
+    def is_edited(self, program: Program) -> bool:
+        """Whether somebody has edited the module tree by hand where it concerns a program."""
+        return self.edits.count != self._seen_edits or not program.holds()
+
+    def reread(self) -> None:
+        """Let what stands in the module tree act from now on, whoever put it there.
+
+        Raises:
+            UnsupportedError: something stands in place of an adapter that is none.
+        """
+        with self.programs.lock:
+            changed: set[str] = set()
+            for groups, key in ((self._parts, str), (self._fusions, fusion_key)):
+                for name, parts in groups.items():
+                    for part in list(parts):
+                        found = part.module if part.is_in_tree() else None
+                        if found is part.last_seen:
+                            continue
+                        if found is not None and part.live is not None and key is str:
+                            self._check_adapter(part, found)
+                        changed.add(key(name))
+                        if found is None:
+                            parts.remove(part)
+                            if part.live is not None:
+                                part.live.names.discard(name)
+                        else:
+                            part.last_seen = found
+            self._seen_edits = self.edits.count
+            self.programs.changed(changed, replaced=True)
+
+    @staticmethod
+    def _check_adapter(part: Part, found: nn.Module) -> None:
+        if not isinstance(found, AdapterModule) or not isinstance(found.site, type(part.live.site)):  # type: ignore[union-attr]
+            raise UnsupportedError(
+                f"{part.path}.{part.name} is a {type(found).__name__}, which cannot act in place of an adapter there. "
+                f"Put a {type(part.last_seen).__name__} of the same kind of place in, or delete the entry."
+            )
+
+    # ------------------------------------------------------------------------------------------ checkpointing
 
     def adopt_checkpointing(self) -> None:
         """Take over gradient checkpointing that was enabled before the model had an engine."""
@@ -449,6 +499,21 @@ def _checkpoint(engine: Engine, function: Any, layer: Any, *args: Any, **kwargs:
     return function(engine.entry.carry(layer), *args, **kwargs)
 
 
-def _fusion_names(block: AdapterCompositionBlock) -> set[str]:
-    names = {block.name} if isinstance(block, Fuse) else set()
-    return names.union(*(_fusion_names(child) for child in block if isinstance(child, AdapterCompositionBlock)))
+def execution_device(modules: Iterable[nn.Module]) -> Any:
+    """Where accelerate computes modules whose weights it keeps elsewhere; None if it has not hooked them."""
+    for owner in modules:
+        for module in owner.modules():
+            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return None
+
+
+def ejected(config: AdapterConfig) -> AdapterConfig:
+    """The config of an adapter after `eject`, member by member."""
+    if isinstance(config, ConfigUnion):
+        return ConfigUnion(*map(ejected, config.configs))
+    for method in METHODS:
+        if method.handles(config):
+            config = method.ejected(config)
+    return config

@@ -1,7 +1,8 @@
-"""Where a forward call enters the model: what it asks for, replicated inputs, masks, what a recomputation needs."""
+"""Where a forward call enters the model: its program, what it asks for, replicated inputs, masks, recomputation."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from adapters.call import CALL, Running
-from adapters.composition.blocks import AdapterCompositionBlock
-from adapters.methods.derived import WATCHING, Watch
-from adapters.runtime.active import ACTIVE, STATIC, setup_key
-from adapters.runtime.hooks import LivePrompt
+from adapters.call import CALL, Call, Generation, Running
+from adapters.errors import UnsupportedError
+from adapters.methods.derived import WATCHING
+from adapters.runtime.hooks import HookedPrompt
 from adapters.runtime.replication import batch_size, replicate
 
 if TYPE_CHECKING:
@@ -29,11 +29,6 @@ class Entry:
         self.engine = engine
         self.handles: list[RemovableHandle] = []
         self.stacks: dict[int, RemovableHandle] = {}
-        self.watches: dict[str, Watch] = {}
-        self.static_key = setup_key(None)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "watches": {}}
 
     def attach(self) -> None:
         """Follow calls from now on."""
@@ -53,7 +48,7 @@ class Entry:
 
     def follow_stacks(self) -> None:
         """Follow the stacks whose masks the adapters need that are there now, and no others."""
-        needed = {id(live.site.stack): live.site.stack for live in self.engine.masked if live.modules}
+        needed = {id(live.site.stack): live.site.stack for live in self.engine.masked if live.names}
         for key in set(self.stacks) - set(needed):
             self.stacks.pop(key).remove()
         for key in set(needed) - set(self.stacks):
@@ -63,48 +58,87 @@ class Entry:
 
     def on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         engine, call = self.engine, CALL.now
-        if call.root is None or call.root is module:
-            call.root = module
+        if module is not engine.base and module is not engine.root:
+            raise UnsupportedError(
+                f"This is a replica of the base model of {type(engine.root).__name__}, which knows nothing of "
+                "adapters. Put the whole model into DataParallel, not its base model; or use DistributedDataParallel."
+            )
+        if not self._continues(call, module):
+            call = self._begin(module)
             call.gating = {} if kwargs.pop("output_adapter_gating_scores", False) else None
             call.fusion = {} if kwargs.pop("output_adapter_fusion_attentions", False) else None
             call.task_ids = kwargs.pop("task_ids", None)
-            call.replicated = kwargs.pop("adapter_input_parallelized", False) or call.given
-            call.residual = call.override = call.hidden = call.copies = None
-            if not torch.compiler.is_compiling():
-                WATCHING.watch = self._watch()
-                WATCHING.watch.look()
+            given = call.generation is not None and call.generation.replicated
+            call.replicated = kwargs.pop("adapter_input_parallelized", False) or given
         if module is not engine.base and hasattr(module, "heads"):
             return args, kwargs
-        copies = engine.replication.copies.get(ACTIVE.key, 1)
+        program = call.program
+        copies = program.copies
         if copies > 1 and not call.replicated:
             call.replicated = True
             if (
                 module is engine.base
                 and (engine.root is engine.base or hasattr(engine.root, "heads"))
-                and engine.replication.takes_over(kwargs)
+                and engine.replication.takes_over(program, kwargs)
             ):
                 call.copies = batch_size(args, kwargs), copies
             else:
                 return replicate(args, kwargs, copies)
         return args, kwargs
 
-    def _watch(self) -> Watch:
-        """What watches the constants of the set-up in force."""
-        key = self.static_key if ACTIVE.key == STATIC else ACTIVE.key
-        if (watch := self.watches.get(key)) is None:
-            watch = self.watches[key] = Watch()
-        return watch
+    def _continues(self, call: Call, module: nn.Module) -> bool:
+        """Whether `module` is the base model and runs inside of the root, whose call is open on this thread."""
+        mine = call.root is not None and call.program.model is self.engine.programs
+        return mine and module is not self.engine.root and call.root is self.engine.root
+
+    def _begin(self, module: nn.Module) -> Call:
+        """Open a call, with the program that is in force."""
+        programs = self.engine.programs
+        if torch.compiler.is_compiling():
+            call = CALL.now
+            call.reset()
+            call.root, call.program = module, programs.in_force()
+            return call
+        self._close_interrupted()
+        program = programs.in_force()
+        if self.engine.is_edited(program):
+            self.engine.reread()
+            program = programs.in_force()
+        programs.open(program)
+        call = Call(CALL.now.generation)
+        call.root, call.program, call.outer = module, program, CALL.now
+        CALL.now = call
+        WATCHING.watch = program.watch
+        program.watch.look()
+        return call
+
+    def _close_interrupted(self) -> None:
+        """Close calls of the base model that an interrupt has left open: a call of it cannot be inside of one."""
+        while (root := CALL.now.root) is not None and root is self.engine.base and root is not self.engine.root:
+            self._end(CALL.now)
+
+    def _end(self, call: Call) -> None:
+        """Close a call, and bring back the one around it."""
+        if call.outer is None:  # compiled
+            call.root = call.program = None
+            call.reset()
+            return
+        CALL.now = call.outer
+        outer = call.outer.program
+        WATCHING.watch = None if outer is None else outer.watch
+        call.program.model.close(call.program)
+
+    def end_interrupted(self, before: Call) -> None:
+        """Close the calls that were opened since `before` was the one on this thread and that nothing has closed."""
+        while CALL.now is not before and CALL.now.outer is not None:
+            self._end(CALL.now)
 
     def on_return(self, module: nn.Module, args: Any, output: Any) -> Any:
         call = CALL.now
         if module is not call.root:
             return None
         scores = {"adapter_gating_scores": call.gating, "adapter_fusion_attentions": call.fusion}
-        call.root = call.gating = call.fusion = call.task_ids = call.copies = None
-        if not torch.compiler.is_compiling():
-            WATCHING.watch = None
-        call.stacks, call.windows = {}, None
-        call.replicated = False
+        self._end(call)
         asked = {name: value for name, value in scores.items() if value is not None}
         if not asked or output is None:
             return None
@@ -120,7 +154,7 @@ class Entry:
         offset = 0 if cache is None else int(cache.get_seq_length())
         mask, args, kwargs = _argument(module, "attention_mask", args, kwargs)
         prompts = sum(
-            live.length() for live in self.engine.masked if isinstance(live, LivePrompt) and live.site.stack is module
+            live.length() for live in self.engine.masked if isinstance(live, HookedPrompt) and live.site.stack is module
         )
         if prompts and isinstance(mask, Tensor) and mask.dim() == 2:
             mask = torch.cat([mask.new_ones(mask.shape[0], prompts), mask], 1)
@@ -132,30 +166,26 @@ class Entry:
 
     def carry(self, layer: Callable[..., Any]) -> Callable[..., Any]:
         """`layer`, made to run under what is in force now, whenever and on whatever thread it runs."""
-        engine, config, key = self.engine, self.engine.config, ACTIVE.key
-        setup, skipped = engine.current(), config.skip_layers
-        facts = dict(vars(CALL.now))
-        facts["stacks"] = dict(CALL.now.stacks)
+        forward = CALL.now
+        program = forward.program
+        if program is None:
+            return layer
+        facts = copy.copy(forward)
+        facts.stacks, facts.gating, facts.fusion, facts.replaying = dict(forward.stacks), None, None, True
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            now = key
-            if key == STATIC and (config.active_setup is not setup or config.skip_layers != skipped):
-                now = setup_key(setup)
-            call = CALL.now
-            if call.root is facts["root"] and ACTIVE.key == now:
+            before = CALL.now
+            if before is forward and before.root is facts.root:
                 return layer(*args, **kwargs)
-            if now != STATIC:  # what was planned for it may be gone by now
-                engine.ensure(now, setup)
-            before, before_key = dict(vars(call)), ACTIVE.key
-            vars(call).update(facts)
-            call.gating = call.fusion = None
-            call.replaying = True
-            ACTIVE.key = now
+            replay = copy.copy(facts)
+            replay.outer = before
+            program.model.open(program)
+            CALL.now = replay
             try:
                 return layer(*args, **kwargs)
             finally:
-                vars(call).update(before)
-                ACTIVE.key = before_key
+                CALL.now = before
+                program.model.close(program)
 
         return run
 
@@ -163,21 +193,32 @@ class Entry:
 
     @contextmanager
     def generation(self, kwargs: dict[str, Any], inputs: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """Facts of a `generate` call: inputs are replicated here, once; the prompt's length is known to methods."""
+        """Facts of a `generate` call: inputs are replicated here, once; the given lengths are known to methods."""
         call = CALL.now
-        setup = self.engine.current()
-        copies = setup.parallel_channels if isinstance(setup, AdapterCompositionBlock) else 1
-        before = call.given, call.generating, call.prompts, call.prompt_mask, call.gates
-        if copies > 1 and not call.given:
+        outer = call.generation
+        copies = self.engine.programs.in_force().copies
+        given = outer is not None and outer.replicated
+        if copies > 1 and not given:
             (inputs,), kwargs = replicate((inputs,), kwargs, copies)
-        call.given, call.generating = copies > 1 or call.given, True
         encodes = getattr(self.engine.base.config, "is_encoder_decoder", False)
-        call.prompts, call.gates = {}, {}
-        call.prompt_mask = None if encodes else kwargs.get("attention_mask")
+        mask = None if encodes else kwargs.get("attention_mask")
+        call.generation = Generation(copies > 1 or given, self._given_lengths(inputs, kwargs), mask)
         try:
             yield inputs, kwargs
         finally:
-            call.given, call.generating, call.prompts, call.prompt_mask, call.gates = before
+            call.generation = outer
+
+    def _given_lengths(self, inputs: Any, kwargs: dict[str, Any]) -> dict[int, int]:
+        """Positions that the stacks which generate are given: the first call may see more (assisted decoding)."""
+        base: Any = self.engine.base
+        if getattr(base.config, "is_encoder_decoder", False):
+            start, stack = kwargs.get("decoder_input_ids"), base.get_decoder()
+            return {id(stack): 1 if start is None else start.shape[1]}
+        named = next((kwargs[n] for n in ("input_ids", "inputs_embeds") if kwargs.get(n) is not None), inputs)
+        if not isinstance(named, Tensor):
+            return {}
+        stacks = {id(live.site.stack) for live in self.engine.masked}
+        return dict.fromkeys(stacks, named.shape[1])
 
 
 _POSITIONS: dict[tuple[type[nn.Module], str], int | None] = {}

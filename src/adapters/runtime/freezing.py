@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from adapters.methods.base import fixed_parameters
 from adapters.runtime.engine import Engine, Part
 
 
@@ -19,7 +20,9 @@ def freeze_base(engine: Engine, freeze: bool = True) -> None:
 
 def train_adapters(engine: Engine, names: Iterable[str]) -> None:
     """Freeze everything below the base model but the adapters `names`."""
+    names = list(names)
     engine.base.requires_grad_(False)
+    engine.trained = frozenset(names)
     for name in names:
         for part in engine.parts[name]:
             _unfreeze(part.module)
@@ -36,11 +39,8 @@ def train_fusions(engine: Engine, fusions: Iterable[str], adapters: Iterable[str
 def _unfreeze(module: nn.Module) -> None:
     """Let `module` train, but for the parameters that its method keeps fixed."""
     module.requires_grad_(True)
-    for owner in module.modules():
-        fixed = getattr(owner, "fixed_parameters", ())
-        for name, parameter in owner.named_parameters(recurse=False):
-            if name in fixed:
-                parameter.requires_grad_(False)
+    for parameter in fixed_parameters(module):
+        parameter.requires_grad_(False)
 
 
 def _all_parts(engine: Engine) -> Iterable[Part]:

@@ -1,15 +1,16 @@
-"""The only file that registers hooks: one object per site, which hooks it while an adapter is active there.
+"""The only file that registers hooks: one object per site, which serves the taps that a program needs there.
 
-Hooks are bound methods of plain objects, so deepcopy and pickle of a model copy them with it. Which adapter runs is
-read from a fixed place, never by name: adapters of equal shape share one compiled graph.
+Hooks are bound methods of plain objects, so deepcopy and pickle of a model copy them with it. What runs is asked of the
+call: it follows one program from its beginning to its end. Under `torch.compile` adapters of equal shape share one
+graph, because a plan is found by the number of its site, never by a name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +18,12 @@ from torch.utils.hooks import RemovableHandle
 
 from adapters.call import CALL, Positions, Running
 from adapters.composition.blocks import Child
-from adapters.composition.evaluate import Adapter, Program, build
-from adapters.composition.fusion import AdapterFusion
-from adapters.errors import CompositionError, UnsupportedError
+from adapters.composition.evaluate import Adapter, Step, build
+from adapters.composition.fusion import FusionLayer
+from adapters.errors import UnsupportedError
 from adapters.methods.base import AdapterModule
-from adapters.methods.bottleneck import Bottleneck
-from adapters.methods.invertible import NICE
-from adapters.methods.prompt_tuning import PromptTuning
 from adapters.methods.state import HiddenState, LinearState, ResidualState
 from adapters.runtime import attention
-from adapters.runtime.active import ACTIVE, IN_USE, STATIC
 from adapters.sites.resolve import (
     AttentionSite,
     EmbeddingSite,
@@ -37,185 +34,180 @@ from adapters.sites.resolve import (
     Site,
 )
 
+if TYPE_CHECKING:
+    from adapters.runtime.programs import Programs
+
 SiteT = TypeVar("SiteT", bound=Site)
+Modules = Mapping[str, AdapterModule[Any]]
 
 
-class AdapterDict(nn.ModuleDict):
-    """A ModuleDict in which every adapter name is free: names of methods (`train`, `type`) too."""
-
-    def add_module(self, name: str, module: nn.Module | None) -> None:
-        self._modules[name] = module  # type: ignore[assignment]
-
-    def __getattr__(self, name: str) -> Any:
-        return super().__getattr__(name)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """What one set-up does at one site: the hooks it needs and what they call."""
-
-    hooks: tuple[str, ...]
-    program: Program
-    run: Any
-
-
-@dataclass(frozen=True)
-class Refused:
-    """Stands for a program that cannot be: raises the reason when the site is reached."""
-
-    reason: str
-
-    def run(self, *args: Any) -> Any:
-        raise CompositionError(self.reason)
-
-
-class Live(Generic[SiteT]):
-    """One site of one model, with the adapters that live there.
+    """What one program does at one site.
 
     Attributes:
-        modules, fusions: What lives here, by name. The modules are children of the model, not of this object.
-        plans: Key of a set-up -> its plan here. The one under `STATIC` belongs to the set-up of the model itself.
-        suspended: Set while an adapter of this site is merged into the base weights: nothing is hooked.
+        taps: The hooks it needs.
+        step: The adapters that act here, as they are arranged.
+        run: What the main tap calls.
+        before: What the tap in front of it calls, where both are needed.
+    """
+
+    taps: tuple[str, ...]
+    step: Step
+    run: Any
+    before: Any = None
+
+
+class HookedSite(Generic[SiteT]):
+    """One site of one model, and its hooks.
+
+    Attributes:
+        site: The place.
+        number: Its index in the model's list of sites: programs keep their plans by it.
+        programs: What the model can follow.
+        names: The adapters and fusions that have a module here.
+        handles: Tap -> what removes its hook.
     """
 
     site_type: ClassVar[type[Site]]
 
-    def __init__(self, site: SiteT) -> None:
-        self.site = site
-        self.modules: dict[str, AdapterModule[Any]] = {}
-        self.fusions: dict[str, AdapterFusion] = {}
-        self.plans: dict[str, Plan | None] = {}
+    def __init__(self, site: SiteT, number: int, programs: Programs) -> None:
+        self.site, self.number, self.programs = site, number, programs
+        self.names: set[str] = set()
         self.handles: dict[str, Any] = {}
-        self.suspended = False
 
     def check(self) -> None:
         """Raise UnsupportedError if this site cannot carry adapters in this version of the model."""
 
-    def add(self, name: str, module: AdapterModule[Any]) -> None:
-        """Let the adapter `name` act here."""
-        self.modules[name] = module
-        self.plans.clear()
+    def now(self) -> Plan | None:
+        """What the running call does here. Outside of calls (a submodule is called): what is in force."""
+        program = CALL.now.program
+        if program is None or program.model is not self.programs:
+            program = self.programs.in_force()
+        return program.plans[self.number]  # type: ignore[no-any-return]
 
-    def remove(self, name: str) -> None:
-        """Forget the adapter `name`."""
-        self.modules.pop(name, None)
-        self.plans.clear()
+    def plan(self, setup: Child, modules: Modules, fusions: Mapping[str, FusionLayer]) -> Plan | None:
+        """What `setup` does here with these modules; None if nothing.
 
-    def activate(self, key: str, setup: Child) -> None:
-        """Make the plan of `setup`, and hook what it needs."""
-        if key not in self.plans:
-            self.plans[key] = self._plan(setup)
+        Raises:
+            CompositionError: it cannot mean anything here.
+        """
+        step = build(setup, modules, fusions)
+        return None if step is None else self.planned(step)
 
-    def set_static(self, key: str, setup: Child) -> None:
-        """Make `setup` the one that acts outside of every context, and unhook what no thread needs any more."""
-        self.activate(key, setup)
-        self.plans[STATIC] = self.plans[key]
-        plans = [self.plans.get(k) for k in (STATIC, *IN_USE)]
-        needed = [name for plan in plans if plan for name in plan.hooks]
-        for name in [name for name in self.handles if name not in needed]:
-            self.handles.pop(name).remove()
-        for name in needed:
-            self._hook(name)
+    def planned(self, step: Step) -> Plan:
+        """The plan of a step at this kind of site."""
+        raise NotImplementedError
 
-    def hook_all(self, key: str) -> None:
-        """Hook what the plan under `key` needs, in addition to what is hooked."""
-        if plan := self.plans[key]:
-            for name in plan.hooks:
-                self._hook(name)
+    def hook(self, tap: str) -> None:
+        """Serve a tap, if it is not served yet. Only under the lock of `programs`."""
+        if tap not in self.handles:
+            self.handles[tap] = self.register(tap)
 
-    def unhook(self) -> None:
-        """Leave no hook behind."""
-        for handle in self.handles.values():
+    def unhook(self, tap: str) -> None:
+        """Serve a tap no longer."""
+        if (handle := self.handles.pop(tap, None)) is not None:
             handle.remove()
-        self.handles.clear()
 
-    def current(self) -> Plan | None:
-        """The plan in force on this thread."""
-        return self.plans.get(ACTIVE.key)
-
-    def _hook(self, name: str) -> None:
-        if name not in self.handles and not self.suspended:
-            self.handles[name] = self.register(name)
-
-    def _plan(self, setup: Child) -> Plan | None:
-        try:
-            program = build(setup, self.modules, self.fusions)
-        except CompositionError as error:
-            program = Refused(str(error))
-        return None if program is None else self.plan(program)
-
-    def register(self, name: str) -> Any:
-        """Register the hook called `name`."""
-        raise NotImplementedError
-
-    def plan(self, program: Program) -> Plan:
-        """The plan of a program at this kind of site."""
+    def register(self, tap: str) -> Any:
+        """Register the hook that serves a tap."""
         raise NotImplementedError
 
 
-class LiveLinear(Live[LinearSite]):
-    """Replaces the output of a linear map."""
+class HookedLinear(HookedSite[LinearSite]):
+    """Replaces the output of a linear map, or what it reads."""
 
     site_type = LinearSite
 
-    def register(self, name: str) -> RemovableHandle:
+    def register(self, tap: str) -> RemovableHandle:
+        if tap == "input":
+            return self.site.module.register_forward_pre_hook(self.on_input, prepend=True)
         return self.site.module.register_forward_hook(self.on_output, prepend=True)
 
-    def plan(self, program: Program) -> Plan:
-        run = program.module.forward if isinstance(program, Adapter) else partial(self._run, program)
-        return Plan(("output",), program, run)
+    def plan(self, setup: Child, modules: Modules, fusions: Mapping[str, FusionLayer]) -> Plan | None:
+        """As for every site; adapters of the input and of the output are arranged apart."""
+        plans = []
+        for tap in ("input", "output"):
+            there = {name: module for name, module in modules.items() if module.tap == tap}
+            step = build(setup, there, fusions) if there else None
+            plans.append(None if step is None else Plan((tap,), step, _alone(step) or partial(self._runs[tap], step)))
+        before, after = plans
+        if before is None or after is None:
+            return before or after
+        return Plan(("input", "output"), after.step, after.run, before.run)
 
     @staticmethod
-    def _run(program: Program, x: Tensor, y: Tensor) -> Tensor:
-        result: Tensor = program.run(LinearState(x, y)).result()
+    def _run(step: Step, x: Tensor, y: Tensor) -> Tensor:
+        result: Tensor = step.run(LinearState(x, y)).result()
         return result
 
+    @staticmethod
+    def _run_input(step: Step, x: Tensor) -> Tensor:
+        return step.run(HiddenState(x)).h  # type: ignore[no-any-return]
+
+    _runs: ClassVar[Mapping[str, Any]] = {"input": _run_input.__func__, "output": _run.__func__}  # type: ignore[attr-defined]
+
+    def on_input(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        plan = self.now()
+        if plan is None or "input" not in plan.taps:
+            return None
+        run = plan.run if plan.before is None else plan.before
+        return (run(args[0]), *args[1:])
+
     def on_output(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        plan = self.plans.get(ACTIVE.key)
-        return None if plan is None else plan.run(args[0], output)
+        plan = self.now()
+        return None if plan is None or "output" not in plan.taps else plan.run(args[0], output)
 
 
-class LiveResidual(Live[ResidualSite]):
+def _alone(step: Step) -> Any:
+    """The function of an adapter that acts alone, if it has one."""
+    direct = step.module.direct() if isinstance(step, Adapter) else None
+    return None if direct is None else direct[1]
+
+
+class HookedResidual(HookedSite[ResidualSite]):
     """Replaces h so that the model's own sum and norm give what the adapters ask for."""
 
     site_type = ResidualSite
 
-    def register(self, name: str) -> RemovableHandle:
+    def register(self, tap: str) -> RemovableHandle:
         site = self.site
-        if name == "x":
+        if tap == "x":
             if site.x_module is None:
                 raise UnsupportedError(
                     f"The adapters at {site.path} need the residual input of their block, which this model's "
                     "interface does not name. Set layer_pre_self_attn and layer_pre_ffn, or use double_seq_bn."
                 )
             return site.x_module.register_forward_pre_hook(self.on_x, prepend=True)
-        if name == "h":
+        if tap == "h":
             return site.module.register_forward_hook(self.on_h, prepend=True)
         assert site.norm is not None
-        if name == "sum":
+        if tap == "sum":
             return site.norm.register_forward_pre_hook(self.on_sum, prepend=True)
         return site.norm.register_forward_hook(self.on_normed, prepend=True)
 
-    def plan(self, program: Program) -> Plan:
-        module = program.module if isinstance(program, Adapter) else None
-        if isinstance(module, Bottleneck) and module.plain and not module.config.is_parallel:
-            if not module.config.original_ln_before:
-                return Plan(("h",), program, module.at_output)
-            if self.site.norm is not None and self.site.norm_after:
-                return Plan(("sum",), program, module.at_sum)
-        hooks = ("x", "h", "normed") if self.site.norm is not None and self.site.norm_after else ("x", "h")
-        return Plan(hooks, program, partial(self._run, program))
+    def planned(self, step: Step) -> Plan:
+        direct = step.module.direct() if isinstance(step, Adapter) else None
+        if direct is not None:
+            tap, function = direct
+            return (
+                Plan(("x", "h"), step, partial(self._run_branch, function))
+                if tap == "branch"
+                else Plan((tap,), step, function)
+            )
+        taps = ("x", "h", "normed") if self.site.norm is not None and self.site.norm_after else ("x", "h")
+        return Plan(taps, step, partial(self._run, step))
 
     def on_x(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         CALL.now.residual = args[self.site.x_index]
 
     def on_sum(self, module: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
-        plan = self.plans.get(ACTIVE.key)
-        return plan.run(args[0]) if plan is not None and "sum" in plan.hooks else None
+        plan = self.now()
+        return plan.run(args[0]) if plan is not None and "sum" in plan.taps else None
 
     def on_h(self, module: nn.Module, args: Any, output: Any) -> Any:
-        plan = self.plans.get(ACTIVE.key)
-        if plan is None or "h" not in plan.hooks:
+        plan = self.now()
+        if plan is None or "h" not in plan.taps:
             return None
         h = output[0] if isinstance(output, tuple) else output
         new = plan.run(h)
@@ -226,14 +218,20 @@ class LiveResidual(Live[ResidualSite]):
         override, call.override = call.override, None
         return override
 
-    def _run(self, program: Program, h: Tensor) -> Tensor:
+    @staticmethod
+    def _run_branch(function: Any, h: Tensor) -> Tensor:
+        call = CALL.now
+        x, call.residual = call.residual, None
+        return function(h, x)  # type: ignore[no-any-return]
+
+    def _run(self, step: Step, h: Tensor) -> Tensor:
         call = CALL.now
         x, call.residual = call.residual, None
         assert x is not None
         norm = self.site.norm
-        state: ResidualState = program.run(ResidualState(h, x, None if norm is None else norm.forward))
+        state: ResidualState = step.run(ResidualState(h, x, None if norm is None else norm.forward))
         out = state.h if state.aside is None else state.h + state.aside
-        if state.last is None or state.last.config.original_ln_after:
+        if state.last is None or state.last.norm_after:
             return out
         if norm is None or not self.site.norm_after:
             return out - x
@@ -241,7 +239,7 @@ class LiveResidual(Live[ResidualSite]):
         return h
 
 
-class LiveAttention(Live[AttentionSite]):
+class HookedAttention(HookedSite[AttentionSite]):
     """Prepends keys and values in the attention function that the model calls."""
 
     site_type = AttentionSite
@@ -249,26 +247,24 @@ class LiveAttention(Live[AttentionSite]):
     def check(self) -> None:
         attention.check(self.site.module)
 
-    def register(self, name: str) -> Any:
-        if name == "hidden":
+    def register(self, tap: str) -> Any:
+        if tap == "hidden":
             return self.site.module.register_forward_pre_hook(self.on_input, prepend=True, with_kwargs=True)
         return attention.intercept(self.site.module, self)
 
-    def plan(self, program: Program) -> Plan:
-        gated = any(getattr(module.config, "use_gating", False) for module in self.modules.values())
-        if isinstance(program, Adapter) and not gated:
-            prefix: Any = program.module
-            return Plan(("attention",), program, partial(attention.attend_prefix, prefix.key_values))
-        return Plan(
-            ("attention", "hidden") if gated else ("attention",), program, partial(attention.attend, program.run)
-        )
+    def planned(self, step: Step) -> Plan:
+        hidden = any("hidden" in module.needs for module in step.leaves())
+        taps = ("attention", "hidden") if hidden else ("attention",)
+        if (key_values := _alone(step)) is not None:
+            return Plan(taps, step, partial(attention.attend_prefix, key_values))
+        return Plan(taps, step, partial(attention.attend, step.run))
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         CALL.now.hidden = args[0] if args else kwargs["hidden_states"]
 
     def attend(self, function: Any, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Call the attention function with what the active adapters prepend."""
-        plan = self.plans.get(ACTIVE.key)
+        plan = self.now()
         if plan is None:
             return function(module, *args, **kwargs)  # type: ignore[no-any-return]
         return plan.run(attention.Attention(self.site, function, module, kwargs), *args)  # type: ignore[no-any-return]
@@ -278,24 +274,23 @@ class LiveAttention(Live[AttentionSite]):
         attention.install()
 
 
-class LiveLayer(Live[LayerSite]):
+class HookedLayer(HookedSite[LayerSite]):
     """Replaces the output of a layer."""
 
     site_type = LayerSite
 
-    def register(self, name: str) -> RemovableHandle:
+    def register(self, tap: str) -> RemovableHandle:
         return self.site.module.register_forward_hook(self.on_output, prepend=True)
 
-    def plan(self, program: Program) -> Plan:
-        run = program.module.forward if isinstance(program, Adapter) else partial(self._run, program)
-        return Plan(("output",), program, run)
+    def planned(self, step: Step) -> Plan:
+        return Plan(("output",), step, _alone(step) or partial(self._run, step))
 
     @staticmethod
-    def _run(program: Program, *state: Any) -> Tensor:
-        return program.run(HiddenState(*state)).h  # type: ignore[no-any-return]
+    def _run(step: Step, *state: Any) -> Tensor:
+        return step.run(HiddenState(*state)).h  # type: ignore[no-any-return]
 
     def on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        plan = self.plans.get(ACTIVE.key)
+        plan = self.now()
         if plan is None:
             return None
         h = output[0] if isinstance(output, tuple) else output
@@ -306,22 +301,25 @@ class LiveLayer(Live[LayerSite]):
 def attended_positions(h: Tensor, stack: nn.Module) -> Positions:
     """(first, end, offset, length) of a `HiddenState` h [B, S, D] of a stack, from its attention mask and cache.
 
-    While generating, the sequence ends where it ended when the stack ran first.
+    While generating, the sequence ends where the given one does.
     """
     running = CALL.now.stacks.get(id(stack)) or Running()
-    shape = h.shape[0], h.shape[1]
-    if (known := running.positions.get(shape)) is None:
-        known = running.positions[shape] = _attended_positions(shape, running, id(stack))
-    return known
+    rows, span = h.shape[0], h.shape[1]
+    for known_rows, known_span, positions in running.positions:
+        if known_rows == rows and known_span == span:
+            return positions
+    positions = _attended_positions(rows, span, running, id(stack))
+    running.positions.append((rows, span, positions))
+    return positions
 
 
-def _attended_positions(shape: tuple[int, int], running: Running, stack: int) -> Positions:
-    call, rows, mask, offset = CALL.now, shape[0], running.mask, running.offset
-    end = offset + shape[1]
-    if call.prompts is not None:
-        end = min(end, call.prompts.setdefault(stack, end))
+def _attended_positions(rows: int, span: int, running: Running, stack: int) -> Positions:
+    call, mask, offset = CALL.now, running.mask, running.offset
+    end = offset + span
+    if (generation := call.generation) is not None:
+        end = min(end, generation.prompts.setdefault(stack, end))
         if mask is None or mask.dim() != 2:  # a static cache comes with masks of other forms
-            mask = call.prompt_mask
+            mask = generation.mask
     if mask is None or mask.dim() != 2:
         return None, None, offset, end
     attended = mask[:, :end].bool()
@@ -335,77 +333,53 @@ def _attended_positions(shape: tuple[int, int], running: Running, stack: int) ->
     return first, first + count, offset, end
 
 
-class LiveEmbedding(Live[EmbeddingSite]):
+class HookedEmbedding(HookedSite[EmbeddingSite]):
     """Passes token embeddings through a bijection, and undoes it before the output embedding."""
 
     site_type = EmbeddingSite
     outputs: tuple[nn.Module, ...] = ()
     """Output embedding layers, before which the inverse is applied."""
 
-    def register(self, name: str) -> RemovableHandle:
-        if name.startswith("inverse"):
-            module = self.outputs[int(name.partition(":")[2])]
+    def register(self, tap: str) -> RemovableHandle:
+        if tap.startswith("inverse"):
+            module = self.outputs[int(tap.partition(":")[2])]
             return module.register_forward_pre_hook(self.on_output_embedding, prepend=True)
         if self.site.index is None:
             return self.site.module.register_forward_hook(self.on_output, prepend=True)
         return self.site.module.register_forward_pre_hook(self.on_input, prepend=True)
 
-    def plan(self, program: Program) -> Plan:
+    def planned(self, step: Step) -> Plan:
         inverses = tuple(f"inverse:{i}" for i in range(len(self.outputs)))
-        return Plan(("embedding", *inverses), program, program.run)
+        return Plan(("embedding", *inverses), step, step.run, step.inverse().run)
 
     def on_output(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        plan = self.current()
+        plan = self.now()
         return None if plan is None else plan.run(HiddenState(output)).h
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        plan, i = self.current(), self.site.index
+        plan, i = self.now(), self.site.index
         if plan is None or i is None:
             return None
         return (*args[:i], plan.run(HiddenState(args[i])).h, *args[i + 1 :])
 
     def on_output_embedding(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        plan = self.current()
-        if plan is None:
-            return None
-        return (self._inverse(plan.program, args[0]), *args[1:])
-
-    def _inverse(self, program: Program, h: Tensor) -> Tensor:
-        return invert(program).run(HiddenState(h)).h  # type: ignore[no-any-return]
+        plan = self.now()
+        return None if plan is None else (plan.before(HiddenState(args[0])).h, *args[1:])
 
 
-@dataclass(frozen=True)
-class Inverse:
-    """Runs a bijection backwards."""
-
-    module: NICE
-
-    def run(self, state: HiddenState) -> HiddenState:
-        return replace(state, h=self.module(state.h, rev=True))
-
-
-def invert(program: Program) -> Program:
-    """The program that undoes a program of bijections: each adapter replaced by its inverse."""
-    if isinstance(program, Adapter):
-        assert isinstance(program.module, NICE)
-        return Inverse(program.module)
-    children = tuple(None if child is None else invert(child) for child in program.children)  # type: ignore[attr-defined]
-    return replace(program, children=children)  # type: ignore[type-var]
-
-
-class LivePrompt(Live[PromptSite]):
+class HookedPrompt(HookedSite[PromptSite]):
     """Lengthens the embedded sequence, and the attention mask with it."""
 
     site_type = PromptSite
 
-    def register(self, name: str) -> RemovableHandle:
+    def register(self, tap: str) -> RemovableHandle:
         return self.site.module.register_forward_hook(self.on_output, prepend=True)
 
-    def plan(self, program: Program) -> Plan:
-        return Plan(("prompt",), program, program.run)
+    def planned(self, step: Step) -> Plan:
+        return Plan(("prompt",), step, step.run)
 
     def on_output(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        plan = self.current()
+        plan = self.now()
         running = CALL.now.stacks.get(id(self.site.stack))
         if plan is None or (running is not None and running.offset):
             return None
@@ -413,23 +387,21 @@ class LivePrompt(Live[PromptSite]):
 
     def length(self) -> int:
         """Positions that the active prompts add."""
-        plan = self.current()
-        return 0 if plan is None else prompt_length(plan.program)
+        plan = self.now()
+        return 0 if plan is None else plan.step.extra_positions
 
 
-def prompt_length(program: Program) -> int:
-    """Positions that a program of prompts adds."""
-    if isinstance(program, Adapter):
-        assert isinstance(program.module, PromptTuning)
-        return int(program.module.config.prompt_length)
-    return max(prompt_length(child) for child in program.children if child is not None)  # type: ignore[attr-defined]
+KINDS: tuple[type[HookedSite[Any]], ...] = (
+    HookedLinear,
+    HookedResidual,
+    HookedAttention,
+    HookedLayer,
+    HookedEmbedding,
+    HookedPrompt,
+)
 
 
-LIVE: tuple[type[Live[Any]], ...] = (LiveLinear, LiveResidual, LiveAttention, LiveLayer, LiveEmbedding, LivePrompt)
-
-
-def enliven(sites: list[Site]) -> Iterator[Live[Any]]:
-    """A live object for every site."""
-    kinds = {live.site_type: live for live in LIVE}
-    for site in sites:
-        yield kinds[type(site)](site)
+def hooked(sites: list[Site], programs: Programs) -> list[HookedSite[Any]]:
+    """The sites of a model with their hooks, none of which is registered yet."""
+    kinds = {kind.site_type: kind for kind in KINDS}
+    return [kinds[type(site)](site, number, programs) for number, site in enumerate(sites)]

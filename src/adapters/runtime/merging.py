@@ -1,4 +1,7 @@
-"""Fold a linear method into the base weights, and bring the exact weights back."""
+"""Fold linear methods into the base weights, and bring the exact weights back.
+
+What is merged stays merged until it is taken out again, whatever is activated or trained meanwhile: others act on top.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,14 @@ from adapters.errors import MergeError
 from adapters.methods.base import LinearAdapter
 from adapters.runtime.engine import Engine
 from adapters.sites.linear import assign, weight_of
-from adapters.sites.resolve import LinearSite
 
 
 @torch.no_grad()
 def merge(engine: Engine, name: str) -> None:
-    """Put the adapter `name` into the weights of its linear maps; other adapters are skipped there meanwhile.
+    """Put the adapter `name` into the weights of its linear maps, where it acts from then on, active or not.
 
     Raises:
-        MergeError: another adapter is merged, the adapter has no linear part, or its update depends on the input.
+        MergeError: another adapter is merged, this one has no linear part, or its update depends on the input.
     """
     engine.require(name)
     if name in engine.merged:
@@ -27,34 +29,37 @@ def merge(engine: Engine, name: str) -> None:
         raise MergeError(
             f"Adapter {next(iter(engine.merged))!r} is merged already, and only one can be. Call reset_adapter() first."
         )
-    parts = [(p, p.module) for p in engine.parts[name] if isinstance(p.module, LinearAdapter)]
+    parts = [part for part in engine.parts[name] if isinstance(part.module, LinearAdapter)]
     if not parts:
         raise MergeError(
             f"Adapter {name!r} changes no linear map, so it cannot be merged into the base weights. "
             "LoRA, DoRA and IA3 can."
         )
     changes = []
-    for part, module in parts:
-        linear: Any = module.site.module
-        changes.append((part, module, module.merged(weight_of(linear), linear.bias)))
-    backup = engine.merged[name] = []
-    for part, module, (weight, bias) in changes:
-        linear = module.site.module
-        assert part.live is not None
-        old_bias = None if linear.bias is None else linear.bias.detach().clone()
-        backup.append((part.live, weight_of(linear).detach().clone(), old_bias))
-        assign(linear, weight, bias)
-        part.live.suspended = True
-        part.live.unhook()
+    for part in parts:
+        linear: Any = part.live.site.module  # type: ignore[union-attr]
+        changes.append((part.live, linear, part.module.merged(weight_of(linear), linear.bias)))
+    with engine.programs.quiet():
+        backup = engine.merged[name] = []
+        for live, linear, (weight, bias) in changes:
+            old_bias = None if linear.bias is None else linear.bias.detach().clone()
+            backup.append((live, weight_of(linear).detach().clone(), old_bias))  # type: ignore[arg-type]
+            assign(linear, weight, bias)
+        engine.programs.changed([name])
 
 
 @torch.no_grad()
-def unmerge(engine: Engine) -> None:
-    """Take merged adapters out of the base weights: the weights from before come back, bit for bit."""
-    while engine.merged:
-        _, backup = engine.merged.popitem()
+def unmerge(engine: Engine, name: str | None = None) -> None:
+    """Take the merged adapter out of the base weights: the weights from before come back, bit for bit.
+
+    Args:
+        engine: Of the model.
+        name: Only if it is this one that is merged.
+    """
+    if not engine.merged or (name is not None and name not in engine.merged):
+        return
+    with engine.programs.quiet():
+        merged, backup = engine.merged.popitem()
         for live, weight, bias in backup:
-            assert isinstance(live.site, LinearSite)
             assign(live.site.module, weight, bias)
-            live.suspended = False
-            engine.refresh_hooks(live)
+        engine.programs.changed([merged])

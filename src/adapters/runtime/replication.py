@@ -15,10 +15,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers.utils.generic import ModelOutput
 
 from adapters.call import CALL
-from adapters.runtime.active import ACTIVE
 
 if TYPE_CHECKING:
     from adapters.runtime.engine import Engine
+    from adapters.runtime.programs import Program
 
 BATCHED = ("input_ids", "inputs_embeds", "pixel_values", "encoder_outputs", "decoder_input_ids", "attention_mask")
 """Arguments that tell the batch size, in this order."""
@@ -35,35 +35,28 @@ class Replication:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.levels: dict[str, int] = {}
-        self.copies: dict[str, int] = {}
         self.handles: list[RemovableHandle] = []
         stacks = engine.spec.layers
         self.layers = list(engine.base.get_submodule(stacks[0].path)) if len(stacks) == 1 else []  # type: ignore[call-overload]
 
-    def set_level(self, key: str, first_layer: int | None, copies: int) -> None:
-        """Note how often the set-up under `key` copies rows and the first layer it adapts, and hook what is needed."""
-        self.copies[key] = copies
-        self.levels[key] = first_layer if self.layers and first_layer is not None and copies > 1 else 0
-        if self.levels[key] > 0 and not self.handles:
+    def level(self, program: Program) -> int:
+        """The layer in front of which a program copies rows; 0 where it does so at the model's input."""
+        return program.first_layer or 0 if self.layers and program.copies > 1 else 0
+
+    def serve(self, program: Program) -> None:
+        """Hook the layers, if the program needs it."""
+        if self.level(program) > 0 and not self.handles:
             for number, layer in enumerate(self.layers):
                 hook = partial(self.on_layer, number)
                 self.handles.append(layer.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
-
-    def forget(self, key: str) -> None:
-        """Forget the set-up under `key`."""
-        self.levels.pop(key, None)
-        self.copies.pop(key, None)
 
     def detach(self) -> None:
         """Leave no hook behind."""
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
-        self.levels.clear()
-        self.copies.clear()
 
-    def takes_over(self, kwargs: dict[str, Any]) -> bool:
+    def takes_over(self, program: Program, kwargs: dict[str, Any]) -> bool:
         """Whether this call can be replicated in front of a layer instead of at its input."""
         config = self.engine.base.config
         cached = kwargs.get("past_key_values") is not None or kwargs.get(
@@ -72,13 +65,13 @@ class Replication:
         decodes = getattr(config, "is_decoder", False) or self.engine.spec.causal
         recorded = any(kwargs.get(name, getattr(config, name, False)) for name in RECORDED)
         possible = not recorded and not (cached and decodes) and not CALL.now.generating
-        return possible and self.levels.get(ACTIVE.key, 0) > 0
+        return possible and self.level(program) > 0
 
     def on_layer(self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        now = CALL.now.copies
-        if now is None or number < self.levels.get(ACTIVE.key, 0):
+        call = CALL.now
+        if call.copies is None or number < self.level(call.program):
             return None
-        batch, copies = now
+        batch, copies = call.copies
         return replicate(args, kwargs, copies, batch)
 
 

@@ -43,4 +43,4 @@ def unshare(engine: Engine, name: str) -> None:
 
 
 def _modules(engine: Engine, name: str) -> dict[str, Any]:
-    return {part.path: part.module for part in engine.parts[name] if hasattr(part.module, "shareable")}
+    return {part.path: part.module for part in engine.parts[name] if getattr(part.module, "shareable", ())}

@@ -1,0 +1,333 @@
+"""Activating a set-up makes one immutable program; a call follows one program from its beginning to its end.
+
+A program is made of a set-up and of the adapters it names as they are at that moment. Whoever adds, loads, merges or
+deletes an adapter makes programs stale: later calls get new ones, running calls keep what they hold, and hooks stay
+where a running call needs them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import torch
+from torch import nn
+
+from adapters.call import CALL
+from adapters.composition.blocks import AdapterCompositionBlock, Fuse
+from adapters.composition.fusion import FusionLayer
+from adapters.errors import AdapterError, CompositionError, ConfigError, MergeError, choices
+from adapters.methods.derived import Watch
+from adapters.runtime.active import IN_USE, INNERMOST, LOCK, REGISTRIES, AdapterSetup, Setup, innermost
+from adapters.runtime.hooks import HookedSite, Plan
+
+if TYPE_CHECKING:
+    from adapters.runtime.engine import Engine
+
+MOST_BLOCKS, MOST_NAMES = 32, 256
+"""Programs that are kept of blocks of several adapters (they may hold stacked copies of weights), and of others."""
+
+WAIT = 60.0
+"""Seconds that a merge waits for the calls of other threads to end."""
+
+_numbers = itertools.count()
+
+
+@dataclass(eq=False)
+class Program:
+    """What one set-up means in one model at one moment. Never changed, but for `stale` and `served`.
+
+    Attributes:
+        model: Programs of the model.
+        setup: The block, None for no adapters.
+        skipped: Layers in which no adapter acts.
+        plans: What it does at each site, None where nothing.
+        taps: (number of the site, tap): the hooks it needs.
+        names: The adapters that it names, and its fusions as `fusion_key`.
+        first_layer: The lowest layer it adapts.
+        copies: How often it needs every row of the input.
+        pins: (children of a module, name, child) that hold as long as nobody has replaced a dictionary of adapters.
+        watch: Looks after what is derived from the weights of its adapters.
+        stale: Whether an adapter that it names has changed since: later calls must not begin with it.
+        served: The sweep of hooks since which all its hooks are registered.
+    """
+
+    model: Programs
+    setup: Setup
+    skipped: tuple[int, ...]
+    plans: tuple[Plan | None, ...]
+    taps: frozenset[tuple[int, str]]
+    names: frozenset[str]
+    first_layer: int | None
+    copies: int
+    pins: tuple[tuple[dict[str, Any], str, nn.Module], ...]
+    watch: Watch = field(default_factory=Watch)
+    stale: bool = False
+    served: int = -1
+
+    def holds(self) -> bool:
+        """Whether the dictionaries of its adapters are where they were."""
+        return all([children.get(name) is child for children, name, child in self.pins])  # noqa: C419  (faster)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "watch": Watch()}
+
+
+class Programs:
+    """The programs of one model.
+
+    Attributes:
+        number: Stands for the model in `AdapterSetup.programs`.
+        static: The program outside of every `AdapterSetup`.
+        lock: Guards the adapters of the model and its hooks.
+        running: How many calls follow each program at the moment, on any thread.
+    """
+
+    static: Program
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._start()
+
+    def _start(self) -> None:
+        self.number = next(_numbers)
+        self.lock = threading.Condition(threading.RLock())
+        self.running: Counter[Program] = Counter()
+        self._kept: OrderedDict[tuple[Setup, tuple[int, ...]], Program] = OrderedDict()
+        self._built: WeakSet[Program] = WeakSet()
+        self._sweeps, self._late, self._closed_for_calls = 0, False, False
+        with LOCK:
+            REGISTRIES.add(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"engine": self.engine, "static": self.static}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+        self._built.add(self.static)
+
+    # ------------------------------------------------------------------------------------------------ finding
+
+    def in_force(self) -> Program:
+        """The program that a call which begins now follows.
+
+        Raises:
+            AdapterNameError: the `AdapterSetup` in force names an adapter that the model lacks.
+            CompositionError: it cannot mean anything in this model.
+        """
+        if torch.compiler.is_compiling():
+            setup = INNERMOST.setup
+            program = self.static if setup is None else setup.programs.get(self.number)
+            if program is None:
+                raise CompositionError("The AdapterSetup in force names an adapter that this model does not have.")
+            return program
+        setup = innermost()
+        if setup is None:
+            return self.static
+        program = setup.programs.get(self.number)
+        if program is None or program.stale:
+            program = setup.programs[self.number] = self.of(setup.adapter_setup)
+        return program
+
+    def prepare(self, setup: AdapterSetup) -> None:
+        """Make the program of a set-up that was entered, if the model has its adapters (others may come later)."""
+        with self.lock:
+            try:
+                program = setup.programs[self.number] = self.of(setup.adapter_setup)
+            except AdapterError:
+                setup.programs.pop(self.number, None)
+            else:
+                self._serve(program)
+
+    def of(self, setup: Setup, skipped: tuple[int, ...] = ()) -> Program:
+        """The program of a set-up, made unless it is known. Raises as `in_force`."""
+        with self.lock:
+            key = setup, skipped
+            program = self._kept.get(key)
+            if program is None:
+                program = self._kept[key] = self._build(setup, skipped)
+                self._built.add(program)
+                self._forget(program)
+            else:
+                self._kept.move_to_end(key)
+            return program
+
+    def _forget(self, new: Program) -> None:
+        """Give up the programs that were asked for longest ago: a server that mixes batches meets ever new blocks."""
+        several = len(new.names) > 1
+        old = [key for key, program in self._kept.items() if (len(program.names) > 1) == several]
+        for key in old[: max(0, len(old) - (MOST_BLOCKS if several else MOST_NAMES))]:
+            del self._kept[key]
+
+    def set_static(self, setup: Setup, skipped: Iterable[int] = ()) -> None:
+        """Let calls outside of every `AdapterSetup` follow `setup`, and unhook what nobody needs any more."""
+        with self.lock:
+            self.static = self.of(setup, tuple(sorted(set(skipped))))
+            self._serve(self.static)
+            self.sweep()
+
+    def changed(self, names: Iterable[str], replaced: bool = False) -> None:
+        """Make programs new that are not what they were any more.
+
+        Args:
+            names: What has changed: adapters, and fusions as `fusion_key`.
+            replaced: Whether dictionaries of adapters may have been replaced too.
+        """
+        changed = set(names)
+        with self.lock, LOCK:
+            for program in self._built:
+                if not changed.isdisjoint(program.names) or (replaced and not program.holds()):
+                    program.stale = True
+            self._kept = OrderedDict((key, program) for key, program in self._kept.items() if not program.stale)
+            if self.static.stale:
+                self.static = self.of(self.static.setup, self.static.skipped)
+            self._serve(self.static)
+            for setup in [setup for setup in IN_USE if not setup.empty]:
+                known = setup.programs.get(self.number)
+                if known is None or known.stale:
+                    self.prepare(setup)
+            self.sweep()
+
+    # ------------------------------------------------------------------------------------------------- making
+
+    def _build(self, setup: Setup, skipped: tuple[int, ...]) -> Program:
+        engine = self.engine
+        names, fusions = (set(), set()) if setup is None else (setup.flatten(), fusion_names(setup))
+        modules: dict[HookedSite[Any], dict[str, Any]] = {}
+        layers: dict[HookedSite[Any], dict[str, FusionLayer]] = {}
+        pins: list[tuple[dict[str, Any], str, nn.Module]] = []
+        for name in sorted(names):
+            engine.require(name)
+            for part in engine.parts[name]:
+                if part.live is not None and part.layer not in skipped and not engine.is_merged(name, part):
+                    modules.setdefault(part.live, {})[name] = part.module
+                    pins.append(part.pin())
+        for name in sorted(fusions):
+            if name not in engine.fusions:
+                raise CompositionError(
+                    f"{setup!r}: there is no fusion {name!r}. Add its layers with add_adapter_fusion first. "
+                    f"{choices(name, engine.fusions)}"
+                )
+            config, _ = engine.config.get_fusion(name)
+            assert config is not None
+            for part in engine.fusions[name]:
+                assert part.live is not None
+                layers.setdefault(part.live, {})[name] = FusionLayer(part.module, config)
+                pins.append(part.pin())
+        plans: list[Plan | None] = [None] * len(engine.live)
+        for live, there in modules.items():
+            plans[live.number] = live.plan(setup, there, layers.get(live, {}))
+        numbers = [live.site.layer for live in modules if plans[live.number] is not None]
+        return Program(
+            self,
+            setup,
+            skipped,
+            tuple(plans),
+            frozenset((number, tap) for number, plan in enumerate(plans) if plan is not None for tap in plan.taps),
+            frozenset([*names, *map(fusion_key, fusions)]),
+            min(numbers, default=None),
+            1 if setup is None else setup.parallel_channels,
+            tuple({(id(children), name): (children, name, child) for children, name, child in pins}.values()),
+        )
+
+    def check_layers(self, layers: Iterable[int], what: str) -> None:
+        """Raise ConfigError if a number is not that of a layer of this model."""
+        known = sorted({live.site.layer for live in self.engine.live if live.site.layer >= 0})
+        if unknown := sorted({layer for layer in layers if layer not in known}, key=str):
+            raise ConfigError(
+                f"{what} names the layers {unknown}, but this model has {known[0]} to {known[-1]}. Layers are counted "
+                "from 0, those of an encoder first."
+            )
+
+    # --------------------------------------------------------------------------------------------------- hooks
+
+    def _serve(self, program: Program) -> None:
+        """Register all hooks that a program needs."""
+        if program.served != self._sweeps:
+            for number, tap in program.taps:
+                self.engine.live[number].hook(tap)
+            self.engine.replication.serve(program)
+            program.served = self._sweeps
+
+    def sweep(self) -> None:
+        """Unhook what neither the model's own program, nor one that was entered, nor a running call needs."""
+        with self.lock:
+            with LOCK:
+                entered = [setup.programs.get(self.number) for setup in IN_USE]
+            needed = self.static.taps.union(*(program.taps for program in entered if program is not None))
+            kept = needed.union(*(program.taps for program in self.running))
+            self._late = len(kept) > len(needed)
+            gone = False
+            for live in self.engine.live:
+                if live.handles:
+                    for tap in [tap for tap in live.handles if (live.number, tap) not in kept]:
+                        live.unhook(tap)
+                        gone = True
+            if gone:
+                self._sweeps += 1
+
+    # --------------------------------------------------------------------------------------------------- calls
+
+    def open(self, program: Program) -> None:
+        """Let a call begin: its hooks are there until it ends."""
+        with self.lock:
+            while self._closed_for_calls and not _calls_here(self):
+                self.lock.wait()
+            self.running[program] += 1
+            if program.served != self._sweeps:  # swept away already: a call that came late, or a recomputation
+                self._serve(program)
+                self._late = True
+
+    def close(self, program: Program) -> None:
+        """Let a call end."""
+        with self.lock:
+            self.running[program] -= 1
+            if self.running[program] <= 0:
+                del self.running[program]
+                if self._late:
+                    self.sweep()
+                if self._closed_for_calls:
+                    self.lock.notify_all()
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Wait until no call runs, and let none begin meanwhile: for changes of the base model's own weights.
+
+        Raises:
+            MergeError: this thread is in the middle of a call, or one of another thread does not end.
+        """
+        if _calls_here(self):
+            raise MergeError("Base weights cannot change in the middle of a forward call of the model. Do it before.")
+        with self.lock:
+            self._closed_for_calls = True
+            try:
+                if not self.lock.wait_for(lambda: not self.running, WAIT):
+                    raise MergeError(f"Calls of this model on other threads did not end within {WAIT:.0f} seconds.")
+                yield
+            finally:
+                self._closed_for_calls = False
+                self.lock.notify_all()
+
+
+def _calls_here(programs: Programs) -> bool:
+    """Whether this thread is inside of a call of the model."""
+    program = CALL.now.program
+    return program is not None and program.model is programs
+
+
+def fusion_names(block: AdapterCompositionBlock) -> set[str]:
+    """Names of the fusions in a block."""
+    names = {block.name} if isinstance(block, Fuse) else set()
+    return names.union(*(fusion_names(child) for child in block if isinstance(child, AdapterCompositionBlock)))
+
+
+def fusion_key(name: str) -> str:
+    """What stands for a fusion among the names of a program; no adapter's name has a dot."""
+    return f"fusion.{name}"
