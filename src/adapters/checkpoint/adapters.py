@@ -222,7 +222,7 @@ def match_adapter(
     if left_out:
         below = without_slots(below, engine, stored_name, stored_config, left_out)
         paths = {live.site.path for live in engine.live if live.site.layer in left_out}
-        places = tuple(f"{engine.spec.disk_name(path)}." for path in paths)
+        places = tuple(f"{engine.names.on_disk(path)}." for path in paths)
     return match(expected, below, lambda key: is_repeated(key) or (bool(places) and key.startswith(places)))
 
 
@@ -284,7 +284,7 @@ def without_layers(config: AdapterConfig, layers: set[int], engine: Engine) -> A
     if isinstance(config, ReftConfig):
         own = config.layers
         if own == "all":
-            own = [live.site.layer for live in engine.live if isinstance(live.site, LayerSite)]
+            own = sorted({live.site.layer for live in engine.live if isinstance(live.site, LayerSite)})
         return config.replace(layers=[layer for layer in own if layer not in layers])
     stored = config.get("leave_out")
     return config if stored is None else config.replace(leave_out=sorted({*stored, *layers}))

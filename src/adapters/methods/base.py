@@ -50,6 +50,7 @@ class AdapterModule(MethodModule, Generic[S]):
         presets: Names that people type, and the configs they mean.
         site_type: Kind of site it acts at.
         container: Name of the module dictionary, below the site, that holds it (and of its keys in files).
+        placeable: Whether the `places` of a config say where it acts. Where not, its config has another say.
         stackable: Whether several adapters of a `Stack` act one after the other. Where not, only the first does.
         tap: Where a method for linear maps acts: at their "output", or, for a method that changes what they read, at
             their "input": there its state is a `HiddenState` of x, and the map reads h afterwards.
@@ -63,6 +64,7 @@ class AdapterModule(MethodModule, Generic[S]):
     presets: ClassVar[Mapping[str, AdapterConfig]] = {}
     site_type: ClassVar[type[Site]]
     container: ClassVar[str]
+    placeable: ClassVar[bool] = True
     stackable: ClassVar[bool] = True
     tap: ClassVar[str] = "output"
     shared_container: ClassVar[str] = ""
@@ -80,8 +82,12 @@ class AdapterModule(MethodModule, Generic[S]):
 
     @classmethod
     def acts_at(cls, config: Any, site: Any) -> bool:
-        """Whether `config` places an adapter at `site`, a site of `site_type`."""
+        """Whether the flags of `config` put an adapter at `site`, a site of `site_type`. `places` stand above them."""
         raise NotImplementedError
+
+    @classmethod
+    def check_new(cls, config: Any, site: Any) -> None:
+        """Raise ConfigError for what a new adapter may not be at `site`, although adapters in files may."""
 
     @classmethod
     def shared(cls, config: Any, sites: list[Any]) -> nn.Module | None:

@@ -32,6 +32,7 @@ class NICE(AdapterModule[HiddenState]):
     config_class = BnConfig
     site_type = EmbeddingSite
     container = "invertible_adapters"
+    placeable = False
     stackable = False
     site: EmbeddingSite
 

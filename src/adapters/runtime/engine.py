@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapters.checkpoint.places import names_of
 from adapters.composition.blocks import AdapterCompositionBlock, Fuse, Stack, parse_composition
 from adapters.composition.fusion import AdapterFusion
 from adapters.composition.fusion_config import AdapterFusionConfig
@@ -21,14 +22,15 @@ from adapters.errors import AdapterNameError, CompositionError, ConfigError, Uns
 from adapters.methods import METHODS
 from adapters.methods.base import AdapterModule, init_seed
 from adapters.methods.bottleneck import Bottleneck
-from adapters.methods.config import AdapterConfig, members_of
+from adapters.methods.config import AdapterConfig, ConfigUnion, members_of
+from adapters.methods.interface import AdapterModelInterface
+from adapters.methods.places import check_layers, choose, flagged
 from adapters.methods.prefix_tuning import PrefixEmbedding, PrefixTuning, flattened
 from adapters.runtime.active import ENGINES, IN_USE, STATIC, AdapterSetup, Setup, setup_key
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.entry import Entry
 from adapters.runtime.hooks import AdapterDict, Live, LiveEmbedding, LiveLayer, LivePrompt, LiveResidual, enliven
 from adapters.runtime.replication import Replication
-from adapters.sites.interface import AdapterModelInterface
 from adapters.sites.resolve import Site, resolve, spec_for
 
 MOST_BLOCKS = 32
@@ -56,6 +58,8 @@ class Engine:
         root: The model that the user calls.
         masked: Sites whose adapters need the attention mask.
         base: The transformer inside it; the same object for headless models.
+        spec, names: Where its places are, and what files call them.
+        sites: Every place, with what is hooked there.
         interface: The user's own description of the model, if there is one.
         config: Names, configs and the active set-up: `model.adapters_config`.
         parts: Adapter name -> its modules.
@@ -72,7 +76,9 @@ class Engine:
     ) -> None:
         self.root, self.base, self.config, self.interface = root, base, config, interface
         self.spec = spec_for(base) if interface is None else interface.spec(base)
-        self.live = list(enliven(resolve(base, self.spec)))
+        self.names = names_of(base.config.model_type if interface is None else "")  # type: ignore[union-attr, arg-type]
+        self.live = list(enliven(resolve(base, self.spec, self.names.location)))
+        self.sites: dict[Site, Live[Any]] = {live.site: live for live in self.live}
         self.masked = [live for live in self.live if isinstance(live, (LiveLayer, LivePrompt))]
         self.parts: dict[str, list[Part]] = {}
         self.fusions: dict[str, list[Part]] = {}
@@ -91,25 +97,29 @@ class Engine:
 
     # ----------------------------------------------------------------------------------------------- adapters
 
-    def add(self, name: str, config: AdapterConfig, overwrite: bool = False) -> None:
+    def add(self, name: str, config: AdapterConfig, overwrite: bool = False, new: bool = False) -> None:
         """Build the adapter `name`, in place of one of this name if `overwrite` is set.
 
-        Leaves the model as it was if anything fails.
+        With `new` it is refused what only adapters in files may be. Leaves the model as it was if anything fails.
         """
         parts: list[Part] = []
         try:
+            config = self._flagged(config)
+            for member in members_of(config) if new else ():
+                self._check_new(member)
             for member in members_of(config):
                 parts += self._build(name, member, config)
-        except ConfigError as error:
+        except (ConfigError, UnsupportedError) as error:
             if str(error).startswith("Adapter "):
                 raise
-            raise ConfigError(f"Adapter {name!r}: {error}") from error
+            kind = UnsupportedError if isinstance(error, UnsupportedError) else ConfigError
+            raise kind(f"Adapter {name!r}: {error}") from error
         taken: set[tuple[str, int]] = set()
         for part in parts:
             if (key := (part.path, id(part.live))) in taken:
                 raise ConfigError(
-                    f"Adapter {name!r}: two configs of the union put an adapter at {part.path}. Let their flags or "
-                    "leave_out keep them apart."
+                    f"Adapter {name!r}: two configs of the union put an adapter at {part.path}. Let their places, "
+                    "flags or leave_out keep them apart."
                 )
             taken.add(key)
         if overwrite and name in self.parts:
@@ -122,6 +132,29 @@ class Engine:
                 part.live.add(name, part.module)  # type: ignore[arg-type]
         self._refresh({part.live for part in parts if part.live is not None})
 
+    def _flagged(self, config: AdapterConfig) -> AdapterConfig:
+        """`config` with flags in place of `places`, where they can say the same: other readers know only them."""
+        members = members_of(config)
+        if not any(member.get("places") for member in members):
+            return config
+        changed = []
+        for member in members:
+            for method in METHODS:
+                if method.handles(member) and method.placeable:
+                    member = flagged(method, member, list(self.sites), self._choose(method, member))
+            changed.append(member)
+        return changed[0] if not isinstance(config, ConfigUnion) else ConfigUnion(*changed)
+
+    def _check_new(self, config: AdapterConfig) -> None:
+        check_layers(config, list(self.sites))
+        for method in (method for method in METHODS if method.handles(config)):
+            for site in self._choose(method, config):
+                method.check_new(config, site)
+
+    def _choose(self, method: type[AdapterModule[Any]], config: AdapterConfig) -> list[Site]:
+        model = f"this model of type {self.base.config.model_type!r}"  # type: ignore[union-attr]
+        return choose(method, config, list(self.sites), self.spec.refusals(), model)
+
     def _build(self, name: str, member: AdapterConfig, config: AdapterConfig) -> Iterator[Part]:
         methods = [method for method in METHODS if method.handles(member)]
         if not methods:
@@ -133,21 +166,7 @@ class Engine:
             yield from self._build_method(name, method, member)
 
     def _build_method(self, name: str, method: type[AdapterModule[Any]], config: AdapterConfig) -> list[Part]:
-        kind = [live for live in self.live if isinstance(live.site, method.site_type)]
-        left_out = set(getattr(config, "leave_out", ()))
-        chosen = [live for live in kind if method.acts_at(config, live.site) and live.site.layer not in left_out]
-        model_type = self.base.config.model_type  # type: ignore[union-attr]
-        if not kind:
-            raise UnsupportedError(
-                f"Adapter {name!r}: {method.__name__} cannot act in models of type {model_type!r}, which have no place "
-                f"of the kind {method.site_type.__name__}. Choose another method for this model."
-            )
-        if not chosen:
-            raise ConfigError(
-                f"Adapter {name!r}: {type(config).__name__} selects no place in this model of type {model_type!r}. "
-                f"Its places for {method.__name__}: {', '.join(sorted({live.site.location for live in kind}))}; "
-                f"layers {sorted({live.site.layer for live in kind})}. Check flags, layers and leave_out."
-            )
+        chosen = [self.sites[site] for site in self._choose(method, config)]
         for live in chosen:
             live.check()
         with init_seed(config):

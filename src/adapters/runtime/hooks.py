@@ -32,6 +32,7 @@ from adapters.sites.resolve import (
     EmbeddingSite,
     LayerSite,
     LinearSite,
+    NormSite,
     PromptSite,
     ResidualSite,
     Site,
@@ -175,6 +176,12 @@ class LiveLinear(Live[LinearSite]):
         return None if plan is None else plan.run(args[0], output)
 
 
+class LiveNorm(LiveLinear):
+    """Replaces the output of a normalisation layer."""
+
+    site_type = NormSite  # type: ignore[assignment]
+
+
 class LiveResidual(Live[ResidualSite]):
     """Replaces h so that the model's own sum and norm give what the adapters ask for."""
 
@@ -188,6 +195,8 @@ class LiveResidual(Live[ResidualSite]):
                     f"The adapters at {site.path} need the residual input of their block, which this model's "
                     "interface does not name. Set layer_pre_self_attn and layer_pre_ffn, or use double_seq_bn."
                 )
+            if isinstance(site.x_index, str):
+                return site.x_module.register_forward_pre_hook(self.on_named_x, prepend=True, with_kwargs=True)
             return site.x_module.register_forward_pre_hook(self.on_x, prepend=True)
         if name == "h":
             return site.module.register_forward_hook(self.on_h, prepend=True)
@@ -207,7 +216,10 @@ class LiveResidual(Live[ResidualSite]):
         return Plan(hooks, program, partial(self._run, program))
 
     def on_x(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        CALL.now.residual = args[self.site.x_index]
+        CALL.now.residual = args[self.site.x_index]  # type: ignore[index]
+
+    def on_named_x(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        CALL.now.residual = kwargs[self.site.x_index]  # type: ignore[index]
 
     def on_sum(self, module: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
         plan = self.plans.get(ACTIVE.key)
@@ -348,6 +360,8 @@ class LiveEmbedding(Live[EmbeddingSite]):
             return module.register_forward_pre_hook(self.on_output_embedding, prepend=True)
         if self.site.index is None:
             return self.site.module.register_forward_hook(self.on_output, prepend=True)
+        if isinstance(self.site.index, str):
+            return self.site.module.register_forward_pre_hook(self.on_named_input, prepend=True, with_kwargs=True)
         return self.site.module.register_forward_pre_hook(self.on_input, prepend=True)
 
     def plan(self, program: Program) -> Plan:
@@ -360,9 +374,15 @@ class LiveEmbedding(Live[EmbeddingSite]):
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         plan, i = self.current(), self.site.index
-        if plan is None or i is None:
+        if plan is None or not isinstance(i, int):
             return None
         return (*args[:i], plan.run(HiddenState(args[i])).h, *args[i + 1 :])
+
+    def on_named_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        plan, name = self.current(), self.site.index
+        if plan is None or not isinstance(name, str):
+            return None
+        return args, {**kwargs, name: plan.run(HiddenState(kwargs[name])).h}
 
     def on_output_embedding(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         plan = self.current()
@@ -425,7 +445,15 @@ def prompt_length(program: Program) -> int:
     return max(prompt_length(child) for child in program.children if child is not None)  # type: ignore[attr-defined]
 
 
-LIVE: tuple[type[Live[Any]], ...] = (LiveLinear, LiveResidual, LiveAttention, LiveLayer, LiveEmbedding, LivePrompt)
+LIVE: tuple[type[Live[Any]], ...] = (
+    LiveLinear,
+    LiveNorm,
+    LiveResidual,
+    LiveAttention,
+    LiveLayer,
+    LiveEmbedding,
+    LivePrompt,
+)
 
 
 def enliven(sites: list[Site]) -> Iterator[Live[Any]]:
