@@ -26,6 +26,7 @@ from adapters.checkpoint.tensors import read_tensors, write_tensors
 from adapters.errors import CheckpointError
 from adapters.methods.bottleneck import BnConfig
 from adapters.methods.config import AdapterConfig, ConfigUnion, members_of
+from adapters.methods.places import selects
 from adapters.methods.prefix_tuning import PrefixTuningConfig, flattened
 from adapters.methods.presets import load as load_config
 from adapters.methods.prompt_tuning import PromptTuningConfig
@@ -308,7 +309,8 @@ def without_slots(
             continue
         sites: dict[str, list[AttentionSite]] = {}
         for live in engine.live:
-            if isinstance(live.site, AttentionSite) and live.site.layer not in member.leave_out:
+            left_out = live.site.layer in member.leave_out or selects(member, live.site) is False
+            if isinstance(live.site, AttentionSite) and not left_out:
                 sites.setdefault(live.site.location, []).append(live.site)
         for location, group in sites.items():
             start = f"prefix_tuning.prefix_tunings.{name}.{location}."

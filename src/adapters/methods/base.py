@@ -51,6 +51,7 @@ class AdapterModule(MethodModule, Generic[S]):
         site_type: Kind of site it acts at.
         container: Name of the module dictionary, below the site, that holds it (and of its keys in files).
         placeable: Whether the `places` of a config say where it acts. Where not, its config has another say.
+        inward: Whether it acts where an entry of `places` names the input of a linear map ("ffn.down.in").
         stackable: Whether several adapters of a `Stack` act one after the other. Where not, only the first does.
         tap: Where a method for linear maps acts: at their "output", or, for a method that changes what they read, at
             their "input": there its state is a `HiddenState` of x, and the map reads h afterwards.
@@ -65,6 +66,7 @@ class AdapterModule(MethodModule, Generic[S]):
     site_type: ClassVar[type[Site]]
     container: ClassVar[str]
     placeable: ClassVar[bool] = True
+    inward: ClassVar[bool] = False
     stackable: ClassVar[bool] = True
     tap: ClassVar[str] = "output"
     shared_container: ClassVar[str] = ""

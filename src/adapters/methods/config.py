@@ -14,7 +14,7 @@ from dataclasses import MISSING, FrozenInstanceError, dataclass, fields
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from adapters.errors import ConfigError, choices
-from adapters.methods.places import is_places
+from adapters.methods.places import is_places, names_inputs
 
 ConfigT = TypeVar("ConfigT", bound="FrozenMapping")
 
@@ -283,6 +283,13 @@ class AdapterConfig(FrozenMapping):
         super().__post_init__()
         if self.architecture != type(self).architecture:
             raise self._error("architecture", f"It can only be {type(self).architecture!r} in this class.")
+        if names_inputs(self) and not self.scales:
+            raise self._error("places", "Only methods that scale (ia3) act on the input of a linear map.")
+
+    @property
+    def scales(self) -> bool:
+        """Whether the method multiplies by a vector, so that it can act on what a linear map reads too."""
+        return False
 
     def _written(self) -> list[str]:
         """Names of the fields that go into files: `places` only where it says more than the flags."""

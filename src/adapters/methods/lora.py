@@ -125,6 +125,11 @@ class LoRAConfig(AdapterConfig):
                 stacklevel=4,
             )
 
+    @property
+    def scales(self) -> bool:
+        """Whether this is IA3."""
+        return self.composition_mode == "scale"
+
     def meets(self, other: AdapterConfig) -> bool:
         """Whether two configs adapt the same linear map."""
         both = [flag for flag in self.flags if self[flag] and other[flag]]

@@ -4,6 +4,7 @@
     places=["*.o", "ffn.*"]             patterns over roles
     places=["0-3:attn.q", "5,7:ffn"]    only in some layers, counted from 0, encoder first
     places=["all-linear"]               every linear map of the layers
+    places=["ffn.down.in"]              what a linear map reads, instead of what it makes, for methods that can (IA3)
     places=["encoder.layer.*.dense"]    module paths, or patterns over them, of linear maps and norms
     places="attn.q+attn.o"              the same as a list of the parts
 
@@ -24,15 +25,17 @@ from adapters.sites.resolve import SITES, LinearSite, NormSite, Site
 from adapters.sites.roles import ROLES
 
 ALL_LINEAR = "all-linear"
+INPUT = ".in"
 _LAYERS = re.compile(r"(?:(?P<layers>\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*):)?(?P<place>[^:+,\s]+)")
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """One entry of `places`: what it matches, and the layers it is for (None: all)."""
+    """One entry of `places`: what it matches, the layers it is for (None: all), and whether it means their input."""
 
     place: str
     layers: frozenset[int] | None
+    inward: bool = False
 
     def matches(self, site: Site, role: str) -> bool:
         """Whether it means the role `role` (one of several, at a fused projection) of `site`."""
@@ -58,7 +61,9 @@ def pattern(text: str) -> Pattern:
         first, _, last = part.partition("-")
         if first:
             layers.update(range(int(first), int(last or first) + 1))
-    return Pattern(found["place"], frozenset(layers) if found["layers"] else None)
+    place = found["place"]
+    inward = place.endswith(INPUT)
+    return Pattern(place.removesuffix(INPUT), frozenset(layers) if found["layers"] else None, inward)
 
 
 def is_places(value: Any) -> bool:
@@ -69,14 +74,25 @@ def is_places(value: Any) -> bool:
 
 
 def roles_of(site: Site) -> tuple[str, ...]:
-    """The roles of a site: several at a fused projection; one that is empty where it has none."""
-    return (site.parts if isinstance(site, LinearSite) else ()) or (site.role,)
+    """The roles of a site: several at a fused or shared projection; one that is empty where it has none."""
+    return tuple(site.role.split("+"))
 
 
-def chosen_roles(config: Any, site: Site) -> tuple[str, ...]:
+def patterns(config: Any, inward: bool = False) -> dict[str, Pattern]:
+    """The entries of the `places` of a config, by their text: those for outputs, or those for inputs."""
+    entries = {text: pattern(text) for text in config.places}
+    return {text: entry for text, entry in entries.items() if entry.inward == inward}
+
+
+def names_inputs(config: Any) -> bool:
+    """Whether the `places` of a config name the input of a linear map."""
+    return getattr(config, "places", None) is not None and bool(patterns(config, inward=True))
+
+
+def chosen_roles(config: Any, site: Site, inward: bool = False) -> tuple[str, ...]:
     """Those roles of `site` that the `places` of a config name."""
-    patterns = [pattern(text) for text in config.places]
-    return tuple(role for role in roles_of(site) if any(entry.matches(site, role) for entry in patterns))
+    entries = patterns(config, inward).values()
+    return tuple(role for role in roles_of(site) if any(entry.matches(site, role) for entry in entries))
 
 
 def selects(config: Any, site: Site) -> bool | None:
@@ -103,11 +119,12 @@ def choose(method: Any, config: Any, sites: Sequence[Site], refused: dict[str, s
     if getattr(config, "places", None) is None or not method.placeable:
         found = [site for site in kind if method.acts_at(config, site)]
     else:
-        for text in config.places:
-            entry = pattern(text)
+        for text, entry in patterns(config, method.inward).items():
             if not any(entry.matches(site, role) for site in kind for role in roles_of(site)):
                 raise ConfigError(_unmatched(entry, text, method, sites, kind, refused, model))
-        found = [site for site in kind if chosen_roles(config, site)]
+        layers = getattr(config, "layers", "all")
+        found = [site for site in kind if chosen_roles(config, site, method.inward)]
+        found = [site for site in found if layers == "all" or site.layer in layers]
     left_out = set(getattr(config, "leave_out", ()))
     found = [site for site in found if site.layer not in left_out]
     if not found:
@@ -204,7 +221,7 @@ def output_columns(config: Any, site: LinearSite) -> tuple[Chosen, ...]:
 
 def flagged(method: Any, config: Any, sites: Sequence[Site], chosen: Sequence[Site]) -> Any:
     """The config that says by its flags where `config` acts, for files that others read; itself if flags cannot."""
-    if getattr(config, "places", None) is None:
+    if getattr(config, "places", None) is None or names_inputs(config):
         return config
     kind = [site for site in sites if isinstance(site, method.site_type)]
     locations = {site.location for site in chosen}

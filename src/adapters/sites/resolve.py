@@ -34,7 +34,8 @@ class Site:
     """One place of one model where adapters can act.
 
     Attributes:
-        role: The place's name (`roles.py`); those of a fused projection joined by "+"; empty where it has none.
+        role: The place's name (`roles.py`); those of a map with several, fused or shared, joined by "+"; empty where it
+            has none.
         location: The same in listings, and in configs that say where with flags (`selfattn_lora`, `mh_adapter`, ...).
         layer: Number of the layer, encoder first; -1 for places that belong to the whole model.
         path: Module path, relative to the base model, below which this place's adapters are stored.
