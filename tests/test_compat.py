@@ -12,7 +12,7 @@ import pytest
 import adapters
 from adapters.compat import PLACES
 from adapters.errors import ConfigError
-from adapters.sites.interface import KINDS
+from adapters.methods.interface import KINDS
 from tests.tiny import build
 
 OFTEN = {

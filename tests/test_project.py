@@ -28,12 +28,14 @@ SRC = ROOT / "src"
 # An entry may import entries above it, never below; inside an entry there are no cycles. A module belongs to
 # the longest entry that is a prefix of its name. Methods know blocks but not what evaluates them; to import
 # the blocks runs `composition/__init__.py`, so that stands as high as they do. Hubs know what files are called, and
-# are what `checkpoint` fetches from.
+# are what `checkpoint` fetches from. What files call the places of a model is data by which the engine names its sites.
 ORDER = (
     "adapters.errors",
     "adapters._conflict",
     "adapters._version",
     "adapters.call",
+    "adapters.checkpoint.__init__",
+    "adapters.checkpoint.places",
     "adapters.sites",
     "adapters.composition.blocks",
     "adapters.composition.__init__",
@@ -41,7 +43,6 @@ ORDER = (
     "adapters.composition",
     "adapters.runtime",
     "adapters.heads",
-    "adapters.checkpoint.__init__",
     "adapters.checkpoint.layout",
     "adapters.hub",
     "adapters.checkpoint",

@@ -42,7 +42,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "DynamicAdapterFusionConfig",
         "StaticAdapterFusionConfig",
     ),
-    "adapters.sites.interface": ("AdapterModelInterface",),
+    "adapters.methods.interface": ("AdapterModelInterface",),
     "adapters.runtime.active": ("AdapterSetup",),
     "adapters.runtime.adapters_config": ("ModelAdaptersConfig",),
     "adapters.methods.config": ("AdapterConfig", "ConfigUnion", "get_adapter_config_hash"),

@@ -18,6 +18,7 @@ from adapters.composition.blocks import AdapterCompositionBlock, Fuse, last_name
 from adapters.errors import UnsupportedError
 from adapters.methods import METHODS
 from adapters.methods.config import AdapterConfig, members_of
+from adapters.methods.interface import KINDS, AdapterModelInterface
 from adapters.methods.presets import DEFAULT_ADAPTER_CONFIG
 from adapters.methods.presets import load as load_config
 from adapters.runtime import freezing, merging, sharing
@@ -25,7 +26,6 @@ from adapters.runtime.active import INNERMOST, innermost
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.engine import Engine, checkpoint_functions, reenters
 from adapters.runtime.report import adapter_modules, adapter_summary
-from adapters.sites.interface import KINDS, AdapterModelInterface
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class AdapterModelMixin(CheckpointVerbs):
         found = cast(AdapterConfig, load_config(config if config is not None else DEFAULT_ADAPTER_CONFIG))
         if overwrite_ok and adapter_name in self.adapters_config:
             merging.unmerge(self._engine, adapter_name)
-        self._engine.add(adapter_name, found, overwrite_ok)
+        self._engine.add(adapter_name, found, overwrite_ok, new=True)
         if set_active:
             self.set_active_adapters(adapter_name)
 

@@ -2,67 +2,101 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from dataclasses import fields
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from adapters.errors import UnsupportedError
+from adapters.checkpoint.places import names_of
+from adapters.errors import ConfigError, UnsupportedError
 from adapters.sites.linear import features, weight_of
 from adapters.sites.resolve import (
     AttentionSite,
     EmbeddingSite,
     LayerSite,
     LinearSite,
+    NormSite,
     PromptSite,
     ResidualSite,
     Site,
     resolve,
     spec_for,
 )
+from adapters.sites.roles import ROLES
+from adapters.sites.spec import At, Attention, Branch, Columns, LayerSpec, Linear, ModelSpec, Norm
 from adapters.sites.specs import SPECS
 from tests.tiny import TINY_MODELS, WIDTH, build, infer, inputs
 
 
 def sites_of(name: str) -> tuple[Any, list[Site]]:
     model = build(name, adapted=False)
-    return model, resolve(model, spec_for(model))
+    return model, resolve(model, spec_for(model), names_of(model.config.model_type).location)
 
 
-def of(kind: type[Any], sites: list[Site]) -> list[Any]:
-    return [site for site in sites if isinstance(site, kind)]
+def of(kind: type[Any], sites: list[Site], role: bool = True) -> list[Any]:
+    return [site for site in sites if isinstance(site, kind) and bool(site.role) == role]
+
+
+CROSSED = {"is_decoder": True, "add_cross_attention": True}
+GATED = ("llama", "mistral", "qwen2", "qwen3", "t5-gated", "mt5")
+
+
+def expected_roles(name: str, crossed: bool) -> set[str]:
+    """What a layer has, from what its architecture is."""
+    attentions = ("attn", "cross") if crossed else ("attn",)
+    of_attentions = {f"{a}{part}" for a in attentions for part in ("", ".q", ".k", ".v", ".core", ".o", ".norm")}
+    feed_forward = {"ffn", "ffn.up", "ffn.down", "ffn.norm", *({"ffn.gate"} if name in GATED else ())}
+    return of_attentions | feed_forward | {"layer"}
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
-def test_every_layer_has_every_place(name: str) -> None:
+def test_every_layer_has_every_role(name: str) -> None:
     """Two layers per stack, encoder first; only cross attention is the decoder's own."""
     _, sites = sites_of(name)
     both = TINY_MODELS[name].kind == "encoder-decoder"
     layers = range(4 if both else 2)
-    assert [site.layer for site in of(LayerSite, sites)] == list(layers)
+    assert sorted({site.layer for site in sites if site.role} - {-1}) == list(layers)
     for layer in layers:
-        here = [site for site in sites if site.layer == layer]
-        crossed = both and layer >= 2
-        places = [site.location for site in of(ResidualSite, here)]
-        assert places == ["mh_adapter", *(["cross_adapter"] if crossed else []), "output_adapter"]
-        assert len(of(AttentionSite, here)) == (2 if crossed else 1)
-        roles = defaultdict(list)
-        for site in of(LinearSite, here):
-            roles[site.location].append(site.role)
-        assert len(roles["intermediate_lora"]) == len(roles["output_lora"]) == 1
-        assert roles["selfattn_lora"] == (["qkv"] if name == "gpt2" else ["q", "k", "v"] * (2 if crossed else 1))
+        roles = [role for site in sites if site.layer == layer and site.role for role in site.role.split("+")]
+        assert set(roles) == expected_roles(name, both and layer >= 2)
+        branches = {role for role in roles if ROLES[role].kind == "branch"}
+        assert {role: roles.count(role) for role in set(roles)} == {role: 1 + (role in branches) for role in set(roles)}
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "electra"])
+def test_an_encoder_that_is_made_a_decoder_has_cross_attention(name: str) -> None:
+    model = build(name, adapted=False, **CROSSED)
+    sites = resolve(model, spec_for(model))
+    for layer in range(2):
+        assert {r for s in sites if s.layer == layer for r in s.role.split("+")} == expected_roles(name, True)
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_every_linear_map_and_norm_is_a_site_once(name: str) -> None:
+    """Those without a role too, under their path."""
+    model, sites = sites_of(name)
+    linears = {path for path, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    norms = {path for path, module in model.named_modules() if type(module).__name__.endswith("Norm")}
+    for kind, paths in ((LinearSite, linears), (NormSite, norms)):
+        found = [site for site in sites if isinstance(site, kind)]
+        assert sorted(site.path for site in found) == sorted(paths)
+        assert all(model.get_submodule(site.path) is site.module for site in found)
+    roles = {site.path: site.layer for site in sites if isinstance(site, LinearSite) and site.layer >= 0}
+    assert set(roles) == {path for path in linears if re.search(r"\.\d+\.", path)}
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_no_two_places_share_a_name(name: str) -> None:
     model, sites = sites_of(name)
-    keys = [(type(site).__name__, site.path, getattr(site, "location", "")) for site in sites]
+    keys = [(type(site).__name__, site.path, site.location) for site in sites]
     assert len(set(keys)) == len(keys)
-    spec = spec_for(model)
-    disk = {(type(site).__name__, spec.disk_name(site.path), site.location) for site in sites}
+    names = names_of(model.config.model_type)
+    disk = {(type(site).__name__, names.on_disk(site.path), site.location) for site in sites}
     assert len(disk) == len(keys)
 
 
@@ -75,7 +109,9 @@ def test_linear_maps_are_linear_maps(name: str) -> None:
         bias = 0 if site.module.bias is None else site.module.bias
         torch.testing.assert_close(site.module(x), x @ weight_of(site.module).T + bias)
         if site.parts:
-            assert site.parts == ("q", "k", "v") and site.out_features == 3 * WIDTH
+            assert site.parts == ("attn.q", "attn.k", "attn.v") and site.out_features == 3 * WIDTH
+            columns = [site.columns[part].of_width(site.out_features) for part in site.parts]
+            assert columns == [slice(i * WIDTH, (i + 1) * WIDTH) for i in range(3)]
 
 
 def watch(model: Any, sites: list[Any], given: Any) -> dict[int, dict[str, Tensor]]:
@@ -107,6 +143,14 @@ def watch(model: Any, sites: list[Any], given: Any) -> dict[int, dict[str, Tenso
     return seen
 
 
+def layers_of(sites: list[Site]) -> list[Any]:
+    return [site for site in sites if isinstance(site, LayerSite) and site.role == "layer"]
+
+
+def here(sites: list[Site], role: str) -> bool:
+    return any(site.role == role for site in sites)
+
+
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_a_branch_gives_the_sum_of_x_and_h(name: str) -> None:
     """Where a norm follows the sum, it is the norm's input; else the next branch starts with it, or the layer ends."""
@@ -114,7 +158,7 @@ def test_a_branch_gives_the_sum_of_x_and_h(name: str) -> None:
     branches, given = of(ResidualSite, sites), inputs(name)
     outputs: dict[int, Tensor] = {}
     handles = []
-    for site in of(LayerSite, sites):
+    for site in layers_of(sites):
 
         def note(module: nn.Module, args: Any, output: Any, layer: int = site.layer) -> None:
             outputs[layer] = (output[0] if isinstance(output, tuple) else output).clone()
@@ -160,10 +204,6 @@ def test_attentions_tell_their_key_heads(name: str, monkeypatch: pytest.MonkeyPa
     for site in attentions:
         assert (seen[id(site.module)][1], seen[id(site.module)][3]) == (site.num_heads, site.head_dim)
         assert site.hidden_size == WIDTH
-    counts: dict[str, int] = defaultdict(int)
-    for site in attentions:
-        assert site.index == counts[site.location]
-        counts[site.location] += 1
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
@@ -173,21 +213,12 @@ def test_places_of_the_whole_model(name: str) -> None:
     kind = TINY_MODELS[name].kind
     assert len(embeddings) == (0 if kind == "image" else 1)
     assert len(prompts) == (1 if kind in ("encoder", "image") else 0)
+    assert all(spec_for(model).refusals()[role] for role in ("embed", "embed.prompt") if not here(sites, role))
     for site in (*embeddings, *prompts):
         assert site.layer == -1
         assert site.width == (16 if name == "electra" else WIDTH)
     for site in of(LayerSite, sites):
         assert site.width == WIDTH and site.stack in set(model.modules())
-
-
-def test_specs_are_data_that_name_no_method() -> None:
-    for spec in SPECS:
-        assert spec.model_types and isinstance(spec.model_types, tuple)
-        for layers in spec.layers:
-            for entry in (*layers.attentions, *layers.residuals):
-                assert all(isinstance(getattr(entry, f.name), (str, bool, int)) or f.name == "x" for f in fields(entry))
-    types = [kind for spec in SPECS for kind in spec.model_types]
-    assert len(set(types)) == len(types)
 
 
 @pytest.mark.parametrize("task", ["classification", "lm"])
@@ -198,9 +229,12 @@ def test_a_model_with_a_head_has_the_places_of_its_base_model(name: str, task: s
     model = build(name, task, adapted=False)
     _, plain = sites_of(name)
     found = resolve(model.base_model, spec_for(model.base_model))
-    assert [(type(s), s.location, s.layer, s.path) for s in found] == [
-        (type(s), s.location, s.layer, s.path) for s in plain
-    ]
+    of_heads = ("pooler.", "lm_head")  # in some classes part of the base model, in others not
+
+    def keys(sites: list[Site]) -> list[Any]:
+        return [(type(s), s.role, s.layer, s.path) for s in sites if s.role or not s.path.startswith(of_heads)]
+
+    assert keys(found) == keys(plain)
 
 
 def test_an_unknown_type_lists_the_known_ones() -> None:
@@ -208,13 +242,126 @@ def test_an_unknown_type_lists_the_known_ones() -> None:
     model.config = type("Config", (), {"model_type": "brt"})()  # type: ignore[assignment]
     with pytest.raises(UnsupportedError, match="'brt'") as caught:
         spec_for(model)
-    assert all(kind in str(caught.value) for spec in SPECS for kind in spec.model_types)
+    assert all(kind in str(caught.value) for kind in SPECS)
 
 
 def test_widths_come_from_the_modules() -> None:
     """Qwen3 has heads that are wider than hidden size / heads, and fewer of them for keys."""
     _, sites = sites_of("qwen3")
     widths = {site.role: features(site.module) for site in of(LinearSite, sites) if site.layer == 0}
-    assert widths["q"] == (WIDTH, 2 * WIDTH) and widths["k"] == widths["v"] == (WIDTH, WIDTH)
+    assert widths["attn.q"] == (WIDTH, 2 * WIDTH) and widths["attn.k"] == widths["attn.v"] == (WIDTH, WIDTH)
     attention = of(AttentionSite, sites)[0]
     assert (attention.num_heads, attention.head_dim) == (2, 16)
+
+
+def changed(name: str, role: str, place: Any) -> tuple[Any, ModelSpec]:
+    """A model, and its spec with another address for a role of every layer."""
+    model = build(name, adapted=False)
+    spec = spec_for(model)
+
+    def with_place(layers: Any) -> Any:
+        return replace(layers, layer=LayerSpec({**layers.layer.places, role: place}))
+
+    return model, replace(spec, layers=tuple(map(with_place, spec.layers)))
+
+
+WRONG: dict[str, Any] = {
+    "linear": Linear("output.densse"),
+    "branch": Branch(At("output.dropuot")),
+    "attention": Attention("attention.slef"),
+    "norm": Norm("output.LayerNrom"),
+    "layer": At("output.x"),
+}
+
+
+@pytest.mark.parametrize("role", [role.name for role in ROLES.values() if role.kind in WRONG])
+def test_a_path_that_leads_nowhere_is_an_error(role: str) -> None:
+    """With the model, the layer, the role, and what is there instead."""
+    place = WRONG[ROLES[role].kind]
+    model, spec = changed("bert", role, place)
+    with pytest.raises(UnsupportedError) as caught:
+        resolve(model, spec)
+    path = place.h.path if isinstance(place, Branch) else place.path
+    for words in ("BertModel", "'bert'", "layer 0 (encoder.layer.0)", repr(path), f" {role}:", "Allowed: "):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["x", "norm"])
+def test_so_is_any_end_of_a_branch(end: str) -> None:
+    wrong = {"x": At("nowhere", "in")} if end == "x" else {"norm": "nowhere"}
+    model, spec = changed("bert", "ffn", Branch(At("output.dropout"), **wrong))  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="'nowhere' for ffn"):
+        resolve(model, spec)
+
+
+@pytest.mark.parametrize("part", ["path", "stack", "embed"])
+def test_so_are_paths_of_the_model(part: str) -> None:
+    model = build("bert", adapted=False)
+    spec = spec_for(model)
+    if part == "embed":
+        spec = replace(spec, places={"embed": At("embeddigns")})
+    else:
+        spec = replace(spec, layers=(replace(spec.layers[0], **{part: "encodr"}),))
+    with pytest.raises(UnsupportedError, match=r"BertModel.*the model has no module.*(Did you mean|Allowed)"):
+        resolve(model, spec)
+
+
+def test_what_is_no_linear_map_is_refused_as_one() -> None:
+    model, spec = changed("bert", "ffn.up", Linear("output.dropout"))
+    with pytest.raises(UnsupportedError, match=r"ffn\.up, is a Dropout and no linear map"):
+        resolve(model, spec)
+
+
+def test_layers_of_one_stack_may_differ() -> None:
+    model = build("bert", adapted=False)
+    spec = spec_for(model)
+    whole = spec.layers[0].layer
+    assert isinstance(whole, LayerSpec)
+    small = LayerSpec({"ffn.up": whole.places["ffn.up"]}, {"attn": "this layer has none"})
+    sites = resolve(model, replace(spec, layers=(replace(spec.layers[0], layer=(small, whole)),)))
+    assert {site.role for site in sites if site.layer == 0} == {"ffn.up", "layer", ""}
+    assert {role for site in sites if site.layer == 1 for role in site.role.split("+")} == expected_roles("bert", False)
+    assert replace(spec, layers=(replace(spec.layers[0], layer=(small, whole)),)).refusals()["attn"]
+    with pytest.raises(UnsupportedError, match="has 2 layers, and its spec describes 1"):
+        resolve(model, replace(spec, layers=(replace(spec.layers[0], layer=(whole,)),)))
+
+
+@pytest.mark.parametrize("places", [{"attn.x": Linear("a")}, {"attn.q": Norm("a")}, {"embed.out": At("a")}])
+def test_a_spec_holds_roles_with_their_addresses(places: Any) -> None:
+    with pytest.raises(ConfigError, match="A spec "):
+        LayerSpec(places)
+
+
+def test_columns_of_fused_projections() -> None:
+    """Every layout against the numbers themselves, arranged as the projection arranges them."""
+    numbers = torch.arange(24)
+    q, k, v = (Columns(i, i + 1, of=3) for i in range(3))
+    assert [numbers[c.of_width(24)].tolist() for c in (q, k, v)] == [p.tolist() for p in numbers.chunk(3)]
+    grouped = Columns(0, 4, of=6), Columns(4, 5, of=6), Columns(5, 6, of=6)
+    assert [numbers[c.of_width(24)].tolist() for c in grouped] == [p.tolist() for p in numbers.split([16, 4, 4])]
+    heads = numbers.view(4, 3, 2)
+    for i in range(3):
+        chosen = Columns(i, i + 1, of=3, repeats=4).of_width(24)
+        assert numbers[list(chosen)].tolist() == heads[:, i].flatten().tolist()  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="25 columns"):
+        q.of_width(25)
+
+
+def test_the_number_of_stretches_is_read_from_the_model() -> None:
+    """Here as if GPT-2 interleaved its heads."""
+    model = build("gpt2", adapted=False)
+    spec = spec_for(model)
+    layer = spec.layers[0].layer
+    assert isinstance(layer, LayerSpec)
+    places = dict(layer.places)
+    for i, part in enumerate("qkv"):
+        places[f"attn.{part}"] = Linear("attn.c_attn", Columns(i, i + 1, of=3, repeats="attn.num_heads"))
+
+    def with_layer(places: Any) -> ModelSpec:
+        return replace(spec, layers=(replace(spec.layers[0], layer=LayerSpec(places)),))
+
+    fused = next(site for site in resolve(model, with_layer(places)) if site.role == "attn.q+attn.k+attn.v")
+    assert fused.columns["attn.k"] == Columns(1, 2, of=3, repeats=4)  # type: ignore[attr-defined]
+    places["attn.q"] = Linear("attn.c_attn", Columns(0, 1, of=3, repeats="attn.heads"))
+    with pytest.raises(UnsupportedError, match=r"'attn.heads'.*attn.q"):
+        resolve(model, with_layer(places))

@@ -26,6 +26,7 @@ from adapters.checkpoint.tensors import read_tensors, write_tensors
 from adapters.errors import CheckpointError
 from adapters.methods.bottleneck import BnConfig
 from adapters.methods.config import AdapterConfig, ConfigUnion, members_of
+from adapters.methods.places import selects
 from adapters.methods.prefix_tuning import PrefixTuningConfig, flattened
 from adapters.methods.presets import load as load_config
 from adapters.methods.prompt_tuning import PromptTuningConfig
@@ -222,7 +223,7 @@ def match_adapter(
     if left_out:
         below = without_slots(below, engine, stored_name, stored_config, left_out)
         paths = {live.site.path for live in engine.live if live.site.layer in left_out}
-        places = tuple(f"{engine.spec.disk_name(path)}." for path in paths)
+        places = tuple(f"{engine.names.on_disk(path)}." for path in paths)
     return match(expected, below, lambda key: is_repeated(key) or (bool(places) and key.startswith(places)))
 
 
@@ -284,7 +285,7 @@ def without_layers(config: AdapterConfig, layers: set[int], engine: Engine) -> A
     if isinstance(config, ReftConfig):
         own = config.layers
         if own == "all":
-            own = [live.site.layer for live in engine.live if isinstance(live.site, LayerSite)]
+            own = sorted({live.site.layer for live in engine.live if isinstance(live.site, LayerSite)})
         return config.replace(layers=[layer for layer in own if layer not in layers])
     stored = config.get("leave_out")
     return config if stored is None else config.replace(leave_out=sorted({*stored, *layers}))
@@ -308,7 +309,8 @@ def without_slots(
             continue
         sites: dict[str, list[AttentionSite]] = {}
         for live in engine.live:
-            if isinstance(live.site, AttentionSite) and live.site.layer not in member.leave_out:
+            left_out = live.site.layer in member.leave_out or selects(member, live.site) is False
+            if isinstance(live.site, AttentionSite) and not left_out:
                 sites.setdefault(live.site.location, []).append(live.site)
         for location, group in sites.items():
             start = f"prefix_tuning.prefix_tunings.{name}.{location}."

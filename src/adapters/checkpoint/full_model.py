@@ -28,9 +28,9 @@ from adapters.checkpoint.tensors import load_pickle
 from adapters.errors import CheckpointError
 from adapters.heads.model import HUB, load_config
 from adapters.methods.config import AdapterConfig
+from adapters.methods.interface import AdapterModelInterface
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.engine import Engine
-from adapters.sites.interface import AdapterModelInterface
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def _in_memory_names(model: Any) -> dict[str, tuple[str, Tensor]]:
         for name, parts in group.items():
             for part in parts:
                 for inner, tensor in part.module.state_dict(keep_vars=True).items():
-                    disk = f"{engine.spec.disk_name(part.path)}.{name}.{inner}"
+                    disk = f"{engine.names.on_disk(part.path)}.{name}.{inner}"
                     names[f"{start}{part.path}.{name}.{inner}"] = disk, tensor
     return names
 

@@ -130,7 +130,7 @@ def _problem(target: Tensor, source: Tensor) -> str:
 def tensors_of(engine: Engine, parts: Iterable[Part], name: str) -> dict[str, Tensor]:
     """Name on disk, below the base model -> tensor, of an adapter or fusion that is called `name` there."""
     return {
-        f"{engine.spec.disk_name(part.path)}.{name}.{inner}": tensor
+        f"{engine.names.on_disk(part.path)}.{name}.{inner}": tensor
         for part in parts
         for inner, tensor in part.module.state_dict(keep_vars=True).items()
     }

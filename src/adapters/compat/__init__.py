@@ -38,7 +38,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "adapters.configuration.model_adapters_config": ("adapters.runtime.adapters_config", _NAMES),
     "adapters.configuration.adapter_arguments": ("adapters.training.arguments",),
     "adapters.context": ("adapters.runtime.active",),
-    "adapters.interface": ("adapters.sites.interface", _NAMES),
+    "adapters.interface": ("adapters.methods.interface", _NAMES),
     "adapters.methods.adapter_layer_base": (_NAMES,),
     "adapters.model_mixin": (_NAMES,),
     "adapters.models": ("adapters.auto",),

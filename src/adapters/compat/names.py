@@ -8,9 +8,9 @@ from adapters.errors import ConfigError, choices
 from adapters.methods import METHODS
 from adapters.methods.base import AdapterModule
 from adapters.methods.config import AdapterConfig, members_of
+from adapters.methods.interface import KINDS
 from adapters.methods.presets import load
 from adapters.model import AdapterModelMixin
-from adapters.sites.interface import KINDS
 
 ModelAdaptersMixin = AdapterModelMixin
 EmbeddingAdaptersMixin = AdapterModelMixin

@@ -57,6 +57,8 @@ class AdapterModule(MethodModule, Generic[S]):
         fuses_as_first: Whether `Fuse` takes its first child here, since outputs of this method cannot be mixed.
         splits: Whether it can act on some positions of a sequence alone (`Split`).
         averages: Whether an adapter can follow an `Average` of adapters of this method.
+        placeable: Whether the `places` of a config say where it acts. Where not, its config has another say.
+        inward: Whether it acts where an entry of `places` names the input of a linear map ("ffn.down.in").
         tap: Where a method for linear maps acts: at their "output", or, for a method that changes what they read, at
             their "input": there its state is a `HiddenState` of x, and the map reads h afterwards.
         shared_container: Name of the dictionary, below the base model, that holds what its sites share.
@@ -74,6 +76,8 @@ class AdapterModule(MethodModule, Generic[S]):
     fuses_as_first: ClassVar[bool] = False
     splits: ClassVar[bool] = True
     averages: ClassVar[bool] = True
+    placeable: ClassVar[bool] = True
+    inward: ClassVar[bool] = False
     tap: ClassVar[str] = "output"
     shared_container: ClassVar[str] = ""
     shared_location: ClassVar[str] = "shared"
@@ -90,8 +94,12 @@ class AdapterModule(MethodModule, Generic[S]):
 
     @classmethod
     def acts_at(cls, config: Any, site: Any) -> bool:
-        """Whether `config` places an adapter at `site`, a site of `site_type`."""
+        """Whether the flags of `config` put an adapter at `site`, a site of `site_type`. `places` stand above them."""
         raise NotImplementedError
+
+    @classmethod
+    def check_new(cls, config: Any, site: Any) -> None:
+        """Raise ConfigError for what a new adapter may not be at `site`, although adapters in files may."""
 
     @classmethod
     def shared(cls, config: Any, sites: list[Any]) -> nn.Module | None:

@@ -27,6 +27,7 @@ from adapters.methods.config import (
     number,
     one_of,
     per_layer,
+    place_patterns,
     probability,
     seed,
 )
@@ -84,6 +85,8 @@ class BnConfig(AdapterConfig):
         phm_rank: Inner width of factorised matrices, at least 1.
         phm_bias: Add biases in phm layers.
         stochastic_depth: Probability in [0, 1) of leaving out the adapter for a row while training.
+        places: Where to adapt, as roles, module paths or patterns (`methods/places.py`). None leaves it to mh_adapter,
+            output_adapter and cross_adapter.
     Raises:
         ConfigError: a value is of another type or outside its range. `scaling` must be a float, not an int.
     """
@@ -121,7 +124,9 @@ class BnConfig(AdapterConfig):
     phm_rank: int = 1
     phm_bias: bool = True
     stochastic_depth: float = 0.0
+    places: str | list[str] | None = None
 
+    flags: ClassVar[tuple[str, ...]] = ("mh_adapter", "output_adapter", "cross_adapter")
     rules: ClassVar[Mapping[str, Rule]] = {
         "mh_adapter": flag,
         "output_adapter": flag,
@@ -156,12 +161,17 @@ class BnConfig(AdapterConfig):
         "phm_rank": integer(1),
         "phm_bias": flag,
         "stochastic_depth": number(0, 1, below=True),
+        "places": place_patterns,
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.inv_adapter is not None and self.inv_adapter_reduction_factor is None:
             raise self._error("inv_adapter_reduction_factor", "With inv_adapter a number above 0 is needed, such as 2.")
+
+    def meets(self, other: AdapterConfig) -> bool:
+        """Whether two bottlenecks stand behind the same branch, or both have an invertible adapter."""
+        return any(self[flag] and other[flag] for flag in (*self.flags, "inv_adapter"))
 
     @classmethod
     def from_dict(cls: type[ConfigT], config: Mapping[str, Any]) -> ConfigT:
@@ -328,7 +338,16 @@ class Bottleneck(AdapterModule[ResidualState]):
 
     @classmethod
     def acts_at(cls, config: BnConfig, site: ResidualSite) -> bool:
-        return bool(getattr(config, site.location))
+        return site.location in config.flags and bool(getattr(config, site.location))
+
+    @classmethod
+    def check_new(cls, config: BnConfig, site: ResidualSite) -> None:
+        factor = reduction_factor(config, site.layer)
+        if site.width // factor < 1:
+            raise ConfigError(
+                f"reduction_factor {factor:g} leaves nothing of the width {site.width} of layer {site.layer}. Give at "
+                f"most {site.width}."
+            )
 
     def projection(self, in_features: int, out_features: int) -> nn.Module:
         """One of the two linear maps."""

@@ -14,6 +14,7 @@ from dataclasses import MISSING, FrozenInstanceError, dataclass, fields
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from adapters.errors import ConfigError, choices
+from adapters.methods.places import is_places, names_inputs
 
 ConfigT = TypeVar("ConfigT", bound="FrozenMapping")
 
@@ -89,6 +90,11 @@ decimal = Rule("a float (with a decimal point)", lambda value: isinstance(value,
 probability = number(0, 1)
 layer_numbers = list_of(integer(0))
 seed = nothing | integer(0)
+place_patterns = nothing | Rule(
+    "a list of roles, module paths or patterns over them, each if you like after layers and a colon, such as "
+    "'attn.q', '*.o', '0-3:ffn' or 'all-linear'",
+    is_places,
+)
 
 KNOWN_ACTIVATIONS = frozenset(
     ("gelu", "gelu_10", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "hardswish", "leakyrelu")
@@ -259,6 +265,12 @@ class AdapterConfig(FrozenMapping):
     """Base of all configs: one method with its hyperparameters. Use a subclass or `AdapterConfig.load`."""
 
     architecture: str | None = None
+    flags: ClassVar[tuple[str, ...]] = ()
+    """Fields that say where the adapters act if `places` is None, each the location of the sites that it means."""
+
+    def meets(self, other: AdapterConfig) -> bool:
+        """Whether the flags of two configs of one method may choose the same place."""
+        return True
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AdapterConfig:
         if cls is AdapterConfig:
@@ -266,9 +278,22 @@ class AdapterConfig(FrozenMapping):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        if isinstance(places := self.__dict__.get("places"), str):
+            self.__dict__["places"] = places.split("+")
         super().__post_init__()
         if self.architecture != type(self).architecture:
             raise self._error("architecture", f"It can only be {type(self).architecture!r} in this class.")
+        if names_inputs(self) and not self.scales:
+            raise self._error("places", "Only methods that scale (ia3) act on the input of a linear map.")
+
+    @property
+    def scales(self) -> bool:
+        """Whether the method multiplies by a vector, so that it can act on what a linear map reads too."""
+        return False
+
+    def _written(self) -> list[str]:
+        """Names of the fields that go into files: `places` only where it says more than the flags."""
+        return [name for name in super()._written() if name != "places" or self.__dict__[name] is not None]
 
     @classmethod
     def from_dict(cls: type[ConfigT], config: Mapping[str, Any]) -> ConfigT:
@@ -313,8 +338,8 @@ class ConfigUnion(AdapterConfig):
     The mapping has the fields of member i as "i.field"; `union[i]` is the member itself.
 
     Args:
-        configs: The members. Two of the same method must not meet at one place: one needs leave_out, or two
-            bottlenecks need opposite mh_adapter and output_adapter.
+        configs: The members. Two of the same method must not meet at one place: their flags, leave_out or places keep
+            them apart. Where places or leave_out do, that is checked when the adapter is added to a model.
     Raises:
         ConfigTypeError: a member is no config, or is a union.
         ConfigError: two members would meet.
@@ -340,10 +365,11 @@ class ConfigUnion(AdapterConfig):
         for i, one in enumerate(configs):
             for other in configs[:i]:
                 if one.architecture == other.architecture and not _apart(one, other):
+                    flags = f", or set {', '.join(one.flags)} apart" if one.flags else ""
                     raise ConfigError(
                         f"ConfigUnion: {type(other).__name__} and {type(one).__name__} are both of "
-                        f"architecture {one.architecture!r} and would meet at one place. Give one a leave_out"
-                        + (", or opposite mh_adapter and output_adapter." if one.architecture is None else ".")
+                        f"architecture {one.architecture!r} and would meet at one place. Give them other places, give "
+                        f"one a leave_out{flags}."
                     )
 
     @classmethod
@@ -404,12 +430,9 @@ class ConfigUnion(AdapterConfig):
 
 
 def _apart(one: AdapterConfig, other: AdapterConfig) -> bool:
-    """Whether two configs of one method can be kept from acting at the same place."""
-    if one.get("leave_out") or other.get("leave_out"):
-        return True
-    if one.architecture is not None:
-        return False
-    return all(one[place] != other[place] for place in ("mh_adapter", "output_adapter"))
+    """Whether two configs of one method do not meet, or only a model can tell."""
+    told = any(config.get(name) for config in (one, other) for name in ("leave_out", "places"))
+    return told or not one.meets(other)
 
 
 _HASH_DEFAULTS: dict[str, Any] = {

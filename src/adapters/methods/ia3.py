@@ -13,7 +13,8 @@ from adapters.errors import ConfigError
 from adapters.methods.base import LinearAdapter, gate, new_gate
 from adapters.methods.config import AdapterConfig
 from adapters.methods.derived import Derived
-from adapters.methods.lora import LoRAConfig, init_matrices, linear_method, output_columns, wants_site
+from adapters.methods.lora import LoRAConfig, init_matrices, linear_method, wants_site
+from adapters.methods.places import count, output_columns
 from adapters.methods.stacking import RowGroups
 from adapters.methods.state import LinearState
 from adapters.sites.resolve import LinearSite
@@ -58,7 +59,7 @@ class IA3(LinearAdapter):
                 f"dropout={config.dropout}. Set r=1 and dropout=0.0."
             )
         self.columns, self.alpha = output_columns(config, site), config.alpha
-        self.lora_B = nn.Parameter(torch.empty(sum(c.stop - c.start for c in self.columns), 1))
+        self.lora_B = nn.Parameter(torch.empty(sum(map(count, self.columns)), 1))
         self.gate = new_gate(site.in_features, len(self.columns)) if config.use_gating else None
         init_matrices(None, self.lora_B, config.init_weights)
         self.out_features = site.out_features
@@ -78,7 +79,8 @@ class IA3(LinearAdapter):
         vector = self.lora_B.view(1, 1, -1)
         scores = gate(self.gate, x)
         self.record_gate(scores)
-        return self._whole(vector * scores.repeat_interleave(vector.shape[-1] // scores.shape[1], 1)[:, None])
+        wide = [scores[:, i : i + 1].expand(-1, count(columns)) for i, columns in enumerate(self.columns)]
+        return self._whole(vector * torch.cat(wide, 1)[:, None])
 
     def _plain_scale(self) -> Tensor:
         vector = self._whole(self._parameters["lora_B"].view(1, 1, -1))  # type: ignore[union-attr]
@@ -88,7 +90,7 @@ class IA3(LinearAdapter):
         if vector.shape[-1] == self.out_features:
             return vector
         whole = vector.new_ones(*vector.shape[:-1], self.out_features)
-        for columns, part in zip(self.columns, vector.chunk(len(self.columns), -1)):
+        for columns, part in zip(self.columns, vector.split([count(columns) for columns in self.columns], -1)):
             whole[..., columns] = part
         return whole
 

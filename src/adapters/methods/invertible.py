@@ -34,6 +34,7 @@ class NICE(AdapterModule[HiddenState]):
     container = "invertible_adapters"
     chained_before = False
     fuses_as_first = True
+    placeable = False
     site: EmbeddingSite
 
     def __init__(self, config: BnConfig, site: EmbeddingSite, name: str) -> None:

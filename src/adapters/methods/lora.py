@@ -24,12 +24,14 @@ from adapters.methods.config import (
     list_of,
     nothing,
     one_of,
+    place_patterns,
     probability,
     real,
     seed,
     text,
 )
 from adapters.methods.derived import Derived
+from adapters.methods.places import Chosen, count, output_columns, roles_of
 from adapters.methods.stacking import RowGroups, select
 from adapters.methods.state import LinearState
 from adapters.sites.linear import weight_of
@@ -63,6 +65,7 @@ class LoRAConfig(AdapterConfig):
         vera_d: Start of VeRA's inner vector, a float; None for no VeRA.
         vera_b: Start of VeRA's outer vector, a float; None for no VeRA.
         dtype: Name of the adapter's torch dtype, such as "bfloat16"; None for the default.
+        places: Where to adapt, as roles, module paths or patterns (`methods/places.py`). None leaves it to the flags.
     Raises:
         ConfigError: a value is of another type or outside its range, or "scale" is asked with a rank or
             dropout.
@@ -85,7 +88,9 @@ class LoRAConfig(AdapterConfig):
     vera_d: float | None = None
     vera_b: float | None = None
     dtype: str | None = None
+    places: str | list[str] | None = None
 
+    flags: ClassVar[tuple[str, ...]] = ("selfattn_lora", "intermediate_lora", "output_lora")
     rules: ClassVar[Mapping[str, Rule]] = {
         "selfattn_lora": flag,
         "intermediate_lora": flag,
@@ -103,6 +108,7 @@ class LoRAConfig(AdapterConfig):
         "vera_d": nothing | decimal,
         "vera_b": nothing | decimal,
         "dtype": dtype_name,
+        "places": place_patterns,
     }
 
     def __post_init__(self) -> None:
@@ -117,6 +123,16 @@ class LoRAConfig(AdapterConfig):
                 f"{type(self).__name__}: attn_matrices has {idle}, which adapt nothing. Allowed: 'q', 'k', 'v'.",
                 stacklevel=4,
             )
+
+    @property
+    def scales(self) -> bool:
+        """Whether this is IA3."""
+        return self.composition_mode == "scale"
+
+    def meets(self, other: AdapterConfig) -> bool:
+        """Whether two configs adapt the same linear map."""
+        both = [flag for flag in self.flags if self[flag] and other[flag]]
+        return both not in ([], ["selfattn_lora"]) or bool(both and set(self.attn_matrices) & {*other["attn_matrices"]})
 
 
 @dataclass(eq=False)
@@ -153,9 +169,11 @@ class LoRA(LinearAdapter):
         self.scaling = config.alpha / config.r
         self.gate = new_gate(site.in_features, len(self.columns)) if config.use_gating else None
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
-        self.whole, self.bare = not site.parts, self.gate is None and self.dropout is None
+        self.whole = not site.parts
+        adjacent = all(isinstance(columns, slice) for columns in self.columns)
+        self.bare = adjacent and self.gate is None and self.dropout is None
         self.in_features, self.out_features = site.in_features, site.out_features
-        self.width = sum(c.stop - c.start for c in self.columns)
+        self.width = sum(map(count, self.columns))
         self.make_matrices()
 
     def make_matrices(self) -> None:
@@ -177,10 +195,10 @@ class LoRA(LinearAdapter):
         """A and B, with the blocks of all adapted parts below each other."""
         return self._parameters["lora_A"], self._parameters["lora_B"]  # type: ignore[return-value]
 
-    def pairs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def pairs(self) -> Iterator[tuple[Chosen, Tensor, Tensor]]:
         """(columns, A, B) of every part of the projection that is adapted."""
-        (a, b), count = self.matrices(), len(self.columns)
-        yield from zip(self.columns, a.chunk(count), b.chunk(count))
+        (a, b), parts = self.matrices(), len(self.columns)
+        yield from zip(self.columns, a.chunk(parts), b.split([count(columns) for columns in self.columns]))
 
     def cannot_follow(self, before: AdapterModule[Any]) -> str | None:
         if not isinstance(before, LoRA) or self.site.in_features == self.site.out_features:
@@ -281,12 +299,12 @@ class StackedLoRA(LoRA):
     def _stack(self) -> tuple[Tensor, Tensor]:
         return torch.stack([m.lora_A for m in self.members]), torch.stack([m.lora_B for m in self.members])
 
-    def grouped(self, x: Tensor, a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def grouped(self, x: Tensor, a: Tensor, b: Tensor) -> Iterator[tuple[Chosen, Tensor, Tensor]]:
         """(columns, A x [G, M, r], B transposed [G, r, O]) of every part of the projection."""
         flat, index = self.groups.arrange(x)
         a, b = select(a, index), select(b, index)
-        count = len(self.columns)
-        for columns, a_part, b_part in zip(self.columns, a.chunk(count, 1), b.chunk(count, 1)):
+        parts, widths = len(self.columns), [count(columns) for columns in self.columns]
+        for columns, a_part, b_part in zip(self.columns, a.chunk(parts, 1), b.split(widths, 1)):
             yield columns, torch.bmm(flat, a_part.transpose(1, 2)), b_part.transpose(1, 2)
 
     def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
@@ -320,19 +338,11 @@ def linear_method(config: LoRAConfig) -> str:
 
 def wants_site(config: LoRAConfig, site: LinearSite) -> bool:
     """Whether the flags of `config` select `site`."""
-    if not getattr(config, site.location):
+    if site.location not in config.flags or not getattr(config, site.location):
         return False
     if site.location != "selfattn_lora":
         return True
-    return any(role in config.attn_matrices for role in site.parts or (site.role,))
-
-
-def output_columns(config: LoRAConfig, site: LinearSite) -> tuple[slice, ...]:
-    """The output columns that are adapted: all, or the blocks of a fused projection that `attn_matrices` names."""
-    if not site.parts:
-        return (slice(0, site.out_features),)
-    width = site.out_features // len(site.parts)
-    return tuple(slice(i * width, (i + 1) * width) for i, part in enumerate(site.parts) if part in config.attn_matrices)
+    return any(role.rpartition(".")[2] in config.attn_matrices for role in roles_of(site))
 
 
 def init_matrices(a: Tensor | None, b: Tensor, scheme: str) -> None:

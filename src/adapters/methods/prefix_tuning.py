@@ -21,6 +21,7 @@ from adapters.methods.config import (
     flag,
     integer,
     layer_numbers,
+    place_patterns,
     probability,
     seed,
 )
@@ -49,6 +50,7 @@ class PrefixTuningConfig(AdapterConfig):
         use_gating: Multiply the vectors by a learned gate between 0 and 1 per sequence.
         shared_gating: Use one gate for keys and values.
         init_weights_seed: Seed set before each module is initialised; None leaves the generator alone.
+        places: Where to adapt, as roles, module paths or patterns (`methods/places.py`). None leaves it to the flags.
     Raises:
         ConfigError: a value is of another type or outside its range.
     """
@@ -65,7 +67,9 @@ class PrefixTuningConfig(AdapterConfig):
     use_gating: bool = False
     shared_gating: bool = True
     init_weights_seed: int | None = None
+    places: str | list[str] | None = None
 
+    flags: ClassVar[tuple[str, ...]] = ("encoder_prefix", "cross_prefix")
     rules: ClassVar[Mapping[str, Rule]] = {
         "encoder_prefix": flag,
         "cross_prefix": flag,
@@ -78,6 +82,7 @@ class PrefixTuningConfig(AdapterConfig):
         "use_gating": flag,
         "shared_gating": flag,
         "init_weights_seed": seed,
+        "places": place_patterns,
     }
 
 

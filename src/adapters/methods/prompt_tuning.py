@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from adapters.errors import ConfigError
 from adapters.methods.base import AdapterModule
-from adapters.methods.config import AdapterConfig, Rule, integer, nothing, one_of, seed, text
+from adapters.methods.config import AdapterConfig, Rule, integer, nothing, one_of, place_patterns, seed, text
 from adapters.methods.state import HiddenState
 from adapters.sites.resolve import PromptSite
 
@@ -33,6 +33,7 @@ class PromptTuningConfig(AdapterConfig):
             start.
         combine: "prefix" puts the prompt first, "prefix_after_bos" behind the first token.
         init_weights_seed: Seed set before the prompt is initialised; None leaves the generator alone.
+        places: Where to adapt (`methods/places.py`); prompts have one place only, "embed.prompt".
     Raises:
         ConfigError: a value is of another type or outside its range, or "from_string" has no text.
     """
@@ -43,6 +44,7 @@ class PromptTuningConfig(AdapterConfig):
     prompt_init_text: str | None = None
     combine: str = "prefix"
     init_weights_seed: int | None = None
+    places: str | list[str] | None = None
 
     random_uniform_scale: ClassVar[float] = 0.5
 
@@ -52,6 +54,7 @@ class PromptTuningConfig(AdapterConfig):
         "prompt_init_text": nothing | text,
         "combine": one_of("prefix", "prefix_after_bos"),
         "init_weights_seed": seed,
+        "places": place_patterns,
     }
 
     def __post_init__(self) -> None:

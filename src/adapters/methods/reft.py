@@ -23,6 +23,7 @@ from adapters.methods.config import (
     layer_numbers,
     nothing,
     one_of,
+    place_patterns,
     probability,
     seed,
 )
@@ -52,6 +53,7 @@ class ReftConfig(AdapterConfig):
         output_reft: Adapt at all; tells unions that this method acts on layer outputs.
         init_weights_seed: Seed set before each module is initialised; None leaves the generator alone.
         subtract_projection: Subtract R h as in the formula. Written to files only if False.
+        places: Where to adapt, as roles, module paths or patterns (`methods/places.py`). None leaves it to `layers`.
     Raises:
         ConfigError: a value is of another type or outside its range.
     """
@@ -69,6 +71,7 @@ class ReftConfig(AdapterConfig):
     output_reft: bool = True
     init_weights_seed: int | None = None
     subtract_projection: bool = True
+    places: str | list[str] | None = None
 
     rules: ClassVar[Mapping[str, Rule]] = {
         "layers": one_of("all") | layer_numbers,
@@ -83,6 +86,7 @@ class ReftConfig(AdapterConfig):
         "output_reft": flag,
         "init_weights_seed": seed,
         "subtract_projection": flag,
+        "places": place_patterns,
     }
 
     def _written(self) -> list[str]:
@@ -237,7 +241,7 @@ class ReFT(AdapterModule[HiddenState]):
 
     @classmethod
     def acts_at(cls, config: ReftConfig, site: LayerSite) -> bool:
-        return config.layers == "all" or site.layer in config.layers
+        return site.role == "layer" and (config.layers == "all" or site.layer in config.layers)
 
     def run(self, state: HiddenState) -> HiddenState:
         h = state.h if torch.is_grad_enabled() else state.h.clone()

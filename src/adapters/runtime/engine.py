@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapters.checkpoint.places import names_of
 from adapters.composition.blocks import AdapterCompositionBlock, Stack, parse_composition
 from adapters.composition.fusion import AdapterFusion
 from adapters.composition.fusion_config import AdapterFusionConfig
@@ -21,6 +22,8 @@ from adapters.methods import METHODS
 from adapters.methods.base import AdapterModule, LinearAdapter, init_seed
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.config import AdapterConfig, ConfigUnion, members_of
+from adapters.methods.interface import AdapterModelInterface
+from adapters.methods.places import check_layers, choose, flagged
 from adapters.runtime import tree
 from adapters.runtime.active import Setup
 from adapters.runtime.adapters_config import ModelAdaptersConfig
@@ -28,7 +31,6 @@ from adapters.runtime.entry import Entry
 from adapters.runtime.hooks import HookedEmbedding, HookedLayer, HookedPrompt, HookedResidual, HookedSite, hooked
 from adapters.runtime.programs import Program, Programs, fusion_key, fusion_names
 from adapters.runtime.replication import Replication
-from adapters.sites.interface import AdapterModelInterface
 from adapters.sites.resolve import Site, resolve, spec_for
 
 
@@ -82,7 +84,8 @@ class Engine:
         base: The transformer inside it; the same object for headless models.
         interface: The user's own description of the model, if there is one.
         config: Names, configs and the active set-up: `model.adapters_config`.
-        live: The places where adapters can act.
+        spec, names: Where its places are, and what files call them.
+        live: The places where adapters can act; `sites` finds them by their site.
         masked: Those whose adapters need the attention mask.
         programs: What the set-ups mean that were asked for.
         shared: Name of shared parameters -> the adapters that share them.
@@ -99,8 +102,10 @@ class Engine:
     ) -> None:
         self.root, self.base, self.config, self.interface = root, base, config, interface
         self.spec = spec_for(base) if interface is None else interface.spec(base)
+        self.names = names_of(base.config.model_type if interface is None else "")  # type: ignore[union-attr, arg-type]
         self.programs = Programs(self)
-        self.live = hooked(resolve(base, self.spec), self.programs)
+        self.live = hooked(resolve(base, self.spec, self.names.location), self.programs)
+        self.sites: dict[Site, HookedSite[Any]] = {live.site: live for live in self.live}
         self.masked: list[Any] = [live for live in self.live if isinstance(live, (HookedLayer, HookedPrompt))]
         self._parts: dict[str, list[Part]] = {}
         self._fusions: dict[str, list[Part]] = {}
@@ -128,16 +133,17 @@ class Engine:
 
     # ----------------------------------------------------------------------------------------------- adapters
 
-    def add(self, name: str, config: AdapterConfig, overwrite: bool = False) -> None:
+    def add(self, name: str, config: AdapterConfig, overwrite: bool = False, new: bool = False) -> None:
         """Build the adapter `name`, in place of one of this name if `overwrite` is set.
 
-        Leaves the model as it was if anything fails. A set-up that names a replaced adapter stays active.
+        With `new` it is refused what only adapters in files may be. Leaves the model as it was if anything fails. A
+        set-up that names a replaced adapter stays active.
         """
         with self.programs.lock:
             replaces = overwrite and name in self.parts
             if not replaces:
                 self.config.check_new(name)
-            parts = self._build(name, config)
+            config, parts = self._build(name, config, new)
             if not replaces:
                 self.config.add(name, config)
                 self._install(name, parts)
@@ -153,25 +159,53 @@ class Engine:
                 self._changed([name], [*old, *parts])
                 raise
 
-    def _build(self, name: str, config: AdapterConfig) -> list[Part]:
-        """The modules of an adapter, which the model does not know yet."""
+    def _build(self, name: str, config: AdapterConfig, new: bool) -> tuple[AdapterConfig, list[Part]]:
+        """The modules of an adapter, which the model does not know yet, and its config as files have it."""
         parts: list[Part] = []
         try:
+            config = self._flagged(config)
             for member in members_of(config):
+                if new:
+                    self._check_new(member)
                 parts += self._build_member(name, member)
-        except ConfigError as error:
+        except (ConfigError, UnsupportedError) as error:
             if str(error).startswith("Adapter "):
                 raise
-            raise ConfigError(f"Adapter {name!r}: {error}") from error
+            kind = UnsupportedError if isinstance(error, UnsupportedError) else ConfigError
+            raise kind(f"Adapter {name!r}: {error}") from error
         taken: set[tuple[str, int]] = set()
         for part in parts:
             if (key := (part.path, id(part.live))) in taken:
                 raise ConfigError(
-                    f"Adapter {name!r}: two configs of the union put an adapter at {part.path}. Let their flags or "
-                    "leave_out keep them apart."
+                    f"Adapter {name!r}: two configs of the union put an adapter at {part.path}. Let their places, "
+                    "flags or leave_out keep them apart."
                 )
             taken.add(key)
-        return parts
+        return config, parts
+
+    def _flagged(self, config: AdapterConfig) -> AdapterConfig:
+        """`config` with flags in place of `places`, where they can say the same: other readers know only them."""
+        members = members_of(config)
+        if not any(member.get("places") for member in members):
+            return config
+        changed = []
+        for member in members:
+            for method in METHODS:
+                if method.handles(member) and method.placeable:
+                    member = flagged(method, member, list(self.sites), self._choose(method, member))
+            changed.append(member)
+        return changed[0] if not isinstance(config, ConfigUnion) else ConfigUnion(*changed)
+
+    def _check_new(self, config: AdapterConfig) -> None:
+        check_layers(config, list(self.sites))
+        for method in (method for method in METHODS if method.handles(config)):
+            for site in self._choose(method, config):
+                method.check_new(config, site)
+
+    def _choose(self, method: type[AdapterModule[Any]], config: AdapterConfig) -> list[Site]:
+        """The sites at which a config puts adapters of a method."""
+        model = f"this model of type {self.base.config.model_type!r}"  # type: ignore[union-attr]
+        return choose(method, config, list(self.sites), self.spec.refusals(), model)
 
     def _build_member(self, name: str, member: AdapterConfig) -> Iterator[Part]:
         methods = [method for method in METHODS if method.handles(member)]
@@ -184,7 +218,9 @@ class Engine:
             yield from self._build_method(name, method, member)
 
     def _build_method(self, name: str, method: type[AdapterModule[Any]], config: AdapterConfig) -> list[Part]:
-        chosen = self._chosen(name, method, config)
+        chosen = [self.sites[site] for site in self._choose(method, config)]
+        for live in chosen:
+            live.check()
         with init_seed(config):
             shared = method.shared(config, [live.site for live in chosen])
         parts: list[Part] = []
@@ -199,27 +235,6 @@ class Engine:
             placed = self._placed(module, live.site, config)
             parts.append(Part(self.base, path, name, placed, live.site.location, live.site.layer, live))
         return parts
-
-    def _chosen(self, name: str, method: type[AdapterModule[Any]], config: AdapterConfig) -> list[HookedSite[Any]]:
-        """The sites at which a config puts adapters of a method."""
-        kind = [live for live in self.live if isinstance(live.site, method.site_type)]
-        left_out = set(getattr(config, "leave_out", ()))
-        chosen = [live for live in kind if method.acts_at(config, live.site) and live.site.layer not in left_out]
-        model_type = self.base.config.model_type  # type: ignore[union-attr]
-        if not kind:
-            raise UnsupportedError(
-                f"Adapter {name!r}: {method.__name__} cannot act in models of type {model_type!r}, which have no place "
-                f"of the kind {method.site_type.__name__}. Choose another method for this model."
-            )
-        if not chosen:
-            raise ConfigError(
-                f"Adapter {name!r}: {type(config).__name__} selects no place in this model of type {model_type!r}. "
-                f"Its places for {method.__name__}: {', '.join(sorted({live.site.location for live in kind}))}; "
-                f"layers {sorted({live.site.layer for live in kind})}. Check flags, layers and leave_out."
-            )
-        for live in chosen:
-            live.check()
-        return chosen
 
     def _placed(self, module: nn.Module, site: Site | None, config: Any) -> Any:
         """`module` on the device and in the dtype of its site."""

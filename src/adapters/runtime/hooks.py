@@ -29,6 +29,7 @@ from adapters.sites.resolve import (
     EmbeddingSite,
     LayerSite,
     LinearSite,
+    NormSite,
     PromptSite,
     ResidualSite,
     Site,
@@ -159,6 +160,12 @@ class HookedLinear(HookedSite[LinearSite]):
         return None if plan is None or "output" not in plan.taps else plan.run(args[0], output)
 
 
+class HookedNorm(HookedLinear):
+    """Replaces the output of a normalisation layer."""
+
+    site_type = NormSite  # type: ignore[assignment]
+
+
 def _alone(step: Step) -> Any:
     """The function of an adapter that acts alone, if it has one."""
     direct = step.module.direct() if isinstance(step, Adapter) else None
@@ -178,6 +185,8 @@ class HookedResidual(HookedSite[ResidualSite]):
                     f"The adapters at {site.path} need the residual input of their block, which this model's "
                     "interface does not name. Set layer_pre_self_attn and layer_pre_ffn, or use double_seq_bn."
                 )
+            if isinstance(site.x_index, str):
+                return site.x_module.register_forward_pre_hook(self.on_named_x, prepend=True, with_kwargs=True)
             return site.x_module.register_forward_pre_hook(self.on_x, prepend=True)
         if tap == "h":
             return site.module.register_forward_hook(self.on_h, prepend=True)
@@ -199,7 +208,10 @@ class HookedResidual(HookedSite[ResidualSite]):
         return Plan(taps, step, partial(self._run, step))
 
     def on_x(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        CALL.now.residual = args[self.site.x_index]
+        CALL.now.residual = args[self.site.x_index]  # type: ignore[index]
+
+    def on_named_x(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        CALL.now.residual = kwargs[self.site.x_index]  # type: ignore[index]
 
     def on_sum(self, module: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
         plan = self.now()
@@ -346,6 +358,8 @@ class HookedEmbedding(HookedSite[EmbeddingSite]):
             return module.register_forward_pre_hook(self.on_output_embedding, prepend=True)
         if self.site.index is None:
             return self.site.module.register_forward_hook(self.on_output, prepend=True)
+        if isinstance(self.site.index, str):
+            return self.site.module.register_forward_pre_hook(self.on_named_input, prepend=True, with_kwargs=True)
         return self.site.module.register_forward_pre_hook(self.on_input, prepend=True)
 
     def planned(self, step: Step) -> Plan:
@@ -358,9 +372,15 @@ class HookedEmbedding(HookedSite[EmbeddingSite]):
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         plan, i = self.now(), self.site.index
-        if plan is None or i is None:
+        if plan is None or not isinstance(i, int):
             return None
         return (*args[:i], plan.run(HiddenState(args[i])).h, *args[i + 1 :])
+
+    def on_named_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        plan, name = self.now(), self.site.index
+        if plan is None or not isinstance(name, str):
+            return None
+        return args, {**kwargs, name: plan.run(HiddenState(kwargs[name])).h}
 
     def on_output_embedding(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         plan = self.now()
@@ -393,6 +413,7 @@ class HookedPrompt(HookedSite[PromptSite]):
 
 KINDS: tuple[type[HookedSite[Any]], ...] = (
     HookedLinear,
+    HookedNorm,
     HookedResidual,
     HookedAttention,
     HookedLayer,

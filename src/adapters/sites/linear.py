@@ -10,7 +10,9 @@ from adapters.errors import MergeError
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether `module` is a linear map that adapters can act on."""
+    """Whether `module` is a linear map that adapters can act on; not one whose weights others read without a call."""
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False
     return isinstance(module, (nn.Linear, Conv1D)) or {"in_features", "out_features"} <= set(vars(module))
 
 

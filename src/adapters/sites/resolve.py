@@ -1,16 +1,32 @@
-"""From a `ModelSpec` and a model to the list of its sites: real modules, widths, layer numbers, names on disk."""
+"""From a `ModelSpec` and a model to the list of its sites: real modules, widths and layer numbers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-from adapters.errors import UnsupportedError
-from adapters.sites.linear import features
-from adapters.sites.spec import AttentionSpec, Input, LayerSpec, ModelSpec, ResidualSpec
+from adapters.errors import UnsupportedError, choices
+from adapters.sites.linear import features, is_linear
+from adapters.sites.roles import ROLES, Kind
+from adapters.sites.spec import (
+    At,
+    Attention,
+    Branch,
+    Columns,
+    LayerList,
+    LayerSpec,
+    Linear,
+    ModelSpec,
+    Norm,
+    Place,
+)
 from adapters.sites.specs import SPECS
+
+HOLDERS = {"attn": "attention_adapters", "cross": "cross_attention_adapters", "ffn": "output_adapters"}
+"""Children of a layer that hold the adapters of a branch which no single module of the layer computes."""
 
 
 @dataclass(eq=False)
@@ -18,24 +34,33 @@ class Site:
     """One place of one model where adapters can act.
 
     Attributes:
-        location: The place's name in configs and listings (`selfattn_lora`, `mh_adapter`, `self_prefix`, ...).
+        role: The place's name (`roles.py`); those of a map with several, fused or shared, joined by "+"; empty where it
+            has none.
+        location: The same in listings, and in configs that say where with flags (`selfattn_lora`, `mh_adapter`, ...).
         layer: Number of the layer, encoder first; -1 for places that belong to the whole model.
         path: Module path, relative to the base model, below which this place's adapters are stored.
         module: The module that is hooked.
+        call: Number of its call in one forward of the layer, for modules that are called several times.
     """
 
+    role: str
     location: str
     layer: int
     path: str
     module: nn.Module
+    call: int = field(default=0, kw_only=True)
 
 
 @dataclass(eq=False)
 class LinearSite(Site):
-    """A linear map y = W x + b. `parts` names the column blocks of a fused projection, in order."""
+    """A linear map y = W x + b. `columns` has the output columns of every role of a fused projection, in order."""
 
-    role: str = ""
-    parts: tuple[str, ...] = ()
+    columns: dict[str, Columns] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The roles of a fused projection; empty for a map that is one place."""
+        return tuple(self.columns)
 
     @property
     def in_features(self) -> int:
@@ -54,26 +79,59 @@ class ResidualSite(Site):
     """
 
     x_module: nn.Module | None = field(kw_only=True)
-    x_index: int = 0
+    x_index: int | str = 0
+    x_call: int = 0
     norm: nn.Module | None = None
     norm_after: bool = True
     width: int = 0
 
 
+HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "d_head", "dim_head")
+KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "num_heads", "num_attention_heads", "n_heads", "n_head")
+"""Attributes by which attention modules tell the width of a head, and how many key heads they have."""
+
+
 @dataclass(eq=False)
 class AttentionSite(Site):
-    """An attention module; `index` counts the layers of one location. `hidden_size` is the width of its input."""
+    """An attention module. `hidden_size` is the width of its input, `key_width` that of all its keys together."""
 
-    index: int = 0
     hidden_size: int = 0
-    num_heads: int = 0
-    head_dim: int = 0
+    key_width: int = 0
     position_bias: nn.Module | None = None
+
+    @property
+    def num_heads(self) -> int:
+        """Number of key heads."""
+        return self.key_width // self.head_dim
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head. Raises UnsupportedError if the module does not tell."""
+        for names, whole in ((HEAD_SIZES, False), (KEY_HEADS, True)):
+            for name in names:
+                if isinstance(number := getattr(self.module, name, None), int) and number > 0:
+                    size = self.key_width // number if whole else number
+                    if size and self.key_width % size == 0:
+                        return size
+        raise UnsupportedError(
+            f"The attention at {self.path} ({type(self.module).__name__}) has keys of width {self.key_width} and does "
+            f"not tell its heads: it has none of the attributes {', '.join((*HEAD_SIZES, *KEY_HEADS))}."
+        )
+
+
+@dataclass(eq=False)
+class NormSite(Site):
+    """A normalisation layer y = w n(x) + b."""
+
+    @property
+    def width(self) -> int:
+        """D of its output [..., D]."""
+        return int(self.module.get_parameter("weight").shape[0])
 
 
 @dataclass(eq=False)
 class LayerSite(Site):
-    """The output of a whole layer; `stack` is the module whose attention mask describes its positions."""
+    """Hidden states that leave a layer or a branch; the attention mask of `stack` tells their positions."""
 
     stack: nn.Module = field(kw_only=True)
     width: int = 0
@@ -83,7 +141,7 @@ class LayerSite(Site):
 class EmbeddingSite(Site):
     """Where token embeddings enter the layers: the output of `module`, or its input `index` if `index` is not None."""
 
-    index: int | None = None
+    index: int | str | None = None
     width: int = 0
 
 
@@ -95,138 +153,262 @@ class PromptSite(Site):
     width: int = 0
 
 
+SITES: dict[Kind, type[Site]] = {
+    "linear": LinearSite,
+    "branch": ResidualSite,
+    "attention": AttentionSite,
+    "norm": NormSite,
+    "layer": LayerSite,
+    "embedding": EmbeddingSite,
+    "prompt": PromptSite,
+}
+"""What the places of a kind are made into; a branch is a `LayerSite` too."""
+
+
 def spec_for(model: nn.Module) -> ModelSpec:
-    """The spec of `model`, found by `config.model_type`. Raises UnsupportedError if the type is not known."""
-    model_type = model.config.model_type  # type: ignore[union-attr]
-    for spec in SPECS:
-        if model_type in spec.model_types:
-            return spec
-    known = sorted(name for spec in SPECS for name in spec.model_types)
+    """The spec of `model`, found by its config. Raises UnsupportedError if models of its type are not known."""
+    config: Any = model.config
+    if (found := SPECS.get(config.model_type)) is not None:
+        return found if isinstance(found, ModelSpec) else found(config)
     raise UnsupportedError(
-        f"Models of type {model_type!r} have no description of their layers yet. Known types: {', '.join(known)}. "
-        "Add a ModelSpec (about 20 lines of data, see CONTRIBUTING.md)."
+        f"Models of type {config.model_type!r} have no description of their layers yet. Known types: "
+        f"{', '.join(sorted(SPECS))}. Add a ModelSpec (about 20 lines of data, see CONTRIBUTING.md)."
     )
 
 
-def resolve(base: nn.Module, spec: ModelSpec) -> list[Site]:
-    """All sites of `base`, in the order in which a forward pass reaches them."""
+Namer = Callable[[str, str], str]
+"""(role, path of the stack) -> location of sites."""
+
+
+def resolve(base: nn.Module, spec: ModelSpec, name: Namer = lambda role, stack: role) -> list[Site]:
+    """All sites of `base`, in the order in which a forward pass reaches them; then linear maps and norms without role.
+
+    Args:
+        base: The base model.
+        spec: How it is laid out.
+        name: Gives sites their location.
+    Raises:
+        UnsupportedError: the spec names a module that is not there.
+    """
     sites: list[Site] = []
-    hidden = _width(base)
-    if spec.invertible is not None:
-        path = spec.invertible.path if isinstance(spec.invertible, Input) else spec.invertible
-        index = spec.invertible.index if isinstance(spec.invertible, Input) else None
-        if (module := _submodule(base, path)) is not None:
-            owner = path.rpartition(".")[0].split(".")[0] if "." in path else ""
-            sites.append(EmbeddingSite("invertible", -1, owner, module, index, _embedding_width(base)))
-    if spec.prompt is not None:
-        prompt = base.get_submodule(spec.prompt)
-        sites.append(PromptSite("prompt", -1, "", prompt, stack=base, width=_embedding_width(base)))
-    number, prefixes = 0, dict[str, int]()
-    for layers in spec.layers:
-        stack = _submodule(base, layers.path)
-        for i, layer in enumerate(stack if isinstance(stack, nn.ModuleList) else ()):
-            sites += _layer_sites(base, layers, layer, f"{layers.path}.{i}", number, prefixes, hidden)
+    lacking = {root for layers in spec.layers if layers.optional and (root := _root(layers.path)) not in base._modules}
+    lists = [_Layers(base, layers, name) for layers in spec.layers if _root(layers.path) not in lacking]
+    for role, place in spec.places.items():
+        assert isinstance(place, At)
+        if _root(place.path) in lacking:
+            continue
+        module = _find(base, place.path, base, "the model", role)
+        width = _embedding_width(base, module, place, lists)
+        if role == "embed":
+            index = place.argument if place.side == "in" else None
+            owner = _root(place.path) if "." in place.path else ""
+            sites.append(EmbeddingSite(role, name(role, ""), -1, owner, module, index, width))
+        else:
+            sites.append(PromptSite(role, name(role, ""), -1, "", module, stack=base, width=width))
+    number, numbers = 0, dict[str, int]()
+    for layers in lists:
+        for path, layer, layer_spec in layers:
+            sites += _Layer(layers, layer_spec, layer, path, number).sites()
+            numbers[f"{path}."] = number
             number += 1
-    return sites
+    return sites + list(_others(base, sites, numbers))
 
 
-def _layer_sites(
-    base: nn.Module,
-    spec: LayerSpec,
-    layer: nn.Module,
-    path: str,
-    number: int,
-    prefixes: dict[str, int],
-    hidden: int,
-) -> list[Site]:
-    sites: list[Site] = []
-    for attention in spec.attentions:
-        if (module := _submodule(layer, attention.module)) is not None:
-            sites += _attention_sites(base, attention, module, f"{path}.{attention.module}", number, prefixes, hidden)
-    for location, candidates in (("intermediate_lora", spec.intermediate), ("output_lora", spec.output)):
-        name, linear = _first(layer, candidates)
-        sites.append(LinearSite(location, number, f"{path}.{name}", linear, location.removesuffix("_lora")))
-    for residual in spec.residuals:
-        if (module := _submodule(layer, residual.h)) is not None:
-            sites.append(_residual_site(layer, residual, module, path, number, hidden))
-    stack = base.get_submodule(spec.stack)
-    sites.append(LayerSite("output_reft", number, path, layer, stack=stack, width=hidden))
-    return sites
+def _others(base: nn.Module, sites: list[Site], numbers: dict[str, int]) -> Iterator[Site]:
+    """Linear maps and norms that have no role."""
+    known = {id(site.module) for site in sites if isinstance(site, LinearSite | NormSite)}
+    for path, module in base.named_modules():
+        if id(module) in known or not path:
+            continue
+        layer = next((number for start, number in numbers.items() if path.startswith(start)), -1)
+        if is_linear(module):
+            yield LinearSite("", path, layer, path, module)
+        elif "Norm" in type(module).__name__ and getattr(getattr(module, "weight", None), "dim", int)() == 1:
+            yield NormSite("", path, layer, path, module)
 
 
-def _attention_sites(
-    base: nn.Module,
-    spec: AttentionSpec,
-    module: nn.Module,
-    path: str,
-    number: int,
-    prefixes: dict[str, int],
-    hidden: int,
-) -> list[Site]:
-    sites: list[Site] = []
-    parts = ("q", "k", "v") if spec.qkv else ()
-    projections = {"qkv": spec.qkv} if spec.qkv else {"q": spec.q, "k": spec.k, "v": spec.v}
-    for role, name in projections.items():
-        linear = module.get_submodule(name)
-        sites.append(LinearSite("selfattn_lora", number, f"{path}.{name}", linear, role, parts))
-    if not spec.prefix:
-        return sites
-    config = base.config
-    index = prefixes.get(spec.prefix, 0)
-    prefixes[spec.prefix] = index + 1
-    bias = base.get_submodule(spec.position_bias) if spec.position_bias else None
-    heads, head_dim = _key_heads(config, module, projections.get("k", spec.qkv), bool(parts))
-    sites.append(AttentionSite(spec.prefix, number, path, module, index, hidden, heads, head_dim, bias))
-    return sites
+def _root(path: str) -> str:
+    """Name of the child of the base model that holds the module at `path`."""
+    return path.partition(".")[0]
 
 
-def _residual_site(
-    layer: nn.Module, spec: ResidualSpec, module: nn.Module, path: str, number: int, hidden: int
-) -> ResidualSite:
-    norm = layer.get_submodule(spec.norm) if spec.norm else None
-    return ResidualSite(
-        spec.place,
-        number,
-        f"{path}.{spec.owner}",
-        module,
-        x_module=None if spec.x is None else layer.get_submodule(spec.x.path),
-        x_index=0 if spec.x is None else spec.x.index,
-        norm=norm,
-        norm_after=spec.norm_after,
-        width=hidden,
-    )
+class _Layers:
+    """The layers of one list: path, module and spec of each."""
+
+    def __init__(self, base: nn.Module, layers: LayerList, name: Namer) -> None:
+        self.base, self.layers, self.name = base, layers, name
+        self.stack = _find(base, layers.stack, base, "the model", "layer")
+        found = _find(base, layers.path, base, "the model", "layer")
+        if not isinstance(found, nn.ModuleList | nn.Sequential):
+            raise UnsupportedError(
+                f"{_called(base)}: {layers.path!r} is a {type(found).__name__}, but layers are found in a ModuleList."
+            )
+        self.modules = list(found)
+        self.specs = [layers.layer] * len(found) if isinstance(layers.layer, LayerSpec) else list(layers.layer)
+        if len(self.specs) != len(found):
+            raise UnsupportedError(
+                f"{_called(base)}: {layers.path!r} has {len(found)} layers, and its spec describes {len(self.specs)}."
+            )
+
+    def __iter__(self) -> Iterator[tuple[str, nn.Module, LayerSpec]]:
+        paths = (f"{self.layers.path}.{i}" for i in range(len(self.modules)))
+        return zip(paths, self.modules, self.specs)
 
 
-def _key_heads(config: object, module: nn.Module, projection: str, fused: bool) -> tuple[int, int]:
-    """Number and width of key heads, from the module and the width of its key projection (grouped queries!)."""
-    out = features(module.get_submodule(projection))[1] // (3 if fused else 1)
-    for name in ("attention_head_size", "head_dim", "key_value_proj_dim"):
-        if isinstance(head_dim := getattr(module, name, None), int):
-            return out // head_dim, head_dim
-    heads: int = config.num_attention_heads  # type: ignore[attr-defined]
-    return heads, out // heads
+class _Layer:
+    """One layer, while its places are made into sites."""
+
+    def __init__(self, layers: _Layers, spec: LayerSpec, module: nn.Module, path: str, number: int) -> None:
+        self.layers, self.spec, self.module, self.path, self.number = layers, spec, module, path, number
+
+    def sites(self) -> Iterator[Site]:
+        """Its sites, in the order of the roles."""
+        places, done = self.spec.places, set[str]()
+        for role in (role for role in ROLES if role in places or role == "layer"):
+            place = places.get(role, At(""))
+            if isinstance(place, Linear):
+                if place.path not in done:
+                    done.add(place.path)
+                    yield self._linear(role, place)
+            elif isinstance(place, Branch):
+                yield self._branch(role, place)
+                yield self._hidden(role, place.h, self._holder(role, place))
+            elif isinstance(place, Attention):
+                yield self._attention(role, place)
+            elif isinstance(place, Norm):
+                yield NormSite(*self._named(role, place.path), self.find(place.path, role))
+            elif role not in self.spec.refused:
+                yield self._hidden(role, place, place.path)
+
+    def find(self, path: str, role: str) -> nn.Module:
+        """The module at `path`. Raises UnsupportedError if there is none."""
+        return _find(self.module, path, self.layers.base, f"layer {self.number} ({self.path})", role)
+
+    def _named(self, role: str, path: str) -> tuple[str, str, int, str]:
+        location = self.layers.name(role.partition("+")[0], self.layers.layers.stack)
+        return role, location, self.number, f"{self.path}.{path}" if path else self.path
+
+    def _linear(self, role: str, place: Linear) -> LinearSite:
+        module = self.find(place.path, role)
+        if not is_linear(module):
+            raise UnsupportedError(
+                f"{_called(self.layers.base)}: {self.path}.{place.path}, which should be {role}, is a "
+                f"{type(module).__name__} and no linear map."
+            )
+        parts = {name: other for name, other in self.spec.places.items() if _same_map(place, other)}
+        columns = {name: self._columns(name, part.columns) for name, part in parts.items() if part.columns}  # type: ignore[union-attr]
+        return LinearSite(*self._named("+".join(parts), place.path), module, columns, call=place.call)
+
+    def _columns(self, role: str, columns: Columns) -> Columns:
+        """`columns`, with the number of its stretches read from the layer."""
+        if isinstance(columns.repeats, int):
+            return columns
+        path, _, name = columns.repeats.rpartition(".")
+        number = getattr(self.find(path, role), name, None)
+        if not isinstance(number, int):
+            raise UnsupportedError(
+                f"{_called(self.layers.base)}: {columns.repeats!r} of {self.path}, on which the columns of {role} "
+                f"depend, is {number!r} and no number."
+            )
+        return replace(columns, repeats=number)
+
+    def _branch(self, role: str, place: Branch) -> ResidualSite:
+        x = place.x
+        return ResidualSite(
+            *self._named(role, self._holder(role, place)),
+            self.find(place.h.path, role),
+            x_module=None if x is None else self.find(x.path, role),
+            x_index=0 if x is None else x.argument,
+            x_call=0 if x is None else x.call,
+            norm=self.find(place.norm, role) if place.norm else None,
+            norm_after=place.norm_after,
+            width=self._width(role),
+            call=place.h.call,
+        )
+
+    def _hidden(self, role: str, place: At, holder: str) -> LayerSite:
+        _, location, number, path = self._named(role, holder)
+        location = location if role == "layer" else role  # the branch itself has the other one
+        module, stack = self.find(place.path, role), self.layers.stack
+        return LayerSite(role, location, number, path, module, stack=stack, width=self._width(role), call=place.call)
+
+    def _attention(self, role: str, place: Attention) -> AttentionSite:
+        kind, base = role.partition(".")[0], self.layers.base
+        bias = _find(base, place.position_bias, base, "the model", role) if place.position_bias else None
+        key = self._linear_at(f"{kind}.k")
+        width = 0 if key is None else features(self.find(key.path, role))[1]
+        if key is not None and key.columns is not None:
+            chosen = self._columns(role, key.columns).of_width(width)
+            width = len(range(width)[chosen]) if isinstance(chosen, slice) else len(chosen)
+        query = self._linear_at(f"{kind}.q")
+        hidden = self._width(kind) if query is None else features(self.find(query.path, role))[0]
+        return AttentionSite(*self._named(role, place.path), self.find(place.path, role), hidden, width, bias)
+
+    def _holder(self, role: str, place: Branch) -> str:
+        """Where the adapters of a branch are children: see `Branch.holder`."""
+        if place.holder:
+            return place.holder
+        ends = [place.h.path, place.norm or (place.x.path if place.x else "")]
+        shared = []
+        for names in zip(*(path.split(".")[:-1] for path in ends)):
+            if len(set(names)) > 1:
+                break
+            shared.append(names[0])
+        return ".".join(shared) or HOLDERS[role]
+
+    def _width(self, role: str) -> int:
+        """Width of the hidden states of a branch, or of the layer: that of the last linear map before it."""
+        sources = {"attn": ("attn.o",), "cross": ("cross.o",), "ffn": ("ffn.down",)}
+        for name in (*sources.get(role, ()), "ffn.down", "attn.o", "cross.o"):
+            if (linear := self._linear_at(name)) is not None:
+                return features(self.find(linear.path, role))[1]
+        for name in ("attn.q", "ffn.up"):
+            if (linear := self._linear_at(name)) is not None:
+                return features(self.find(linear.path, role))[0]
+        for name in ("ffn.norm", "attn.norm"):
+            if isinstance(norm := self.spec.places.get(name), Norm):
+                return int(self.find(norm.path, role).get_parameter("weight").shape[0])
+        raise UnsupportedError(
+            f"{_called(self.layers.base)}: nothing tells how wide {role} is in layer {self.number} ({self.path}). Its "
+            "spec must name a linear map or a norm."
+        )
+
+    def width(self) -> int:
+        """Width of the hidden states of the layer."""
+        return self._width("layer")
+
+    def _linear_at(self, role: str) -> Linear | None:
+        place = self.spec.places.get(role)
+        return place if isinstance(place, Linear) else None
 
 
-def _submodule(module: nn.Module, path: str) -> nn.Module | None:
-    try:
-        found = module.get_submodule(path)
-    except AttributeError:
-        return None
-    return found
+def _same_map(one: Linear, other: Place) -> bool:
+    return isinstance(other, Linear) and (one.path, one.call) == (other.path, other.call)
 
 
-def _first(layer: nn.Module, candidates: str) -> tuple[str, nn.Module]:
-    for name in candidates.split("|"):
-        if (module := _submodule(layer, name)) is not None:
-            return name, module
-    raise UnsupportedError(f"{type(layer).__name__} has none of the modules {candidates.split('|')} its spec names")
+def _embedding_width(base: nn.Module, module: nn.Module, place: At, lists: list[_Layers]) -> int:
+    """Width of the token embeddings at a place: factorised ones are narrower than the layers."""
+    table: Any = module if isinstance(module, nn.Embedding) else base.get_input_embeddings()  # type: ignore[operator]
+    if place.side == "out" and isinstance(table, nn.Embedding):
+        return table.embedding_dim
+    path, layer, spec = next(iter(lists[0]))
+    return _Layer(lists[0], spec, layer, path, 0).width()
 
 
-def _width(base: nn.Module) -> int:
-    config: Any = base.config
-    return int(config.hidden_size)
+def _called(base: nn.Module) -> str:
+    return f"{type(base).__name__} of type {base.config.model_type!r}"  # type: ignore[union-attr]
 
 
-def _embedding_width(base: nn.Module) -> int:
-    config: Any = base.config
-    return int(getattr(config, "embedding_size", None) or config.hidden_size)
+def _find(owner: nn.Module, path: str, base: nn.Module, where: str, role: str) -> nn.Module:
+    """The module at `path` below `owner`. Raises UnsupportedError with what is there instead."""
+    module, found = owner, ""
+    for name in path.split(".") if path else ():
+        child = module._modules.get(name)
+        if child is None:
+            inside = f" in {found!r}" if found else ""
+            raise UnsupportedError(
+                f"{_called(base)}: {where} has no module {path!r} for {role}: there is no {name!r}{inside}. "
+                f"{choices(name, module._modules)}"
+            )
+        module, found = child, f"{found}.{name}" if found else name
+    return module

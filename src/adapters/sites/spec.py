@@ -1,116 +1,222 @@
-"""How one family of Hugging Face models is laid out, as plain data.
+"""How one model is laid out, as plain data: for every role of every layer its address.
 
-All paths of a `LayerSpec` are relative to one transformer layer, all paths of a `ModelSpec` to the base model.
-
-        x ----------------------------+                     x: residual input of a branch
-        |                             |                     h: output of the branch, before the sum
-        +--> [norm] -> q,k,v -> o --h-> + -> [norm] -->     norm: only named where it follows the sum (post-LN)
+Whoever made a spec, a person for a family, an `AdapterModelInterface` or a trace, the data is the same. Paths in a
+`LayerSpec` are relative to one layer, all others to the base model. What the places are called is in `roles.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from adapters.errors import ConfigError, choices
+from adapters.sites.roles import ROLES, Kind
 
 
 @dataclass(frozen=True)
-class Input:
-    """The address of a tensor: positional argument `index` of the module at `path`."""
-
-    path: str
-    index: int = 0
-
-
-@dataclass(frozen=True)
-class AttentionSpec:
-    """One attention: the module that calls the attention function and its projections.
+class At:
+    """The address of a tensor: what goes into a module or comes out of it.
 
     Args:
-        module: Module that is handed to the attention interface.
-        q, k, v: Separate projections; or
-        qkv: one projection whose output columns are the q, k and v blocks of equal width, in this order.
-        prefix: Name of this attention in prefix tuning (`self_prefix`, `encoder_prefix`, `cross_prefix`, ...).
-        position_bias: Path, relative to the base model, of the attention module that owns the relative position
-            bias added to these scores, if there is one (T5).
+        path: The module; empty for the layer itself.
+        side: Whether the tensor goes "in" or comes "out".
+        argument: Position or keyword of the argument that it is; position in what comes out, if that is a tuple.
+        call: Number of the call, for modules that are called several times in one forward of their layer.
     """
 
-    module: str
-    prefix: str
-    q: str = ""
-    k: str = ""
-    v: str = ""
-    qkv: str = ""
+    path: str
+    side: Literal["in", "out"] = "out"
+    argument: int | str = 0
+    call: int = 0
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some output columns of a fused projection.
+
+    The output is cut into `repeats` equal stretches (one per head or group; by default it is one stretch), and each
+    stretch into `of` equal units. Units `start` to `stop` of every stretch are meant:
+
+        q of the blocks q | k | v                       Columns(0, 1, of=3)
+        q of 8 query, 2 key and 2 value heads           Columns(0, 8, of=12)
+        k of the heads q0 k0 v0 q1 k1 v1 ... of 16      Columns(1, 2, of=3, repeats=16)
+
+    `repeats` is a number, or the name of an attribute of a module of the layer, such as "attention.num_heads".
+    """
+
+    start: int
+    stop: int
+    of: int
+    repeats: int | str = 1
+
+    def of_width(self, width: int) -> slice | tuple[int, ...]:
+        """The columns of an output that is `width` wide: a slice, or their numbers if they are not adjacent."""
+        assert isinstance(self.repeats, int)
+        stretch, rest = divmod(width, self.repeats)
+        unit, more = divmod(stretch, self.of)
+        if rest or more or not 0 <= self.start < self.stop <= self.of:
+            raise ConfigError(f"{self}: {width} columns cannot be cut in this way.")
+        if self.repeats == 1:
+            return slice(self.start * unit, self.stop * unit)
+        return tuple(
+            i * stretch + column for i in range(self.repeats) for column in range(self.start * unit, self.stop * unit)
+        )
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear map; `columns` are those of its output that have this role, by default all of them."""
+
+    path: str
+    columns: Columns | None = None
+    call: int = 0
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch, whose output h is added to the residual input x.
+
+        x ----------------------------+
+        |                             |
+        +--> [norm] -> q,k,v -> o --h-> + -> [norm] -->
+
+    Args:
+        h: The output, before the sum.
+        x: The residual input; None where adapters must do without.
+        norm: Path of the norm that is applied to h + x, or empty for pre-LN layers.
+        norm_after: False where `norm` is only what adapters with `original_ln_before` apply to their input.
+        holder: Path below which the branch's adapters are children of the model. By default the module of the layer
+            that holds the whole branch, sum included, or else `attention_adapters`, `cross_attention_adapters` or
+            `output_adapters`.
+    """
+
+    h: At
+    x: At | None = None
+    norm: str = ""
+    norm_after: bool = True
+    holder: str = ""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The module that is handed to the attention function.
+
+    `position_bias` is the path, from the base model, of the attention module that owns the relative position bias
+    which is added to these scores, if there is one (T5).
+    """
+
+    path: str
     position_bias: str = ""
 
 
 @dataclass(frozen=True)
-class ResidualSpec:
-    """One residual branch: where x, h and the norm after the sum are, and who owns bottlenecks on disk.
+class Norm:
+    """A normalisation layer."""
 
-    Args:
-        place: `mh_adapter` (after self attention), `cross_adapter` or `output_adapter` (after the feed-forward block).
-        h: Module whose (first) output is h.
-        x: Address of x inside the layer.
-        owner: Module path below which the `adapters` container is stored.
-        norm: Norm that is applied to h + x, or empty for pre-LN layers.
-        norm_after: False where `norm` is only what adapters with `original_ln_before` apply to their input.
-    """
+    path: str
 
-    place: Literal["mh_adapter", "cross_adapter", "output_adapter"]
-    h: str
-    x: Input | None
-    owner: str
-    norm: str = ""
-    norm_after: bool = True
+
+Place = At | Linear | Branch | Attention | Norm
+
+ADDRESSES: Mapping[Kind, type[Any]] = {
+    "linear": Linear,
+    "branch": Branch,
+    "attention": Attention,
+    "norm": Norm,
+    "layer": At,
+    "embedding": At,
+    "prompt": At,
+}
+"""What says where a role of some kind is."""
+
+
+def _check(places: Mapping[str, Place], refused: Mapping[str, str]) -> None:
+    for role in (*places, *refused):
+        if role not in ROLES:
+            raise ConfigError(f"A spec names the role {role!r}, which does not exist. {choices(role, ROLES)}")
+    for role, place in places.items():
+        wanted = ADDRESSES.get(ROLES[role].kind)
+        if wanted is None or not isinstance(place, wanted):
+            raise ConfigError(f"A spec gives {role} as {place!r}. A {ROLES[role].kind} needs {wanted}.")
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One list of equal layers.
+    """One layer.
+
+    Args:
+        places: Role -> its address. Roles that are not named do not exist in this layer.
+        refused: Role -> why no adapter can act there, for people to read.
+    """
+
+    places: Mapping[str, Place]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self.places, self.refused)
+
+
+@dataclass(frozen=True)
+class LayerList:
+    """One list of layers.
 
     Args:
         path: The ModuleList.
-        attentions: Attentions of a layer. One whose module a layer lacks (cross attention of an encoder) is skipped.
-        residuals: Residual branches, skipped likewise.
-        intermediate, output: Linear maps that the LoRA flags `intermediate_lora` and `output_lora` mean. Several
-            candidates are separated by `|`: the first that exists is taken (T5's gated and ungated feed-forward).
+        layer: What its layers are like: one spec for all, or a tuple with one for each.
         stack: Module whose `attention_mask` argument describes the positions of these layers.
+        optional: Whether some classes of such models lack the whole stack (T5EncoderModel, BartForCausalLM), and with
+            it places of the model that are inside of it.
     """
 
     path: str
-    attentions: tuple[AttentionSpec, ...]
-    residuals: tuple[ResidualSpec, ...]
-    intermediate: str
-    output: str
+    layer: LayerSpec | tuple[LayerSpec, ...]
     stack: str = ""
+    optional: bool = False
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One family of models.
+    """One model.
 
     Args:
-        model_types: `config.model_type` of the models that are laid out like this.
         layers: Lists of layers, in the order in which configs number them (encoder first).
-        invertible: Where token embeddings enter the first layer: a module (its output) or an `Input`; None where
-            there are none (images).
-        prompt: Module whose output prompts are prepended to, or None where prompt tuning is not defined.
-        static_inverse: Whether invertible adapters are undone before the output embedding of `ForX` classes too, as
-            those of this family were trained. Flexible LM heads always undo them.
+        places: `embed` and `embed.prompt`, where there are such.
+        refused: Role -> why no adapter can act there.
         causal: Whether the layers form a decoder that caches keys and values.
-        disk: (in memory, on disk) pairs of path fragments, where file names kept the names of older models.
+        static_inverse: Whether maps of `embed` are undone before the output embedding of `ForX` classes too, as those
+            of this family were trained. Flexible LM heads always undo them.
     """
 
-    model_types: tuple[str, ...]
-    layers: tuple[LayerSpec, ...]
-    invertible: str | Input | None = None
-    prompt: str | None = None
-    disk: tuple[tuple[str, str], ...] = ()
+    layers: tuple[LayerList, ...]
+    places: Mapping[str, Place] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
     causal: bool = False
     static_inverse: bool = False
 
-    def disk_name(self, path: str) -> str:
-        """The name that the module at `path` has in adapter files."""
-        for memory, disk in self.disk:
-            path = path.replace(memory, disk)
-        return path
+    def __post_init__(self) -> None:
+        _check(self.places, self.refused)
+
+    def refusals(self) -> dict[str, str]:
+        """Role -> why it is refused, over all layers."""
+        found = dict(self.refused)
+        for layers in self.layers:
+            for layer in (layers.layer,) if isinstance(layers.layer, LayerSpec) else layers.layer:
+                found.update(layer.refused)
+        return found
+
+
+def projections(role: str, path: str, q: str, k: str, v: str) -> dict[str, Place]:
+    """Separate projections, by their paths below the attention module at `path`, and its core."""
+    linears = {f"{role}.{part}": Linear(f"{path}.{name}") for part, name in (("q", q), ("k", k), ("v", v))}
+    return {**linears, f"{role}.core": Attention(path)}
+
+
+def pre_norm(role: str, h: str, norm: str) -> dict[str, Place]:
+    """A branch of which x is what its first module, the norm, gets."""
+    return {role: Branch(At(h), At(norm, "in")), f"{role}.norm": Norm(norm)}
+
+
+def post_norm(role: str, h: str, x: At, norm: str) -> dict[str, Place]:
+    """A branch whose sum is normalised."""
+    return {role: Branch(At(h), x, norm), f"{role}.norm": Norm(norm)}

@@ -1,14 +1,28 @@
-"""The families that are known by name: data only, one file each."""
+"""The families that are known by name, one file each: data, or a function of the config where its flags matter."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from adapters.sites.spec import ModelSpec
 from adapters.sites.specs.bart import BART, MBART
-from adapters.sites.specs.bert import BERT
+from adapters.sites.specs.bert import bert
 from adapters.sites.specs.distilbert import DISTILBERT
 from adapters.sites.specs.gpt2 import GPT2
 from adapters.sites.specs.llama import LLAMA, QWEN
-from adapters.sites.specs.t5 import T5
+from adapters.sites.specs.t5 import t5
 from adapters.sites.specs.vit import VIT
 
-SPECS: tuple[ModelSpec, ...] = (BERT, DISTILBERT, GPT2, LLAMA, QWEN, T5, BART, MBART, VIT)
+SPECS: Mapping[str, ModelSpec | Callable[[Any], ModelSpec]] = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), bert),
+    "distilbert": DISTILBERT,
+    "gpt2": GPT2,
+    **dict.fromkeys(("llama", "mistral"), LLAMA),
+    **dict.fromkeys(("qwen2", "qwen3"), QWEN),
+    **dict.fromkeys(("t5", "mt5"), t5),
+    "bart": BART,
+    "mbart": MBART,
+    "vit": VIT,
+}
+"""`config.model_type` -> spec of its models, or what makes it of their config."""

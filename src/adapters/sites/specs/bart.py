@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-from adapters.sites.spec import AttentionSpec, Input, LayerSpec, ModelSpec, ResidualSpec
-
-
-def _layers(path: str, prefix: str, pre_norm: bool) -> LayerSpec:
-    def residual(place: str, h: str, module: str, norm: str, owner: str) -> ResidualSpec:
-        x = Input(norm) if pre_norm else Input(module)
-        return ResidualSpec(place, h, x, owner, "" if pre_norm else norm)  # type: ignore[arg-type]
-
-    projections = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
-    return LayerSpec(
-        path=f"{path}.layers",
-        attentions=(
-            AttentionSpec("self_attn", prefix, **projections),
-            AttentionSpec("encoder_attn", "cross_prefix", **projections),
-        ),
-        residuals=(
-            residual("mh_adapter", "self_attn.out_proj", "self_attn", "self_attn_layer_norm", "attention_adapters"),
-            residual(
-                "cross_adapter",
-                "encoder_attn.out_proj",
-                "encoder_attn",
-                "encoder_attn_layer_norm",
-                "cross_attention_adapters",
-            ),
-            residual("output_adapter", "fc2", "fc1", "final_layer_norm", "output_adapters"),
-        ),
-        intermediate="fc1",
-        output="fc2",
-        stack=path,
-    )
-
-
-BART, MBART = (
-    ModelSpec(
-        model_types=(model_type,),
-        layers=(_layers("encoder", "encoder_prefix", pre_norm), _layers("decoder", "self_prefix", pre_norm)),
-        invertible="encoder.layernorm_embedding",
-    )
-    for model_type, pre_norm in (("bart", False), ("mbart", True))
+from adapters.sites.spec import (
+    At,
+    LayerList,
+    LayerSpec,
+    Linear,
+    ModelSpec,
+    Place,
+    post_norm,
+    pre_norm,
+    projections,
 )
+from adapters.sites.specs.reasons import NO_PROMPTS
+
+
+def _branch(role: str, h: str, first: str, norm: str, norm_first: bool) -> dict[str, Place]:
+    return pre_norm(role, h, norm) if norm_first else post_norm(role, h, At(first, "in"), norm)
+
+
+def _attention(role: str, path: str, norm_first: bool) -> dict[str, Place]:
+    output = f"{path}.out_proj"
+    return {
+        **projections(role, path, "q_proj", "k_proj", "v_proj"),
+        f"{role}.o": Linear(output),
+        **_branch(role, output, path, f"{path}_layer_norm", norm_first),
+    }
+
+
+def _model(norm_first: bool) -> ModelSpec:
+    encoder = {
+        **_attention("attn", "self_attn", norm_first),
+        "ffn.up": Linear("fc1"),
+        "ffn.down": Linear("fc2"),
+        **_branch("ffn", "fc2", "fc1", "final_layer_norm", norm_first),
+    }
+    decoder = {**encoder, **_attention("cross", "encoder_attn", norm_first)}
+    return ModelSpec(
+        (
+            LayerList("encoder.layers", LayerSpec(encoder), stack="encoder", optional=True),
+            LayerList("decoder.layers", LayerSpec(decoder), stack="decoder"),
+        ),
+        {"embed": At("encoder.layernorm_embedding")},
+        {"embed.prompt": NO_PROMPTS},
+    )
+
+
+BART, MBART = _model(norm_first=False), _model(norm_first=True)

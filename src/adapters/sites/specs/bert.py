@@ -1,45 +1,32 @@
-"""BERT and the encoders that share its module names."""
+"""BERT and the encoders that share its module names. With `add_cross_attention` they are decoders."""
 
 from __future__ import annotations
 
-from adapters.sites.spec import AttentionSpec, Input, LayerSpec, ModelSpec, ResidualSpec
+from typing import Any
 
-BERT = ModelSpec(
-    model_types=("bert", "roberta", "xlm-roberta", "electra"),
-    layers=(
-        LayerSpec(
-            path="encoder.layer",
-            attentions=(
-                AttentionSpec("attention.self", "self_prefix", q="query", k="key", v="value"),
-                AttentionSpec("crossattention.self", "cross_prefix", q="query", k="key", v="value"),
-            ),
-            residuals=(
-                ResidualSpec(
-                    place="mh_adapter",
-                    h="attention.output.dropout",
-                    x=Input("attention.output", 1),
-                    owner="attention.output",
-                    norm="attention.output.LayerNorm",
-                ),
-                ResidualSpec(
-                    place="mh_adapter",
-                    h="crossattention.output.dropout",
-                    x=Input("crossattention.output", 1),
-                    owner="crossattention.output",
-                    norm="crossattention.output.LayerNorm",
-                ),
-                ResidualSpec(
-                    place="output_adapter",
-                    h="output.dropout",
-                    x=Input("output", 1),
-                    owner="output",
-                    norm="output.LayerNorm",
-                ),
-            ),
-            intermediate="intermediate.dense",
-            output="output.dense",
-        ),
-    ),
-    invertible="embeddings",
-    prompt="embeddings",
-)
+from adapters.sites.spec import At, LayerList, LayerSpec, Linear, ModelSpec, Place, post_norm, projections
+
+
+def _attention(role: str, path: str) -> dict[str, Place]:
+    output = f"{path}.output"
+    return {
+        **projections(role, f"{path}.self", "query", "key", "value"),
+        f"{role}.o": Linear(f"{output}.dense"),
+        **post_norm(role, f"{output}.dropout", At(output, "in", 1), f"{output}.LayerNorm"),
+    }
+
+
+def bert(config: Any) -> ModelSpec:
+    """The spec for a config."""
+    crossed = getattr(config, "add_cross_attention", False)
+    layer = LayerSpec(
+        {
+            **_attention("attn", "attention"),
+            **(_attention("cross", "crossattention") if crossed else {}),
+            "ffn.up": Linear("intermediate.dense"),
+            "ffn.down": Linear("output.dense"),
+            **post_norm("ffn", "output.dropout", At("output", "in", 1), "output.LayerNorm"),
+        }
+    )
+    embeddings = At("embeddings")
+    return ModelSpec((LayerList("encoder.layer", layer),), {"embed": embeddings, "embed.prompt": embeddings})

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from adapters.sites.spec import AttentionSpec, Input, LayerSpec, ModelSpec, ResidualSpec
+from adapters.sites.spec import At, LayerList, LayerSpec, Linear, ModelSpec, post_norm, projections
 
 DISTILBERT = ModelSpec(
-    model_types=("distilbert",),
-    layers=(
-        LayerSpec(
-            path="transformer.layer",
-            attentions=(AttentionSpec("attention", "self", q="q_lin", k="k_lin", v="v_lin"),),
-            residuals=(
-                ResidualSpec(
-                    "mh_adapter",
-                    "attention.out_lin",
-                    Input("attention"),
-                    "attention_adapters",
-                    "sa_layer_norm",
-                ),
-                ResidualSpec("output_adapter", "ffn", Input("ffn"), "output_adapters", "output_layer_norm"),
+    (
+        LayerList(
+            "transformer.layer",
+            LayerSpec(
+                {
+                    **projections("attn", "attention", "q_lin", "k_lin", "v_lin"),
+                    "attn.o": Linear("attention.out_lin"),
+                    **post_norm("attn", "attention.out_lin", At("attention", "in"), "sa_layer_norm"),
+                    "ffn.up": Linear("ffn.lin1"),
+                    "ffn.down": Linear("ffn.lin2"),
+                    **post_norm("ffn", "ffn", At("ffn", "in"), "output_layer_norm"),
+                }
             ),
-            intermediate="ffn.lin1",
-            output="ffn.lin2",
         ),
     ),
-    invertible="embeddings",
-    prompt="embeddings",
+    {"embed": At("embeddings"), "embed.prompt": At("embeddings")},
 )

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from adapters.sites.spec import AttentionSpec, Input, LayerSpec, ModelSpec, ResidualSpec
+from adapters.sites.spec import At, Attention, Columns, LayerList, LayerSpec, Linear, ModelSpec, pre_norm
+from adapters.sites.specs.reasons import NO_PROMPTS
 
 GPT2 = ModelSpec(
-    model_types=("gpt2",),
-    layers=(
-        LayerSpec(
-            path="h",
-            attentions=(AttentionSpec("attn", "self_prefix", qkv="c_attn"),),
-            residuals=(
-                ResidualSpec("mh_adapter", "attn.resid_dropout", Input("ln_1"), "attention_adapters"),
-                ResidualSpec("output_adapter", "mlp.dropout", Input("ln_2"), "output_adapters"),
+    (
+        LayerList(
+            "h",
+            LayerSpec(
+                {
+                    **{f"attn.{part}": Linear("attn.c_attn", Columns(i, i + 1, of=3)) for i, part in enumerate("qkv")},
+                    "attn.core": Attention("attn"),
+                    "attn.o": Linear("attn.c_proj"),
+                    **pre_norm("attn", "attn.resid_dropout", "ln_1"),
+                    "ffn.up": Linear("mlp.c_fc"),
+                    "ffn.down": Linear("mlp.c_proj"),
+                    **pre_norm("ffn", "mlp.dropout", "ln_2"),
+                }
             ),
-            intermediate="mlp.c_fc",
-            output="mlp.c_proj",
         ),
     ),
-    invertible="drop",
+    {"embed": At("drop")},
+    {"embed.prompt": NO_PROMPTS},
     causal=True,
 )

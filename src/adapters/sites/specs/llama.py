@@ -1,36 +1,31 @@
-"""Llama and the decoders that share its module names.
-
-In Llama and Mistral `intermediate` and `output` are swapped on purpose: adapters trained with `intermediate_lora` hold
-weights for `down_proj`, those with `output_lora` for `up_proj`. In Qwen they are what their names say.
-"""
+"""Llama and the decoders that share its module names."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from adapters.sites.spec import AttentionSpec, Input, LayerSpec, ModelSpec, ResidualSpec
+from adapters.sites.spec import At, LayerList, LayerSpec, Linear, ModelSpec, pre_norm, projections
+from adapters.sites.specs.reasons import NO_PROMPTS
 
 LLAMA = ModelSpec(
-    model_types=("llama", "mistral"),
-    layers=(
-        LayerSpec(
-            path="layers",
-            attentions=(AttentionSpec("self_attn", "self_prefix", q="q_proj", k="k_proj", v="v_proj"),),
-            residuals=(
-                ResidualSpec("mh_adapter", "self_attn.o_proj", Input("input_layernorm"), "attention_adapters"),
-                ResidualSpec("output_adapter", "mlp", Input("post_attention_layernorm"), "output_adapters"),
+    (
+        LayerList(
+            "layers",
+            LayerSpec(
+                {
+                    **projections("attn", "self_attn", "q_proj", "k_proj", "v_proj"),
+                    "attn.o": Linear("self_attn.o_proj"),
+                    **pre_norm("attn", "self_attn.o_proj", "input_layernorm"),
+                    "ffn.up": Linear("mlp.up_proj"),
+                    "ffn.gate": Linear("mlp.gate_proj"),
+                    "ffn.down": Linear("mlp.down_proj"),
+                    **pre_norm("ffn", "mlp", "post_attention_layernorm"),
+                }
             ),
-            intermediate="mlp.down_proj",
-            output="mlp.up_proj",
         ),
     ),
-    invertible="embed_tokens",
+    {"embed": At("embed_tokens")},
+    {"embed.prompt": NO_PROMPTS},
     causal=True,
 )
-
-QWEN = replace(
-    LLAMA,
-    model_types=("qwen2", "qwen3"),
-    layers=(replace(LLAMA.layers[0], intermediate="mlp.up_proj", output="mlp.down_proj"),),
-    static_inverse=True,
-)
+QWEN = replace(LLAMA, static_inverse=True)

@@ -2,47 +2,44 @@
 
 from __future__ import annotations
 
-from adapters.sites.spec import AttentionSpec, Input, LayerSpec, ModelSpec, ResidualSpec
+from typing import Any
+
+from adapters.sites.spec import At, Attention, LayerList, LayerSpec, Linear, ModelSpec, Place, pre_norm, projections
+from adapters.sites.specs.reasons import NO_PROMPTS
 
 
-def _attention(layer: int, name: str, prefix: str, position_bias: str = "") -> AttentionSpec:
-    return AttentionSpec(f"layer.{layer}.{name}", prefix, q="q", k="k", v="v", position_bias=position_bias)
+def _attention(role: str, number: int, name: str, position_bias: str = "") -> dict[str, Place]:
+    layer = f"layer.{number}"
+    path = f"{layer}.{name}"
+    return {
+        **projections(role, path, "q", "k", "v"),
+        f"{role}.core": Attention(path, position_bias),
+        f"{role}.o": Linear(f"{path}.o"),
+        **pre_norm(role, f"{layer}.dropout", f"{layer}.layer_norm"),
+    }
 
 
-def _residual(layer: int, place: str) -> ResidualSpec:
-    path = f"layer.{layer}"
-    return ResidualSpec(place, f"{path}.dropout", Input(f"{path}.layer_norm"), path)  # type: ignore[arg-type]
+def _feed_forward(number: int, gated: bool) -> dict[str, Place]:
+    layer = f"layer.{number}"
+    names = {"gate": "wi_0", "up": "wi_1", "down": "wo"} if gated else {"up": "wi", "down": "wo"}
+    linears = {f"ffn.{part}": Linear(f"{layer}.DenseReluDense.{name}") for part, name in names.items()}
+    return {**linears, **pre_norm("ffn", f"{layer}.dropout", f"{layer}.layer_norm")}
 
 
-def _feed_forward(layer: int) -> dict[str, str]:
-    path = f"layer.{layer}.DenseReluDense"
-    return {"intermediate": f"{path}.wi|{path}.wi_1", "output": f"{path}.wo"}
-
-
-T5 = ModelSpec(
-    model_types=("t5", "mt5"),
-    layers=(
-        LayerSpec(
-            path="encoder.block",
-            attentions=(_attention(0, "SelfAttention", "encoder_prefix", "encoder.block.0.layer.0.SelfAttention"),),
-            residuals=(_residual(0, "mh_adapter"), _residual(1, "output_adapter")),
-            **_feed_forward(1),
-            stack="encoder",
+def t5(config: Any) -> ModelSpec:
+    """The spec for a config: its feed-forward blocks may be gated."""
+    attention = {
+        stack: _attention("attn", 0, "SelfAttention", f"{stack}.block.0.layer.0.SelfAttention")
+        for stack in ("encoder", "decoder")
+    }
+    encoder = {**attention["encoder"], **_feed_forward(1, config.is_gated_act)}
+    cross = _attention("cross", 1, "EncDecAttention")
+    decoder = {**attention["decoder"], **cross, **_feed_forward(2, config.is_gated_act)}
+    return ModelSpec(
+        (
+            LayerList("encoder.block", LayerSpec(encoder), stack="encoder"),
+            LayerList("decoder.block", LayerSpec(decoder), stack="decoder", optional=True),
         ),
-        LayerSpec(
-            path="decoder.block",
-            attentions=(
-                _attention(0, "SelfAttention", "self_prefix", "decoder.block.0.layer.0.SelfAttention"),
-                _attention(1, "EncDecAttention", "cross_prefix"),
-            ),
-            residuals=(
-                _residual(0, "mh_adapter"),
-                _residual(1, "cross_adapter"),
-                _residual(2, "output_adapter"),
-            ),
-            **_feed_forward(2),
-            stack="decoder",
-        ),
-    ),
-    invertible=Input("encoder.block.0"),
-)
+        {"embed": At("encoder.block.0", "in")},
+        {"embed.prompt": NO_PROMPTS},
+    )

@@ -1,31 +1,27 @@
-"""Vision Transformer. Adapter files keep the module names that transformers used up to 4.x."""
+"""Vision Transformer."""
 
 from __future__ import annotations
 
-from adapters.sites.spec import AttentionSpec, Input, LayerSpec, ModelSpec, ResidualSpec
+from adapters.sites.spec import At, Branch, LayerList, LayerSpec, Linear, ModelSpec, Norm, pre_norm, projections
+from adapters.sites.specs.reasons import NO_TOKENS
 
 VIT = ModelSpec(
-    model_types=("vit",),
-    layers=(
-        LayerSpec(
-            path="layers",
-            attentions=(AttentionSpec("attention", "self_prefix", q="q_proj", k="k_proj", v="v_proj"),),
-            residuals=(
-                ResidualSpec("mh_adapter", "attention.o_proj", Input("layernorm_before"), "attention_adapters"),
-                ResidualSpec("output_adapter", "mlp", Input("layernorm_after"), "output.output_adapters"),
+    (
+        LayerList(
+            "layers",
+            LayerSpec(
+                {
+                    **projections("attn", "attention", "q_proj", "k_proj", "v_proj"),
+                    "attn.o": Linear("attention.o_proj"),
+                    **pre_norm("attn", "attention.o_proj", "layernorm_before"),
+                    "ffn.up": Linear("mlp.fc1"),
+                    "ffn.down": Linear("mlp.fc2"),
+                    "ffn": Branch(At("mlp"), At("layernorm_after", "in"), holder="output.output_adapters"),
+                    "ffn.norm": Norm("layernorm_after"),
+                }
             ),
-            intermediate="mlp.fc1",
-            output="mlp.fc2",
         ),
     ),
-    prompt="embeddings",
-    disk=(
-        ("layers.", "encoder.layer."),
-        (".attention.q_proj", ".attention.attention.query"),
-        (".attention.k_proj", ".attention.attention.key"),
-        (".attention.v_proj", ".attention.attention.value"),
-        (".attention.prefix_tuning", ".attention.attention.prefix_tuning"),
-        (".mlp.fc1", ".intermediate.dense"),
-        (".mlp.fc2", ".output.dense"),
-    ),
+    {"embed.prompt": At("embeddings")},
+    {"embed": NO_TOKENS},
 )

@@ -18,7 +18,18 @@ from adapters.sites.resolve import (
     ResidualSite,
     Site,
 )
-from adapters.sites.spec import AttentionSpec, Input, LayerSpec, ModelSpec, ResidualSpec
+from adapters.sites.roles import ROLES, Kind
+from adapters.sites.spec import (
+    At,
+    Attention,
+    Branch,
+    Columns,
+    LayerList,
+    LayerSpec,
+    Linear,
+    ModelSpec,
+    Place,
+)
 
 KINDS: dict[str, type[Site]] = {
     "bottleneck": ResidualSite,
@@ -29,6 +40,14 @@ KINDS: dict[str, type[Site]] = {
     "prefix_tuning": AttentionSite,
 }
 """Kinds of methods, by the sites at which they act."""
+
+_ROLES: dict[Kind, str] = {
+    "branch": "bottleneck",
+    "attention": "prefix_tuning",
+    "embedding": "invertible",
+    "prompt": "prompt_tuning",
+}
+"""Kinds of places that only exist if `adapter_methods` names the methods that act there."""
 
 
 @dataclass(frozen=True)
@@ -89,54 +108,59 @@ class AdapterModelInterface:
     def spec(self, base: nn.Module) -> ModelSpec:
         """The spec of `base` that this interface describes. Raises ConfigError for a path that does not exist."""
         self._check(base)
-        allowed = set(self.adapter_methods)
-        prefix = "self_prefix" if "prefix_tuning" in allowed else ""
-        attentions = [self._attention(self.layer_self_attn, prefix)]
+        places = {**self._attention("attn", self.layer_self_attn), **self._feed_forward()}
         if self.layer_cross_attn:
-            attentions.append(self._attention(self.layer_cross_attn, prefix and "cross_prefix"))
-        layers = LayerSpec(
-            path=self.model_layers,
-            attentions=tuple(attentions),
-            residuals=tuple(self._residuals()) if "bottleneck" in allowed else (),
-            intermediate=self.layer_intermediate_proj,
-            output=self.layer_output_proj,
-        )
+            places.update(self._attention("cross", self.layer_cross_attn))
+        layer_places, layer_refused = self._allowed(places)
+        embeddings = At(self.model_embeddings)
+        model_places, model_refused = self._allowed({"embed": embeddings, "embed.prompt": embeddings})
         return ModelSpec(
-            model_types=(base.config.model_type,),  # type: ignore[union-attr, arg-type]
-            layers=(layers,),
-            invertible=self.model_embeddings if "invertible" in allowed else None,
-            prompt=self.model_embeddings if "prompt_tuning" in allowed else None,
+            (LayerList(self.model_layers, LayerSpec(layer_places, layer_refused)),),
+            model_places,
+            model_refused,
             causal=True,
             static_inverse=True,
         )
 
-    def _attention(self, module: str, prefix: str) -> AttentionSpec:
-        if self.attn_qkv_proj:
-            return AttentionSpec(module, prefix, qkv=self.attn_qkv_proj)
-        q, k, v = self.attn_q_proj or "", self.attn_k_proj or "", self.attn_v_proj or ""
-        return AttentionSpec(module, prefix, q=q, k=k, v=v)
+    def _allowed(self, places: dict[str, Place]) -> tuple[dict[str, Place], dict[str, str]]:
+        """Those places whose methods may be used, and why the others are refused."""
+        lacking = {role: _ROLES.get(ROLES[role].kind) for role in places}
+        refused = {
+            role: f"adapter_methods of its interface does not have {method!r}"
+            for role, method in lacking.items()
+            if method is not None and method not in self.adapter_methods
+        }
+        return {role: place for role, place in places.items() if role not in refused}, refused
 
-    def _residuals(self) -> list[ResidualSpec]:
-        places = [
-            (
-                "mh_adapter",
-                self._output(self.layer_self_attn),
-                self.layer_pre_self_attn,
-                "attention_adapters",
-                self.layer_ln_1,
-            ),
-            ("output_adapter", self.layer_output_proj, self.layer_pre_ffn, "output_adapters", self.layer_ln_2),
-        ]
-        if self.layer_cross_attn:
-            output = self._output(self.layer_cross_attn)
-            places.insert(1, ("cross_adapter", output, self.layer_pre_cross_attn, "cross_attention_adapters", None))
-        return [
-            ResidualSpec(place, h, Input(x) if x else None, owner, norm or "", norm_after=False)  # type: ignore[arg-type]
-            for place, h, x, owner, norm in places
-        ]
+    def _attention(self, role: str, module: str) -> dict[str, Place]:
+        self_attention = role == "attn"
+        output = f"{module}.{self.attn_o_proj}" if self.attn_o_proj else module
+        x = self.layer_pre_self_attn if self_attention else self.layer_pre_cross_attn
+        norm = self.layer_ln_1 if self_attention else None
+        places: dict[str, Place] = {
+            f"{role}.core": Attention(module),
+            role: self._branch(output, x, norm, "attention_adapters" if self_attention else "cross_attention_adapters"),
+        }
+        for i, part in enumerate("qkv"):
+            if self.attn_qkv_proj:
+                places[f"{role}.{part}"] = Linear(f"{module}.{self.attn_qkv_proj}", Columns(i, i + 1, of=3))
+            else:
+                places[f"{role}.{part}"] = Linear(f"{module}.{getattr(self, f'attn_{part}_proj')}")
+        if self.attn_o_proj:
+            places[f"{role}.o"] = Linear(output)
+        return places
 
-    def _output(self, attention: str) -> str:
-        return f"{attention}.{self.attn_o_proj}" if self.attn_o_proj else attention
+    def _feed_forward(self) -> dict[str, Place]:
+        down = self.layer_output_proj
+        return {
+            "ffn.up": Linear(self.layer_intermediate_proj),
+            "ffn.down": Linear(down),
+            "ffn": self._branch(down, self.layer_pre_ffn, self.layer_ln_2, "output_adapters"),
+        }
+
+    @staticmethod
+    def _branch(h: str, x: str | None, norm: str | None, holder: str) -> Branch:
+        return Branch(At(h), At(x, "in") if x else None, norm or "", norm_after=False, holder=holder)
 
     def _check(self, base: nn.Module) -> None:
         """Every path must lead to a module, checked on layer 0."""

@@ -1,0 +1,245 @@
+"""Where does a config put its adapters? The field `places` of all configs, and the old flags that say the same.
+
+    places=["attn.q", "attn.v"]         roles (the table is in `sites/roles.py`)
+    places=["*.o", "ffn.*"]             patterns over roles
+    places=["0-3:attn.q", "5,7:ffn"]    only in some layers, counted from 0, encoder first
+    places=["all-linear"]               every linear map of the layers
+    places=["ffn.down.in"]              what a linear map reads, instead of what it makes, for methods that can (IA3)
+    places=["encoder.layer.*.dense"]    module paths, or patterns over them, of linear maps and norms
+    places="attn.q+attn.o"              the same as a list of the parts
+
+A config whose `places` is None says where by its flags (`selfattn_lora`, `mh_adapter`, `layers`, ...).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
+
+from adapters.errors import ConfigError, UnsupportedError, choices
+from adapters.sites.resolve import SITES, LinearSite, NormSite, Site
+from adapters.sites.roles import ROLES
+
+ALL_LINEAR = "all-linear"
+INPUT = ".in"
+_LAYERS = re.compile(r"(?:(?P<layers>\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*):)?(?P<place>[^:+,\s]+)")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One entry of `places`: what it matches, the layers it is for (None: all), and whether it means their input."""
+
+    place: str
+    layers: frozenset[int] | None
+    inward: bool = False
+
+    def matches(self, site: Site, role: str) -> bool:
+        """Whether it means the role `role` (one of several, at a fused projection) of `site`."""
+        if self.layers is not None and site.layer not in self.layers:
+            return False
+        if self.place == ALL_LINEAR:
+            return isinstance(site, LinearSite) and site.layer >= 0
+        if role and fnmatchcase(role, self.place):
+            return True
+        return isinstance(site, LinearSite | NormSite) and fnmatchcase(site.path, self.place)
+
+
+@cache
+def pattern(text: str) -> Pattern:
+    """The pattern that `text` writes. Raises ConfigError if it has another form."""
+    if (found := _LAYERS.fullmatch(text)) is None:
+        raise ConfigError(
+            f"places has {text!r}. Write a role, a module path, a pattern over them or {ALL_LINEAR!r}, if you like "
+            "after layers and a colon: 'attn.q', '*.o', '0-3,5:ffn'."
+        )
+    layers: set[int] = set()
+    for part in (found["layers"] or "").split(","):
+        first, _, last = part.partition("-")
+        if first:
+            layers.update(range(int(first), int(last or first) + 1))
+    place = found["place"]
+    inward = place.endswith(INPUT)
+    return Pattern(place.removesuffix(INPUT), frozenset(layers) if found["layers"] else None, inward)
+
+
+def is_places(value: Any) -> bool:
+    """Whether `value` can be the `places` of a config."""
+    if not isinstance(value, list) or not value or not all(isinstance(entry, str) for entry in value):
+        return False
+    return all(_LAYERS.fullmatch(entry) for entry in value)
+
+
+def roles_of(site: Site) -> tuple[str, ...]:
+    """The roles of a site: several at a fused or shared projection; one that is empty where it has none."""
+    return tuple(site.role.split("+"))
+
+
+def patterns(config: Any, inward: bool = False) -> dict[str, Pattern]:
+    """The entries of the `places` of a config, by their text: those for outputs, or those for inputs."""
+    entries = {text: pattern(text) for text in config.places}
+    return {text: entry for text, entry in entries.items() if entry.inward == inward}
+
+
+def names_inputs(config: Any) -> bool:
+    """Whether the `places` of a config name the input of a linear map."""
+    return getattr(config, "places", None) is not None and bool(patterns(config, inward=True))
+
+
+def chosen_roles(config: Any, site: Site, inward: bool = False) -> tuple[str, ...]:
+    """Those roles of `site` that the `places` of a config name."""
+    entries = patterns(config, inward).values()
+    return tuple(role for role in roles_of(site) if any(entry.matches(site, role) for entry in entries))
+
+
+def selects(config: Any, site: Site) -> bool | None:
+    """Whether the `places` of a config name `site`; None if the config has none, and its flags decide."""
+    return None if getattr(config, "places", None) is None else bool(chosen_roles(config, site))
+
+
+def choose(method: Any, config: Any, sites: Sequence[Site], refused: dict[str, str], model: str) -> list[Site]:
+    """The sites at which a config puts adapters of a method.
+
+    Args:
+        method: An `AdapterModule`.
+        config: One of its configs.
+        sites: All sites of the model.
+        refused: Role -> why this model refuses it.
+        model: Words for the model.
+    Raises:
+        UnsupportedError: the model has no place of the kind that the method needs.
+        ConfigError: nothing is selected, or an entry of `places` matches nothing.
+    """
+    kind = [site for site in sites if isinstance(site, method.site_type)]
+    if not kind:
+        raise UnsupportedError(_no_kind(method, refused, model))
+    if getattr(config, "places", None) is None or not method.placeable:
+        found = [site for site in kind if method.acts_at(config, site)]
+    else:
+        for text, entry in patterns(config, method.inward).items():
+            if not any(entry.matches(site, role) for site in kind for role in roles_of(site)):
+                raise ConfigError(_unmatched(entry, text, method, sites, kind, refused, model))
+        layers = getattr(config, "layers", "all")
+        found = [site for site in kind if chosen_roles(config, site, method.inward)]
+        found = [site for site in found if layers == "all" or site.layer in layers]
+    left_out = set(getattr(config, "leave_out", ()))
+    found = [site for site in found if site.layer not in left_out]
+    if not found:
+        raise ConfigError(
+            f"{type(config).__name__} selects no place in {model}. Places for {method.__name__}:\n{listing(kind)}\n"
+            f"in layers {_numbers(site.layer for site in kind)}. Check places, flags, layers and leave_out."
+        )
+    return found
+
+
+def _no_kind(method: Any, refused: dict[str, str], model: str) -> str:
+    kind = method.site_type.__name__
+    reasons = [f"{role}: {reason}" for role, reason in refused.items() if SITES[ROLES[role].kind] is method.site_type]
+    because = f" ({'; '.join(reasons)})" if reasons else ""
+    return (
+        f"{method.__name__} cannot act in {model}, which has no place of the kind {kind}{because}. Choose another "
+        "method for this model."
+    )
+
+
+def _unmatched(
+    entry: Pattern,
+    text: str,
+    method: Any,
+    sites: Sequence[Site],
+    kind: Sequence[Site],
+    refused: dict[str, str],
+    model: str,
+) -> str:
+    anywhere = Pattern(entry.place, None)
+    reasons = {reason for role, reason in refused.items() if fnmatchcase(role, entry.place)}
+    if reasons:
+        return f"places has {text!r}, which {model} refuses: {'; '.join(sorted(reasons))}."
+    if any(anywhere.matches(site, role) for site in kind for role in roles_of(site)):
+        why = f"has no such place in these layers, only in {_numbers(s.layer for s in kind if s.layer >= 0)}"
+    elif other := {ROLES[r].kind for site in sites for r in roles_of(site) if r and anywhere.matches(site, r)}:
+        why = f"has it as {' or '.join(sorted(other))}, where {method.__name__} cannot act"
+    else:
+        why = "has no such place"
+    names = dict.fromkeys(role for site in kind for role in roles_of(site) if role)
+    hint = choices(entry.place, names).partition(" Did you mean")[1:]
+    return f"places has {text!r}, but {model} {why}.{''.join(hint)} Places for {method.__name__}:\n{listing(kind)}"
+
+
+def listing(sites: Iterable[Site]) -> str:
+    """One line per role: its name, how many places have it, and the module path of the first."""
+    found: dict[str, list[str]] = {}
+    for site in sites:
+        found.setdefault(site.role or site.path, []).append(site.path if site.role else "no role")
+    return "\n".join(f"  {role:<12} {len(paths):>3} x  {paths[0] or 'base model'}" for role, paths in found.items())
+
+
+def _numbers(layers: Iterable[int]) -> str:
+    """Numbers of layers in short: "0-11"."""
+    runs: list[list[int]] = []
+    for number in sorted(set(layers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def check_layers(config: Any, sites: Sequence[Site]) -> None:
+    """Raise ConfigError if a config names layers that the model does not have."""
+    known = {site.layer for site in sites if site.layer >= 0}
+    for name in ("leave_out", "layers"):
+        value = getattr(config, name, None)
+        if unknown := sorted(set(value if isinstance(value, list) else ()) - known):
+            raise ConfigError(
+                f"{type(config).__name__}: {name} has {unknown}, but the layers of this model are {_numbers(known)}."
+            )
+
+
+Chosen = slice | tuple[int, ...]
+"""Output columns of one part of a fused projection, as an index."""
+
+
+def count(columns: Chosen) -> int:
+    """How many columns these are."""
+    return columns.stop - columns.start if isinstance(columns, slice) else len(columns)
+
+
+def output_columns(config: Any, site: LinearSite) -> tuple[Chosen, ...]:
+    """The output columns that are adapted: all, or those of the chosen roles of a fused projection."""
+    if not site.parts:
+        return (slice(0, site.out_features),)
+    if getattr(config, "places", None) is None:
+        parts = tuple(part for part in site.parts if part.rpartition(".")[2] in config.attn_matrices)
+    else:
+        parts = chosen_roles(config, site)
+    return tuple(site.columns[part].of_width(site.out_features) for part in parts)
+
+
+def flagged(method: Any, config: Any, sites: Sequence[Site], chosen: Sequence[Site]) -> Any:
+    """The config that says by its flags where `config` acts, for files that others read; itself if flags cannot."""
+    if getattr(config, "places", None) is None or names_inputs(config):
+        return config
+    kind = [site for site in sites if isinstance(site, method.site_type)]
+    locations = {site.location for site in chosen}
+    known = {site.location for site in kind}
+    changes: dict[str, Any] = {flag: flag in locations for flag in config.flags if flag in known}
+    layers = {site.layer for site in chosen if site.layer >= 0}
+    if "attn_matrices" in config:
+        letters = {role.rpartition(".")[2] for site in chosen for role in chosen_roles(config, site)}
+        changes["attn_matrices"] = [x for x in ("q", "k", "v") if x in letters] or config.attn_matrices
+    left_out = sorted({site.layer for site in kind if site.layer >= 0} - layers)
+    if "layers" in config:
+        changes["layers"] = sorted(layers) if left_out else "all"
+    elif "leave_out" in config and left_out:
+        changes["leave_out"] = left_out
+    plain = config.replace(places=None, **changes)
+    same = [site for site in kind if method.acts_at(plain, site) and site.layer not in plain.get("leave_out", ())]
+    if same != list(chosen) or any(
+        output_columns(plain, site) != output_columns(config, site) for site in chosen if isinstance(site, LinearSite)
+    ):
+        return config
+    return plain

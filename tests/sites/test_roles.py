@@ -1,0 +1,25 @@
+"""The one table of roles, and what is made of it."""
+
+from __future__ import annotations
+
+import re
+from typing import get_args
+
+from adapters.sites import roles
+from adapters.sites.resolve import SITES
+from adapters.sites.roles import ROLES, Kind
+
+
+def test_every_role_is_drawn_and_every_drawn_place_is_a_role() -> None:
+    """Branches, cores and what stands alone in round brackets, norms in square ones, linear maps without."""
+    drawing = roles.__doc__ or ""
+    drawn = set(re.findall(r"[(\[]((?:embed|attn|cross|ffn|layer)[a-z.]*)[)\]]", drawing))
+    drawn |= set(re.findall(r"[> ]((?:attn|cross|ffn)\.\w+) ", drawing))
+    assert drawn == set(ROLES) - {"embed.prompt"}
+
+
+def test_every_role_has_words_of_its_own_and_a_kind_that_is_used() -> None:
+    words = [role.words for role in ROLES.values()]
+    assert len(set(words)) == len(words) and all(words)
+    assert {role.kind for role in ROLES.values()} == set(get_args(Kind))
+    assert set(SITES) == set(get_args(Kind)) - {"output"}
