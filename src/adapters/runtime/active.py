@@ -164,7 +164,7 @@ def _generator(frame: FrameType) -> int | None:
 def active_setup(model: Any) -> Setup:
     """The set-up in force for `model` here."""
     context = innermost()
-    return context.adapter_setup if context else model.adapters_config.active_setup  # type: ignore[no-any-return]
+    return context.adapter_setup if context else model.adapters_config.active_setup
 
 
 def active_head_setup() -> Any:

@@ -65,19 +65,15 @@ class ModelAdaptersConfig:
             AdapterNameError: the name is malformed or taken.
             ConfigError: the config is not valid.
         """
-        self.check_new(name)
-        found = load(config or DEFAULT_ADAPTER_CONFIG)
-        assert found is not None
-        self.adapters[name] = _store(found, self.config_map)
-        return found
-
-    def check_new(self, name: str) -> None:
-        """Raise AdapterNameError if an adapter cannot be called so, because the name is malformed or taken."""
         check_name(name)
         if name in self.adapters:
             raise AdapterNameError(
                 f"There is an adapter {name!r} already. Choose another name, or pass overwrite_ok=True."
             )
+        found = load(config or DEFAULT_ADAPTER_CONFIG)
+        assert found is not None
+        self.adapters[name] = _store(found, self.config_map)
+        return found
 
     def get(self, name: str) -> AdapterConfig | None:
         """The config of an adapter, None if there is no such adapter."""

@@ -139,32 +139,34 @@ class Engine:
         With `new` it is refused what only adapters in files may be. Leaves the model as it was if anything fails. A
         set-up that names a replaced adapter stays active.
         """
+        self.insert(name, config, self.build(name, config, new), overwrite)
+
+    def insert(self, name: str, config: AdapterConfig, parts: list[Part], overwrite: bool = False) -> None:
+        """Put what `build` made into the model, in place of an adapter of this name if `overwrite` is set."""
+        config = self._flagged(config)
         with self.programs.lock:
-            replaces = overwrite and name in self.parts
-            if not replaces:
-                self.config.check_new(name)
-            config, parts = self._build(name, config, new)
-            if not replaces:
+            if not overwrite or name not in self.parts:
                 self.config.add(name, config)
-                self._install(name, parts)
+                self._parts[name] = parts
+                self._put_in(name, parts)
+                self._changed([name])
                 return
             old, old_config = self.parts[name], self.config.get(name)
             assert old_config is not None
             self._check_fusions(name, parts)
             self._replace(name, parts, config)
             try:
-                self._changed([name], [*old, *parts])
+                self._changed([name])
             except Exception:
                 self._replace(name, old, old_config)
-                self._changed([name], [*old, *parts])
+                self._changed([name])
                 raise
 
-    def _build(self, name: str, config: AdapterConfig, new: bool) -> tuple[AdapterConfig, list[Part]]:
-        """The modules of an adapter, which the model does not know yet, and its config as files have it."""
+    def build(self, name: str, config: AdapterConfig, new: bool = False) -> list[Part]:
+        """The modules of an adapter, not yet in the model. Raises as `add`."""
         parts: list[Part] = []
         try:
-            config = self._flagged(config)
-            for member in members_of(config):
+            for member in members_of(self._flagged(config)):
                 if new:
                     self._check_new(member)
                 parts += self._build_member(name, member)
@@ -181,7 +183,7 @@ class Engine:
                     "flags or leave_out keep them apart."
                 )
             taken.add(key)
-        return config, parts
+        return parts
 
     def _flagged(self, config: AdapterConfig) -> AdapterConfig:
         """`config` with flags in place of `places`, where they can say the same: other readers know only them."""
@@ -237,14 +239,24 @@ class Engine:
         return parts
 
     def _placed(self, module: nn.Module, site: Site | None, config: Any) -> Any:
-        """`module` on the device and in the dtype of its site."""
+        """`module` on the device and in the dtype of its site; without values it stays on `meta`."""
+        like, first = self.like(site), next(module.parameters(), None)
+        dtype = getattr(torch, config.dtype) if getattr(config, "dtype", None) else like.dtype
+        if first is None or not first.is_meta:
+            module.to(device=like.device, dtype=dtype)
+        elif first.dtype is not dtype:
+            module.to(dtype=dtype)
+        return module.train(self.base.training)
+
+    def like(self, site: Site | None) -> Tensor:
+        """A tensor on the device of adapters at `site`, or of what its sites share (None), and of their usual dtype."""
         modules = [getattr(site, n, None) for n in ("module", "norm", "x_module", "stack")] if site else []
         owners = [m for m in (*modules, self.base) if m is not None]
         tensors = (p for m in owners for p in m.parameters())
         like = next((p for p in tensors if p.is_floating_point()), torch.empty(0))
-        dtype = getattr(torch, config.dtype) if getattr(config, "dtype", None) else like.dtype
-        device = like.device if like.device.type != "meta" else execution_device(owners) or like.device
-        return module.to(device=device, dtype=dtype).train(self.base.training)
+        if like.is_meta and (device := execution_device(owners)) is not None:
+            return torch.empty(0, dtype=like.dtype, device=device)
+        return like
 
     def delete(self, name: str) -> None:
         """Remove the adapter `name` and every trace of it. Calls that run keep it to their end."""
@@ -260,7 +272,7 @@ class Engine:
                 self.shared[group].remove(name)
                 if not self.shared[group]:
                     del self.shared[group]
-            self._changed([name], parts)
+            self._changed([name])
 
     # ----------------------------------------------------------------------------------------------- fusion
 
@@ -291,7 +303,7 @@ class Engine:
                 self._take_out(key, old)
             self.fusions[key] = parts
             self._put_in(key, parts)
-            self._changed([fusion_key(key)], [*(old or ()), *parts])
+            self._changed([fusion_key(key)])
         return key
 
     def _fusable(self, names: Iterable[str]) -> list[HookedSite[Any]]:
@@ -317,7 +329,7 @@ class Engine:
             parts = self.fusions.pop(name)
             self._take_out(name, parts)
             self.config.delete_fusion(name)
-            self._changed([fusion_key(name)], parts)
+            self._changed([fusion_key(name)])
 
     # ----------------------------------------------------------------------------------------------- set-ups
 
@@ -363,7 +375,7 @@ class Engine:
                     for tap in list(live.handles):
                         live.unhook(tap)
                     live.outputs = tuple(modules)
-                    self._changed(live.names, [])
+                    self._changed(live.names)
 
     def fusions_of(self, block: AdapterCompositionBlock | None) -> list[str]:
         """Names of the fusions in `block`. Raises CompositionError if it has none, or one that was not added."""
@@ -392,18 +404,9 @@ class Engine:
             raise ConfigError(f"Adapter {name!r} has no prefix tuning, so there is nothing to eject.")
         self.config.delete(name)
         self.config.add(name, ejected(config))
-        self._changed([name], [])
+        self._changed([name])
 
     # ----------------------------------------------------------------------------------------- the module tree
-
-    def _install(self, name: str, parts: list[Part]) -> None:
-        """Put a new adapter into the model; it trains unless `train_adapter` has named others."""
-        self._parts[name] = parts
-        self._put_in(name, parts)
-        if self.trained is not None and name not in self.trained:
-            for part in parts:
-                part.module.requires_grad_(False)
-        self._changed([name], parts)
 
     def _replace(self, name: str, parts: list[Part], config: AdapterConfig) -> None:
         self._take_out(name, self._parts[name])
@@ -411,13 +414,13 @@ class Engine:
         self.config.delete(name)
         self.config.add(name, config)
         self._put_in(name, parts)
-        if self.trained is not None and name not in self.trained:
-            for part in parts:
-                part.module.requires_grad_(False)
 
     def _put_in(self, name: str, parts: Iterable[Part]) -> None:
+        """Put new modules into the tree; they train unless `train_adapter` has named others."""
         for part in parts:
             tree.container(self.base, part.path, self.edits)._modules[name] = part.last_seen
+            if self.trained is not None and name not in self.trained:
+                part.last_seen.requires_grad_(False)
             if part.live is not None:
                 part.live.names.add(name)
 
@@ -427,7 +430,7 @@ class Engine:
             if part.live is not None:
                 part.live.names.discard(name)
 
-    def _changed(self, names: Iterable[str], parts: Iterable[Part]) -> None:
+    def _changed(self, names: Iterable[str]) -> None:
         """Bring programs and hooks up to date after adapters or fusions have changed."""
         if self._parts:
             self.entry.attach()

@@ -48,10 +48,11 @@ class AdapterDict(nn.ModuleDict):
 
 def find(base: nn.Module, path: str) -> nn.Module | None:
     """The module at `path` below `base`, None if there is none."""
-    module: nn.Module | None = base
+    module = base
     for name in path.split("."):
-        if (module := module._modules.get(name)) is None:
+        if (child := module._modules.get(name)) is None:
             return None
+        module = child
     return module
 
 
