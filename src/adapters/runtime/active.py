@@ -108,6 +108,7 @@ class AdapterSetup:
             IN_USE[self] -= 1
             if not IN_USE[self]:
                 del IN_USE[self]
+                self.programs.clear()
 
     @classmethod
     def get_contexts(cls) -> list[AdapterSetup]:

@@ -29,7 +29,7 @@ from adapters.runtime.active import Setup
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.entry import Entry
 from adapters.runtime.hooks import HookedEmbedding, HookedLayer, HookedPrompt, HookedResidual, HookedSite, hooked
-from adapters.runtime.programs import Program, Programs, fusion_key, fusion_names
+from adapters.runtime.programs import Pin, Program, Programs, fusion_key, fusion_names
 from adapters.runtime.replication import Replication
 from adapters.sites.resolve import Site, resolve, spec_for
 
@@ -68,12 +68,14 @@ class Part:
         holder = tree.find(self.base, self.path)
         return holder is not None and holder._modules.get(self.name) is not None
 
-    def pin(self) -> tuple[dict[str, Any], str, nn.Module]:
-        """Where the dictionary that holds it hangs: (children of a module, name, dictionary)."""
+    def hang(self) -> tuple[Pin, Any]:
+        """Where the dictionary that holds it hangs in the module tree, and the module itself."""
         parent, _, last = self.path.rpartition(".")
         owner = tree.find(self.base, parent) if parent else self.base
         assert owner is not None
-        return owner._modules, last, owner._modules[last]  # type: ignore[return-value]
+        children: dict[str, Any] = owner._modules
+        holder = children[last]
+        return (children, last, holder), holder._modules[self.name]
 
 
 class Engine:
@@ -392,6 +394,17 @@ class Engine:
     def is_merged(self, name: str, part: Part) -> bool:
         """Whether a module of an adapter acts through the base weights, and must not act beside them."""
         return name in self.merged and isinstance(part.module, LinearAdapter)
+
+    def act_first_only(self, name: str) -> None:
+        """Let an adapter do in a `Stack` what it did in version 1 of the library: see `AdapterModule.chains`."""
+        for part in self.parts[name]:
+            if part.live is not None and not part.module.chained_before:
+                part.module.chains = False
+        self._changed([name])
+
+    def is_chained(self, name: str) -> bool:
+        """Whether all of an adapter acts where others come before it in a `Stack`."""
+        return all(part.module.chains for part in self.parts[name] if part.live is not None)
 
     def eject(self, name: str) -> None:
         """Put what the reparametrisation of a prefix makes in its place, in the adapter's weights and its config."""

@@ -36,6 +36,9 @@ MOST_BLOCKS, MOST_NAMES = 32, 256
 WAIT = 60.0
 """Seconds that a merge waits for the calls of other threads to end."""
 
+Pin = tuple[dict[str, Any], str, nn.Module]
+"""(children of a module, name, child)."""
+
 _numbers = itertools.count()
 
 
@@ -52,7 +55,7 @@ class Program:
         names: The adapters that it names, and its fusions as `fusion_key`.
         first_layer: The lowest layer it adapts.
         copies: How often it needs every row of the input.
-        pins: (children of a module, name, child) that hold as long as nobody has replaced a dictionary of adapters.
+        pins: What holds as long as nobody has replaced a dictionary of adapters.
         watch: Looks after what is derived from the weights of its adapters.
         stale: Whether an adapter that it names has changed since: later calls must not begin with it.
         served: The sweep of hooks since which all its hooks are registered.
@@ -66,7 +69,7 @@ class Program:
     names: frozenset[str]
     first_layer: int | None
     copies: int
-    pins: tuple[tuple[dict[str, Any], str, nn.Module], ...]
+    pins: tuple[Pin, ...]
     watch: Watch = field(default_factory=Watch)
     stale: bool = False
     served: int = -1
@@ -139,8 +142,12 @@ class Programs:
     def prepare(self, setup: AdapterSetup) -> None:
         """Make the program of a set-up that was entered, if the model has its adapters (others may come later)."""
         with self.lock:
+            block = setup.adapter_setup
+            if block is not None and not block.flatten() <= self.engine.parts.keys():
+                setup.programs.pop(self.number, None)
+                return
             try:
-                program = setup.programs[self.number] = self.of(setup.adapter_setup)
+                program = setup.programs[self.number] = self.of(block)
             except AdapterError:
                 setup.programs.pop(self.number, None)
             else:
@@ -202,13 +209,13 @@ class Programs:
         names, fusions = (set(), set()) if setup is None else (setup.flatten(), fusion_names(setup))
         modules: dict[HookedSite[Any], dict[str, Any]] = {}
         layers: dict[HookedSite[Any], dict[str, FusionLayer]] = {}
-        pins: list[tuple[dict[str, Any], str, nn.Module]] = []
+        pins: list[Pin] = []
         for name in sorted(names):
             engine.require(name)
             for part in engine.parts[name]:
                 if part.live is not None and part.layer not in skipped and not engine.is_merged(name, part):
-                    modules.setdefault(part.live, {})[name] = part.module
-                    pins.append(part.pin())
+                    pin, modules.setdefault(part.live, {})[name] = part.hang()
+                    pins.append(pin)
         for name in sorted(fusions):
             if name not in engine.fusions:
                 raise CompositionError(
@@ -219,8 +226,9 @@ class Programs:
             assert config is not None
             for part in engine.fusions[name]:
                 assert part.live is not None
-                layers.setdefault(part.live, {})[name] = FusionLayer(part.module, config)
-                pins.append(part.pin())
+                pin, module = part.hang()
+                layers.setdefault(part.live, {})[name] = FusionLayer(module, config)
+                pins.append(pin)
         plans: list[Plan | None] = [None] * len(engine.live)
         for live, there in modules.items():
             plans[live.number] = live.plan(setup, there, layers.get(live, {}))
