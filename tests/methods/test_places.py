@@ -13,6 +13,7 @@ import torch
 import adapters
 from adapters import (
     AdapterConfig,
+    AdapterSetup,
     BnConfig,
     ConfigUnion,
     IA3Config,
@@ -20,6 +21,7 @@ from adapters import (
     LoReftConfig,
     PrefixTuningConfig,
     SeqBnConfig,
+    Stack,
 )
 from adapters.errors import ConfigError, UnsupportedError
 from adapters.methods.places import Pattern, output_columns, pattern
@@ -344,6 +346,38 @@ def test_members_that_meet_are_refused(what: str) -> None:
     with pytest.raises(ConfigError, match=r"keep them apart|other places"):
         model.add_adapter("a", config=ConfigUnion(*TOGETHER[what]))
     assert not model.has_adapters()
+
+
+@pytest.mark.parametrize("name", ["llama", "distilbert", "bart", "vit"])
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_places_at_one_module_act_in_their_order(name: str, first: int) -> None:
+    """The output projection is what the branch returns: whichever was hooked first, its adapter acts first."""
+    members = {
+        "lora": LoRAConfig(r=2, places=["attn.o"]),
+        "reft": LoReftConfig(dropout=0.0, places=["attn"]),
+        "bottleneck": BnConfig(True, False, 8, "relu"),
+    }
+    model, given = build(name), inputs(name)
+    for adapter in [*members][first:] + [*members][:first]:
+        model.add_adapter(adapter, config=members[adapter])
+        perturb(model, adapter)
+        with AdapterSetup(adapter):  # hooks it
+            infer(model, given)
+    site = next(live.site for live in model._engine.live if live.site.role == "attn.o")
+    x = torch.randn(2, 5, site.in_features)
+    model.set_active_adapters(Stack("reft", "bottleneck", "lora"))
+    part = {type(p.module).__name__: p.module for ps in model._engine.parts.values() for p in ps if p.layer == 0}
+    seen = []
+    handle = site.module.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        infer(model, given)
+        site.module(x)
+        y = site.module.forward(x)
+        y = part["LoRA"](x, y)
+        y = part["ReFT"](y, None, None, 0, 5)
+        y = y + part["Bottleneck"](y)
+    handle.remove()
+    torch.testing.assert_close(seen[-1], y, atol=1e-5, rtol=1e-4)
 
 
 def test_only_what_scales_acts_on_inputs() -> None:
