@@ -443,7 +443,7 @@ RUNNING: tuple[Any, ...] = (
 
 def in_order(handle: Any) -> Any:
     """`handle`, after the hooks of ours that are registered where it is are in the order of `RUNNING`."""
-    hooks = handle.hooks_dict_ref() if isinstance(handle, RemovableHandle) else {}
+    hooks: Any = (handle.hooks_dict_ref() if isinstance(handle, RemovableHandle) else None) or {}
     functions = {key: getattr(hook, "__func__", None) for key, hook in hooks.items()}
     ours = [key for key, function in functions.items() if function in RUNNING]
     ordered = sorted(ours, key=lambda key: RUNNING.index(functions[key]))
