@@ -47,6 +47,7 @@ CONFIGS: dict[str, Any] = {
         r=4, alpha=6, attn_matrices=["q", "k", "v"], intermediate_lora=True, output_lora=True
     ),
     "ia3_everywhere": adapters.IA3Config(attn_matrices=["q", "k", "v"], output_lora=True),
+    "ia3_paper": adapters.IA3Config(places=["attn.k", "attn.v", "ffn.down.in"]),
     "loreft_ends": small(adapters.LoReftConfig(prefix_positions=2, suffix_positions=2)),
     "double_seq_bn_cross": small(adapters.DoubleSeqBnConfig(cross_adapter=True)),
 }
@@ -83,6 +84,7 @@ ONE_OF_EACH = (
     "lora_everywhere",
     "dora",
     "ia3",
+    "ia3_paper",
     "vera",
     "mtl_lora",
     "loreft_ends",

@@ -66,7 +66,7 @@ ADDING = [
         ConfigError,
         "'new'",
         "output_adapter",
-        "[0, 1]",
+        "in layers 0-1",
         id="no layer left",
     ),
     case(
@@ -79,7 +79,12 @@ ADDING = [
     case(
         lambda m: m.add_adapter("new", "lora[selfattn_lora=False]"), ConfigError, "selfattn_lora", id="no matrix chosen"
     ),
-    case(lambda m: m.add_adapter("new", "loreft[layers=[7]]"), ConfigError, "layers [0, 1]", id="no such layer"),
+    case(
+        lambda m: m.add_adapter("new", "loreft[layers=[7]]"),
+        ConfigError,
+        "of this model are 0-1",
+        id="no such layer",
+    ),
     case(
         lambda m: m.add_adapter("new", "compacter[reduction_factor=4,phm_dim=5]"),
         ConfigError,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import runpy
+from pathlib import Path
 from typing import get_args
 
 from adapters.sites import roles
@@ -23,3 +25,10 @@ def test_every_role_has_words_of_its_own_and_a_kind_that_is_used() -> None:
     assert len(set(words)) == len(words) and all(words)
     assert {role.kind for role in ROLES.values()} == set(get_args(Kind))
     assert set(SITES) == set(get_args(Kind)) - {"output"}
+
+
+def test_the_page_is_made_of_the_table() -> None:
+    root = Path(__file__).parents[2]
+    script = runpy.run_path(str(root / "scripts" / "places_page.py"))
+    assert script["TARGET"] == root / "docs" / "places.md"
+    assert script["TARGET"].read_text(encoding="utf-8") == script["page"](), "run scripts/places_page.py"

@@ -7,7 +7,7 @@ from typing import Any
 from adapters.methods.base import AdapterModule
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.compacter import Compacter
-from adapters.methods.ia3 import IA3
+from adapters.methods.ia3 import IA3, InwardIA3
 from adapters.methods.invertible import NICE
 from adapters.methods.lora import DoRA, LoRA
 from adapters.methods.mtl_lora import MTLLoRA
@@ -22,6 +22,7 @@ METHODS: tuple[type[AdapterModule[Any]], ...] = (
     LoRA,
     DoRA,
     IA3,
+    InwardIA3,
     VeRA,
     DVoRA,
     MTLLoRA,

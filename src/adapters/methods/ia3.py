@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import ConfigError
-from adapters.methods.base import LinearAdapter, gate, new_gate
+from adapters.methods.base import Direct, LinearAdapter, gate, new_gate
 from adapters.methods.config import AdapterConfig
 from adapters.methods.derived import Derived
 from adapters.methods.lora import LoRAConfig, init_matrices, linear_method, wants_site
-from adapters.methods.places import count, output_columns
+from adapters.methods.places import Chosen, count, output_columns, patterns
 from adapters.methods.stacking import RowGroups
-from adapters.methods.state import LinearState
+from adapters.methods.state import HiddenState, LinearState
 from adapters.sites.resolve import LinearSite
 
 
@@ -58,15 +58,21 @@ class IA3(LinearAdapter):
                 f"composition_mode='scale' has one scaling vector and no dropout, got r={config.r}, "
                 f"dropout={config.dropout}. Set r=1 and dropout=0.0."
             )
-        self.columns, self.alpha = output_columns(config, site), config.alpha
+        (self.columns, self.out_features), self.alpha = self.scaled_columns(config, site), config.alpha
         self.lora_B = nn.Parameter(torch.empty(sum(map(count, self.columns)), 1))
         self.gate = new_gate(site.in_features, len(self.columns)) if config.use_gating else None
         init_matrices(None, self.lora_B, config.init_weights)
-        self.out_features = site.out_features
+
+    @staticmethod
+    def scaled_columns(config: LoRAConfig, site: LinearSite) -> tuple[tuple[Chosen, ...], int]:
+        """The columns that l has entries for, and how many columns there are."""
+        return output_columns(config, site), site.out_features
 
     @classmethod
     def handles(cls, config: Any) -> bool:
-        return isinstance(config, LoRAConfig) and linear_method(config) == "ia3"
+        if not isinstance(config, LoRAConfig) or linear_method(config) != "ia3":
+            return False
+        return config.places is None or bool(patterns(config, cls.inward))
 
     @classmethod
     def acts_at(cls, config: LoRAConfig, site: LinearSite) -> bool:
@@ -121,6 +127,53 @@ class IA3(LinearAdapter):
     @classmethod
     def stacked(cls, members: Sequence[IA3], groups: RowGroups) -> IA3:
         return StackedIA3(members, groups)
+
+
+class InwardIA3(IA3):
+    """Rescaling of the input of a linear map, as the paper has it in the feed-forward block.
+
+        y = W (alpha * l * x) + b                       gated: y = W (g(x) * l * x) + b
+
+    l is [I] and starts at 1. Chosen by places that end in ".in": the paper has ["attn.k", "attn.v", "ffn.down.in"].
+
+    Paper: Liu et al. 2022, arXiv:2205.05638.
+    """
+
+    tap = "input"
+    inward = True
+    presets: ClassVar[Mapping[str, AdapterConfig]] = {}
+
+    @staticmethod
+    def scaled_columns(config: LoRAConfig, site: LinearSite) -> tuple[tuple[Chosen, ...], int]:
+        """All columns of what the map reads."""
+        return (slice(0, site.in_features),), site.in_features
+
+    @classmethod
+    def handles(cls, config: Any) -> bool:
+        return super().handles(config) and config.places is not None
+
+    @classmethod
+    def acts_at(cls, config: LoRAConfig, site: LinearSite) -> bool:
+        return False  # flags mean outputs
+
+    def direct(self) -> Direct | None:
+        return "input", self.scaled
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """alpha * l * x, for x [B, S, I]."""
+        return (x * self.scale(x)).to(x.dtype)
+
+    def run(self, state: HiddenState) -> HiddenState:  # type: ignore[override]
+        return replace(state, h=self.scaled(state.h))
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.gate is not None:
+            return LinearAdapter.merged(self, weight, bias)
+        return weight * self.scale(weight).view(-1), bias
+
+    @property
+    def signature(self) -> tuple[Any, ...] | None:
+        return None
 
 
 class StackedIA3(IA3):

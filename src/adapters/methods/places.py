@@ -159,7 +159,7 @@ def _unmatched(
     if reasons:
         return f"places has {text!r}, which {model} refuses: {'; '.join(sorted(reasons))}."
     if any(anywhere.matches(site, role) for site in kind for role in roles_of(site)):
-        why = f"has no such place in these layers, only in {_numbers(s.layer for s in kind if s.layer >= 0)}"
+        why = f"has no such place in these layers, only in {_numbers(s.layer for s in kind)}"
     elif other := {ROLES[r].kind for site in sites for r in roles_of(site) if r and anywhere.matches(site, r)}:
         why = f"has it as {' or '.join(sorted(other))}, where {method.__name__} cannot act"
     else:
@@ -170,17 +170,22 @@ def _unmatched(
 
 
 def listing(sites: Iterable[Site]) -> str:
-    """One line per role: its name, how many places have it, and the module path of the first."""
-    found: dict[str, list[str]] = {}
+    """One line per role: its name, how many places have it, the module path of the first, the flag that means it."""
+    found: dict[str, list[Site]] = {}
     for site in sites:
-        found.setdefault(site.role or site.path, []).append(site.path if site.role else "no role")
-    return "\n".join(f"  {role:<12} {len(paths):>3} x  {paths[0] or 'base model'}" for role, paths in found.items())
+        found.setdefault(site.role or site.path, []).append(site)
+    lines = []
+    for role, group in found.items():
+        first = group[0]
+        flag = f"  ({first.location})" if first.role and first.location != role else ""
+        lines.append(f"  {role:<12} {len(group):>3} x  {first.path if first.role else 'no role'}{flag}")
+    return "\n".join(lines)
 
 
 def _numbers(layers: Iterable[int]) -> str:
-    """Numbers of layers in short: "0-11"."""
+    """Numbers of layers in short: "0-11"; those of the whole model, -1, left out."""
     runs: list[list[int]] = []
-    for number in sorted(set(layers)):
+    for number in sorted(set(layers) - {-1}):
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:
@@ -221,7 +226,8 @@ def output_columns(config: Any, site: LinearSite) -> tuple[Chosen, ...]:
 
 def flagged(method: Any, config: Any, sites: Sequence[Site], chosen: Sequence[Site]) -> Any:
     """The config that says by its flags where `config` acts, for files that others read; itself if flags cannot."""
-    if getattr(config, "places", None) is None or names_inputs(config):
+    has_flags = getattr(type(config), "places", "") is None  # by default it says where without places
+    if not has_flags or config.places is None or names_inputs(config):
         return config
     kind = [site for site in sites if isinstance(site, method.site_type)]
     locations = {site.location for site in chosen}

@@ -103,7 +103,7 @@ class HookedSite(Generic[SiteT]):
     def hook(self, tap: str) -> None:
         """Serve a tap, if it is not served yet. Only under the lock of `programs`."""
         if tap not in self.handles:
-            self.handles[tap] = self.register(tap)
+            self.handles[tap] = in_order(self.register(tap))
 
     def unhook(self, tap: str) -> None:
         """Serve a tap no longer."""
@@ -426,3 +426,27 @@ def hooked(sites: list[Site], programs: Programs) -> list[HookedSite[Any]]:
     """The sites of a model with their hooks, none of which is registered yet."""
     kinds = {kind.site_type: kind for kind in KINDS}
     return [kinds[type(site)](site, number, programs) for number, site in enumerate(sites)]
+
+
+RUNNING: tuple[Any, ...] = (
+    HookedResidual.on_x,
+    HookedResidual.on_named_x,
+    HookedResidual.on_sum,
+    HookedLinear.on_input,
+    HookedLinear.on_output,
+    HookedLayer.on_output,
+    HookedResidual.on_h,
+    HookedResidual.on_normed,
+)
+"""Hooks in the order in which they run where several places are at one module: a linear map before its branch."""
+
+
+def in_order(handle: Any) -> Any:
+    """`handle`, after the hooks of ours that are registered where it is are in the order of `RUNNING`."""
+    hooks: Any = (handle.hooks_dict_ref() if isinstance(handle, RemovableHandle) else None) or {}
+    functions = {key: getattr(hook, "__func__", None) for key, hook in hooks.items()}
+    ours = [key for key, function in functions.items() if function in RUNNING]
+    ordered = sorted(ours, key=lambda key: RUNNING.index(functions[key]))
+    for key in reversed(ordered) if ordered != ours else ():
+        hooks.move_to_end(key, last=False)
+    return handle

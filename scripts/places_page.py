@@ -1,0 +1,107 @@
+"""Writes docs/places.md from the table of roles, the grammar of `places` and the specs of a few families."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from pathlib import Path
+
+import torch
+import transformers
+
+from adapters.checkpoint.places import LOCATIONS
+from adapters.methods import places as grammar
+from adapters.sites import roles
+from adapters.sites.resolve import LinearSite, resolve, spec_for
+from adapters.sites.roles import ROLES
+
+TARGET = Path(__file__).parents[1] / "docs/places.md"
+FAMILIES = {"BERT": "BertConfig", "GPT-2": "GPT2Config", "Llama": "LlamaConfig", "T5 (a decoder layer)": "T5Config"}
+
+PAGE = """# Places
+
+An adapter acts at a *place*: a linear map, what a residual branch adds, an attention, a norm, a layer. Places of one
+kind have the same name in all models, their *role*. `scripts/places_page.py` makes this page of the table of roles; a
+test keeps it true.
+
+```
+{drawing}
+```
+
+{roles}
+
+Linear maps and norms without a role (a pooler, a router, norms of queries and keys) are named by their module path.
+
+## Say where
+
+Every config takes `places`. LoRA and its kin act at linear maps, bottlenecks at branches, ReFT at branches and layers,
+prefixes at attentions.
+
+```python
+{grammar}
+```
+
+```python
+model.add_adapter("a", config=LoRAConfig(places=["attn.*", "ffn.down"]))
+model.add_adapter("b", config="lora[places='all-linear',r=16]")
+model.add_adapter("c", config=SeqBnConfig(places=["0-5:ffn", "attn"]))
+model.add_adapter("d", config=LoReftConfig(places=["8-11:ffn"]))
+model.add_adapter("e", config=IA3Config(places=["attn.k", "attn.v", "ffn.down.in"]))  # as in the paper
+```
+
+`leave_out` takes layers away from what is chosen. An entry that matches nothing is an error that lists what there is.
+
+Without `places` a config says where by its flags, as it always did. Both are spellings of one thing: what flags can say
+about a model is registered and written with flags, so that `adapters` 1.x reads it; `places` is written only where it
+says more. A flag means what adapters were trained with: `selfattn_lora` is self *and* cross attention, and on Llama and
+Mistral `intermediate_lora` is `ffn.down`, `output_lora` is `ffn.up`.
+
+## Where that is
+
+Module paths in one layer, for `embed` and `embed.prompt` in the model.
+
+{paths}
+"""
+
+
+def table(*rows: tuple[str, ...]) -> str:
+    """Rows of cells, the first of which is the head, as Markdown."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
+
+
+def paths_of(config: str) -> dict[str, str]:
+    """Role -> path of the module that adapters act on, in the last layer of a family's model."""
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(getattr(transformers, config)())
+    found = {}
+    modules = {id(module): path for path, module in model.named_modules()}
+    sites = [site for site in resolve(model, spec_for(model)) if site.role]
+    last = max(sites, key=lambda site: site.layer).layer
+    layer = next(modules[id(site.module)] for site in sites if site.role == "layer" and site.layer == last)
+    for site in (site for site in sites if site.layer in (-1, last)):
+        path = modules[id(site.module)].removeprefix(f"{layer}.")
+        for i, role in enumerate(site.role.split("+")):
+            part = f", part {i + 1}" if isinstance(site, LinearSite) and site.parts else ""
+            found.setdefault(role, f"`{path}`{part}" if path != layer else "the layer")
+    return found
+
+
+def page() -> str:
+    """The whole page."""
+    words = [(f"`{r.name}`", r.kind, r.words, f"`{LOCATIONS.get(r.name, r.name)}`") for r in ROLES.values()]
+    paths = {family: paths_of(config) for family, config in FAMILIES.items()}
+    named = [role for role in ROLES if any(role in found for found in paths.values())]
+    where = [(f"`{role}`", *(found.get(role, "-") for found in paths.values())) for role in named]
+    drawing = inspect.cleandoc(roles.__doc__ or "").partition("\n\n")[2].lstrip()
+    lines = inspect.cleandoc(grammar.__doc__ or "").split("\n\n")[1]
+    return PAGE.format(
+        drawing=drawing,
+        roles=table(("role", "kind", "what it is", "key in `get_adapter`, flag of configs"), *words),
+        grammar=textwrap.dedent(lines),
+        paths=table(("role", *paths), *where),
+    )
+
+
+if __name__ == "__main__":
+    TARGET.write_text(page(), encoding="utf-8")
