@@ -28,6 +28,7 @@ __all__ = [
     "Principal",
     "authenticate",
     "check_password",
+    "confirm_session",
     "create_org",
     "create_token",
     "create_user",
@@ -66,6 +67,7 @@ class Principal:
         token: its name, role and date, as `whoami` shows it.
         session: digest of the session they came with.
         csrf: what their forms must bring back.
+        confirmed: when the session's password was given last.
     """
 
     id: int | None = None
@@ -78,6 +80,7 @@ class Principal:
     token: Mapping[str, Any] = field(default_factory=dict)
     session: str | None = None
     csrf: str | None = None
+    confirmed: datetime | None = None
 
     @property
     def is_anonymous(self) -> bool:
@@ -393,8 +396,14 @@ async def session_principal(db: Database, cookie: str) -> Principal:
     """Who brings a session's cookie; a visitor where it is unknown or has ended."""
     for row in await db.look_up(_SESSION, digest=_digest(cookie)):
         if row.expires > now() and not row.disabled:
-            return await principal(db, row.account_id, session=row.digest, csrf=row.csrf)
+            given = {"session": row.digest, "csrf": row.csrf, "confirmed": row.created}
+            return await principal(db, row.account_id, **given)
     return ANONYMOUS
+
+
+async def confirm_session(conn: AsyncConnection, session: str) -> None:
+    """Notes that the password of a session, named by its digest, was given again."""
+    await conn.execute(sa.update(schema.session).where(schema.session.c.digest == session).values(created=now()))
 
 
 async def logout(conn: AsyncConnection, session: str) -> None:
@@ -437,8 +446,8 @@ def require_admin(principal: Principal) -> None:
 
     Raises:
         Unauthorized: nobody is logged in.
-        Forbidden: they do not run it, or their token only reads.
+        Forbidden: they do not run it, or their token only reads or is limited to some repositories.
     """
     principal.require_user()
-    if not principal.is_admin or principal.role != "write":
+    if not principal.is_admin or principal.role != "write" or principal.scope:
         raise Forbidden("This is for the administrators of the hub.")

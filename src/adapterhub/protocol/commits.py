@@ -23,12 +23,13 @@ from ..repos import commits, discussions, refs
 from ..repos.commits import Committed
 from ..repos.files import Manifest
 from ..repos.repos import Repo, payer_of
+from ..rights import Guarded
 from ..settings import KiB, MiB, Settings
 from ..xet.routes import token_answer
 from .ndjson import read_operations
 from .shared import API, caller_and_repo, commit_of
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Guarded)
 
 _MAX_PREUPLOAD = 1000
 _NO_XET = "This hub takes no Xet uploads. If yours fails, set HF_HUB_DISABLE_XET=1 in its environment and try again."

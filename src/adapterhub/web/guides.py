@@ -18,11 +18,12 @@ from ..checks import CHECKS
 from ..errors import NotFound
 from ..http import hub_of, iso
 from ..index import taxonomy
+from ..rights import Page
 from . import queries
 from .methods import METHODS
 from .pages import STATIC, code, environment, page
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Page)
 
 # File in `docs/` -> title, in the order of the contents.
 GUIDES: Mapping[str, str] = {

@@ -20,8 +20,7 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from ..errors import Forbidden
-from ..http import check_csrf, hub_of, principal_of
+from ..http import check_csrf, check_origin, hub_of, principal_of
 from . import formats
 
 __all__ = ["STATIC", "code", "form_of", "page", "redirect", "unified", "with_query"]
@@ -63,8 +62,7 @@ async def form_of(request: Request, **limits: Any) -> FormData:
     Raises:
         Forbidden: it was sent from elsewhere.
     """
-    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-        raise Forbidden("This form was sent from another site. Load the page here and send it once more.")
+    check_origin(request)
     fields = await request.form(**limits)
     check_csrf(await principal_of(request), str(fields.get("csrf", "")))
     return fields
