@@ -93,9 +93,8 @@ def visitor(server: HubServer, name: str | None, values: dict[str, str]) -> http
     client = server.client(name)
     values.pop("csrf", None)
     if name:
-        with server.browser(name)[0] as browser:
-            client.headers["Cookie"] = browser.headers["Cookie"]
-        values["csrf"] = re.search(r'name="csrf" value="([^"]+)"', client.get("/organizations/new").text)[1]  # type: ignore[index]
+        browser, values["csrf"] = server.browser(name)
+        client.headers["Cookie"] = browser.headers["Cookie"]
     return client
 
 
