@@ -7,10 +7,11 @@ import functools
 import hashlib
 import secrets
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import argon2
 import sqlalchemy as sa
@@ -21,7 +22,7 @@ from .db import schema
 from .db.engine import Database, insert
 from .db.lookup import Lookup
 from .db.schema import now
-from .errors import BadRequest, Conflict, Forbidden, NotFound, Unauthorized
+from .errors import BadRequest, Busy, Conflict, Forbidden, NotFound, Unauthorized
 
 __all__ = [
     "ANONYMOUS",
@@ -45,10 +46,17 @@ __all__ = [
     "tokens",
 ]
 
+_T = TypeVar("_T")
+
 TOKEN_PREFIX = "ahb_"
 SESSION_DAYS = 30
 ROLES = ("read", "write", "admin")
+_LONGEST = 1024  # characters of a password
 _PASSWORDS = argon2.PasswordHasher()
+# Each hash takes 64 MiB and a core while it is made. Others wait for their turn, and beyond a queue, come again.
+_HASHING = ThreadPoolExecutor(2, thread_name_prefix="password")
+_MOST_WAITING = 64
+_waiting = 0
 _SEEN_EVERY = timedelta(minutes=10)
 
 
@@ -354,14 +362,30 @@ async def check_password(conn: AsyncConnection, name: str, password: str) -> int
     )
     row = (await conn.execute(query)).mappings().one_or_none()
     known = row is not None and row["name"].lower() == name.lower() and row["password_hash"]
-    hashed = row["password_hash"] if row is not None and known else await asyncio.to_thread(_no_password)
+    hashed = row["password_hash"] if row is not None and known else await _in_turn(_no_password)
     try:
-        await asyncio.to_thread(_PASSWORDS.verify, hashed, password)
+        await _in_turn(_PASSWORDS.verify, hashed, password)
     except argon2.exceptions.VerificationError:
         known = False
     if row is None or not known or row["disabled"]:
         raise Unauthorized("Name and password do not fit.")
     return int(row["id"])
+
+
+async def _in_turn(work: Callable[..., _T], *args: object) -> _T:
+    """What `work` returns, when it was its turn.
+
+    Raises:
+        Busy: too many wait for theirs.
+    """
+    global _waiting
+    if _waiting >= _MOST_WAITING:
+        raise Busy("Too many people give their passwords at this moment. Try again in a minute.")
+    _waiting += 1
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_HASHING, work, *args)
+    finally:
+        _waiting -= 1
 
 
 @functools.cache
@@ -423,9 +447,9 @@ async def set_password(conn: AsyncConnection, account_id: int, password: str) ->
 
 
 async def _hashed(password: str) -> str:
-    if not 8 <= len(password) <= 1024:
-        raise BadRequest("A password needs 8 to 1024 characters.")
-    return await asyncio.to_thread(_PASSWORDS.hash, password)
+    if not 8 <= len(password) <= _LONGEST:
+        raise BadRequest(f"A password needs 8 to {_LONGEST} characters.")
+    return await _in_turn(_PASSWORDS.hash, password)
 
 
 def _digest(secret: str) -> str:

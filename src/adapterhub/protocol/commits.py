@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -43,7 +44,7 @@ async def validate_yaml(request: Request) -> Response:
         raise BadRequest("The body needs the card's 'content', a text.")
     async with hub_of(request).db.read() as conn:
         context = await context_of(hub_of(request), conn, None, await taxonomy.read(conn))
-    errors, warnings = validate_card(content, context)
+    errors, warnings = await asyncio.to_thread(validate_card, content, context)
     shown = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
     return JSONResponse(shown, 400 if errors else 200)
 
