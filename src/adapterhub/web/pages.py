@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import hashlib
 import json
@@ -23,7 +24,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from ..http import check_csrf, check_origin, hub_of, principal_of
 from . import formats
 
-__all__ = ["STATIC", "code", "form_of", "page", "redirect", "unified", "with_query"]
+__all__ = ["STATIC", "code", "form_of", "page", "redirect", "rendered", "unified", "with_query"]
 
 STATIC = Path(__file__).parent / "static"
 
@@ -44,8 +45,13 @@ async def page(request: Request, template: str, status: int = 200, **context: An
         "query": request.query_params,
         "theme": theme if theme in ("light", "dark") else None,
     }
-    html = await environment().get_template(template).render_async(**everywhere, **context)
+    html = await rendered(template, **everywhere, **context)
     return HTMLResponse(html, status, headers={"Cache-Control": "private, no-cache", "Vary": "Cookie"})
+
+
+async def rendered(template: str, **context: Any) -> str:
+    """The text of a template, made beside the event loop: some pages are long."""
+    return await asyncio.to_thread(environment().get_template(template).render, **context)
 
 
 def redirect(url: str, status: int = 303) -> Response:
@@ -77,7 +83,6 @@ def environment() -> Environment:
     made = Environment(
         loader=PackageLoader("adapterhub.web"),
         autoescape=True,
-        enable_async=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
