@@ -7,10 +7,11 @@ import functools
 import hashlib
 import secrets
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import argon2
 import sqlalchemy as sa
@@ -21,13 +22,14 @@ from .db import schema
 from .db.engine import Database, insert
 from .db.lookup import Lookup
 from .db.schema import now
-from .errors import BadRequest, Conflict, Forbidden, NotFound, Unauthorized
+from .errors import BadRequest, Busy, Conflict, Forbidden, NotFound, Unauthorized
 
 __all__ = [
     "ANONYMOUS",
     "Principal",
     "authenticate",
     "check_password",
+    "confirm_session",
     "create_org",
     "create_token",
     "create_user",
@@ -44,10 +46,17 @@ __all__ = [
     "tokens",
 ]
 
+_T = TypeVar("_T")
+
 TOKEN_PREFIX = "ahb_"
 SESSION_DAYS = 30
 ROLES = ("read", "write", "admin")
+_LONGEST = 1024  # characters of a password
 _PASSWORDS = argon2.PasswordHasher()
+# Each hash takes 64 MiB and a core while it is made. Others wait for their turn, and beyond a queue, come again.
+_HASHING = ThreadPoolExecutor(2, thread_name_prefix="password")
+_MOST_WAITING = 64
+_waiting = 0
 _SEEN_EVERY = timedelta(minutes=10)
 
 
@@ -66,6 +75,7 @@ class Principal:
         token: its name, role and date, as `whoami` shows it.
         session: digest of the session they came with.
         csrf: what their forms must bring back.
+        confirmed: when the session's password was given last.
     """
 
     id: int | None = None
@@ -78,6 +88,7 @@ class Principal:
     token: Mapping[str, Any] = field(default_factory=dict)
     session: str | None = None
     csrf: str | None = None
+    confirmed: datetime | None = None
 
     @property
     def is_anonymous(self) -> bool:
@@ -351,14 +362,30 @@ async def check_password(conn: AsyncConnection, name: str, password: str) -> int
     )
     row = (await conn.execute(query)).mappings().one_or_none()
     known = row is not None and row["name"].lower() == name.lower() and row["password_hash"]
-    hashed = row["password_hash"] if row is not None and known else await asyncio.to_thread(_no_password)
+    hashed = row["password_hash"] if row is not None and known else await _in_turn(_no_password)
     try:
-        await asyncio.to_thread(_PASSWORDS.verify, hashed, password)
+        await _in_turn(_PASSWORDS.verify, hashed, password)
     except argon2.exceptions.VerificationError:
         known = False
     if row is None or not known or row["disabled"]:
         raise Unauthorized("Name and password do not fit.")
     return int(row["id"])
+
+
+async def _in_turn(work: Callable[..., _T], *args: object) -> _T:
+    """What `work` returns, when it was its turn.
+
+    Raises:
+        Busy: too many wait for theirs.
+    """
+    global _waiting
+    if _waiting >= _MOST_WAITING:
+        raise Busy("Too many people give their passwords at this moment. Try again in a minute.")
+    _waiting += 1
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_HASHING, work, *args)
+    finally:
+        _waiting -= 1
 
 
 @functools.cache
@@ -393,8 +420,14 @@ async def session_principal(db: Database, cookie: str) -> Principal:
     """Who brings a session's cookie; a visitor where it is unknown or has ended."""
     for row in await db.look_up(_SESSION, digest=_digest(cookie)):
         if row.expires > now() and not row.disabled:
-            return await principal(db, row.account_id, session=row.digest, csrf=row.csrf)
+            given = {"session": row.digest, "csrf": row.csrf, "confirmed": row.created}
+            return await principal(db, row.account_id, **given)
     return ANONYMOUS
+
+
+async def confirm_session(conn: AsyncConnection, session: str) -> None:
+    """Notes that the password of a session, named by its digest, was given again."""
+    await conn.execute(sa.update(schema.session).where(schema.session.c.digest == session).values(created=now()))
 
 
 async def logout(conn: AsyncConnection, session: str) -> None:
@@ -414,9 +447,9 @@ async def set_password(conn: AsyncConnection, account_id: int, password: str) ->
 
 
 async def _hashed(password: str) -> str:
-    if not 8 <= len(password) <= 1024:
-        raise BadRequest("A password needs 8 to 1024 characters.")
-    return await asyncio.to_thread(_PASSWORDS.hash, password)
+    if not 8 <= len(password) <= _LONGEST:
+        raise BadRequest(f"A password needs 8 to {_LONGEST} characters.")
+    return await _in_turn(_PASSWORDS.hash, password)
 
 
 def _digest(secret: str) -> str:
@@ -437,8 +470,8 @@ def require_admin(principal: Principal) -> None:
 
     Raises:
         Unauthorized: nobody is logged in.
-        Forbidden: they do not run it, or their token only reads.
+        Forbidden: they do not run it, or their token only reads or is limited to some repositories.
     """
     principal.require_user()
-    if not principal.is_admin or principal.role != "write":
+    if not principal.is_admin or principal.role != "write" or principal.scope:
         raise Forbidden("This is for the administrators of the hub.")

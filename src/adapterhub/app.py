@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import api, protocol, web
+from . import api, protocol, rights, web
 from .errors import BadRequest, HubError, NotFound
 from .http import error_headers
 from .hub import Hub
@@ -75,6 +75,7 @@ def create_app(settings: Settings, *, jobs: bool = True) -> ASGIApp:
     app.router.routes += [*protocol.routes, *metrics.router.routes, *xet.router.routes]
     app.include_router(api.router)
     app.router.routes += [*dist.router.routes, *web.routes]
+    rights.check(app.routes)
     app.add_exception_handler(HubError, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_invalid)

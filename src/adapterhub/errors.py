@@ -24,6 +24,7 @@ __all__ = [
     "TooLarge",
     "Unprocessable",
     "TooManyRequests",
+    "Busy",
     "StorageUnavailable",
     "DiskFull",
 ]
@@ -158,6 +159,15 @@ class TooManyRequests(HubError):
                 "RateLimit-Policy": f'"fixed window";"{kind}";q={limit};w={window}',
             },
         )
+
+
+class Busy(HubError):
+    """The hub has more to do than it can."""
+
+    status = 503
+
+    def __init__(self, message: str, *, wait: int = 10) -> None:
+        super().__init__(message, headers={"Retry-After": str(wait)})
 
 
 class StorageUnavailable(HubError):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hmac
 import json
 import re
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote as _unquote
 
 from starlette.requests import Request
@@ -20,8 +21,10 @@ from .settings import MiB
 
 __all__ = [
     "BROWSER_COOKIE",
+    "SAFE",
     "SESSION_COOKIE",
     "check_csrf",
+    "check_origin",
     "check_values",
     "cookie_name",
     "error_headers",
@@ -32,11 +35,15 @@ __all__ = [
     "json_body",
     "principal_of",
     "unquote",
+    "whole",
 ]
+
+_N = TypeVar("_N", int, None)
 
 SESSION_COOKIE = "adapterhub_session"
 BROWSER_COOKIE = "adapterhub_browser"
-_SAFE = ("GET", "HEAD", "OPTIONS")
+SAFE = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
+MOST = 2**31 - 1  # what every database's integers hold
 _MAX_DEPTH = 64
 _MAX_VALUES = 100_000
 _MAX_EXACT = 32 * MiB  # up to here, separators inside of texts are told apart
@@ -60,17 +67,17 @@ def cookie_name(hub: Hub, name: str) -> str:
 
 
 async def principal_of(request: Request) -> Principal:
-    """Who sent a request: told by its token, else by its session.
+    """Who sent a request: told by its token, else by its session; on pages, by its session alone.
 
     Raises:
         Unauthorized: the token is not valid.
-        Forbidden: a session calls the API to change something, without the header `X-CSRF-Token`.
     """
     known: Principal | None = getattr(request.state, "principal", None)
     if known is not None:
         return known
     hub = hub_of(request)
-    authorization = request.headers.get("authorization")
+    is_page = getattr(request.scope.get("route"), "sessions_only", False)
+    authorization = None if is_page else request.headers.get("authorization")
     cookie = request.cookies.get(session_cookie(hub))
     principal = accounts.ANONYMOUS
     if authorization:
@@ -80,8 +87,6 @@ async def principal_of(request: Request) -> Principal:
     if principal.token_id is not None and not accounts.was_seen_lately(principal):
         async with hub.db.write() as conn:
             await accounts.mark_seen(conn, principal.token_id)
-    if principal.session and request.method not in _SAFE and request.url.path.startswith("/api/"):
-        check_csrf(principal, request.headers.get("x-csrf-token", ""))
     request.state.principal = principal
     return principal
 
@@ -96,6 +101,28 @@ def check_csrf(principal: Principal, given: str) -> None:
         raise Forbidden(
             "This form is too old, or did not come from this hub. Load the page again and send it once more."
         )
+
+
+def check_origin(request: Request) -> None:
+    """Lets a form pass that a page of this site has sent, as far as the browser tells where it comes from.
+
+    Raises:
+        Forbidden: it was sent from another site.
+    """
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    own = {hub_of(request).settings.public_url, *(f"{scheme}://{request.headers.get('host')}" for scheme in _SCHEMES)}
+    if site not in ("same-origin", "none") if site else origin is not None and origin not in map(_origin, own):
+        raise Forbidden("This form was sent from another site. Load the page here and send it once more.")
+
+
+def _origin(url: str) -> str:
+    """Scheme, host and port, as browsers write them."""
+    scheme, _, rest = url.lower().partition("://")
+    host = rest.partition("/")[0]
+    return f"{scheme}://{host.removesuffix(_SCHEMES.get(scheme, ''))}"
+
+
+_SCHEMES = {"http": ":80", "https": ":443"}  # with the ports that they leave out
 
 
 async def json_body(request: Request, *, limit: int = 2 * MiB) -> dict[str, Any]:
@@ -159,6 +186,20 @@ def _children(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []
+
+
+def whole(params: Mapping[str, Any], name: str, default: _N, *, most: int = MOST) -> int | _N:
+    """The whole number of a query or a form, or a default where it has none.
+
+    Raises:
+        BadRequest: it is none of 0 to `most`.
+    """
+    text = str(params.get(name) or "").strip()
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= most):
+        raise BadRequest(f"{name}={text[:40]!r} must be a whole number from 0 to {most}.")
+    return int(text)
 
 
 def flag(value: Any) -> bool:

@@ -26,6 +26,7 @@ import httpx
 import pytest
 
 from adapterhub import accounts
+from adapterhub.http import SESSION_COOKIE
 from adapterhub.hub import Hub
 from adapterhub.settings import MiB, Settings
 from scripts import postgres
@@ -65,6 +66,19 @@ class HubServer:
         """An HTTP client with a token, or without one for None; close it, or use it in a `with`."""
         headers = {"Authorization": f"Bearer {self.tokens[name]}"} if name else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
+
+    def browser(self, name: str) -> tuple[httpx.Client, str]:
+        """A browser of somebody who is logged in, and what its forms must bring as `csrf`."""
+
+        async def work(hub: Hub) -> tuple[str, str]:
+            async with hub.db.write() as conn:
+                account = await accounts.find_account(conn, name)
+                cookie = await accounts.open_session(conn, account["id"])
+            return cookie, (await accounts.session_principal(hub.db, cookie)).csrf or ""
+
+        cookie, csrf = self.call(work)
+        headers = {"Accept": "text/html", "Cookie": f"{SESSION_COOKIE}={cookie}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False), csrf
 
     def call(self, work: Callable[[Hub], Coroutine[Any, Any, Any]]) -> Any:
         """Runs `work(hub)` inside the server and returns what it returns."""

@@ -3,10 +3,10 @@
 from fastapi import APIRouter
 
 from . import accounts, adapters, checking, places, yanks
-from .shared import ERRORS
+from .shared import ERRORS, PREFIX
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/api/v1", responses=ERRORS)
+router = APIRouter(prefix=PREFIX, responses=ERRORS)
 for part in (places, adapters, yanks, checking, accounts):
     router.include_router(part.router)

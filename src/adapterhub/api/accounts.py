@@ -17,7 +17,7 @@ from ..db.schema import now
 from ..errors import Forbidden
 from ..http import hub_of
 from .models import Event, NewOrganisation, NewToken, Organisation, Quota, Role, Token, TokenSecret, Usage
-from .shared import Admin, Caller, Choice, Name, Owner, part
+from .shared import Caller, Choice, Name, User, part
 
 __all__ = ["router"]
 
@@ -45,7 +45,7 @@ async def organisations(
 
 
 @router.post("/orgs", status_code=201, response_model=Organisation)
-async def create_organisation(request: Request, caller: Owner, body: NewOrganisation) -> Any:
+async def create_organisation(request: Request, caller: User, body: NewOrganisation) -> Any:
     """A new organisation, of which the caller is the first admin."""
     async with hub_of(request).db.write() as conn:
         await accounts.create_org(conn, body.name, caller.id, fullname=body.fullname, about=body.about)
@@ -73,7 +73,7 @@ async def _members(conn: AsyncConnection, org_id: int) -> list[sa.RowMapping]:
 
 
 @router.put("/orgs/{org}/members/{user}", status_code=204)
-async def set_member(request: Request, caller: Owner, org: Name, user: Name, body: Role) -> None:
+async def set_member(request: Request, caller: User, org: Name, user: Name, body: Role) -> None:
     """Adds a user to an organisation, or changes their role."""
     async with hub_of(request).db.write() as conn:
         owner = await _administered(conn, caller, org)
@@ -83,7 +83,7 @@ async def set_member(request: Request, caller: Owner, org: Name, user: Name, bod
 
 
 @router.delete("/orgs/{org}/members/{user}", status_code=204)
-async def remove_member(request: Request, caller: Owner, org: Name, user: Name) -> None:
+async def remove_member(request: Request, caller: User, org: Name, user: Name) -> None:
     """Removes a user from an organisation; everyone may leave one."""
     async with hub_of(request).db.write() as conn:
         member = await accounts.find_account(conn, user, kind="user")
@@ -104,14 +104,14 @@ async def _administered(conn: AsyncConnection, caller: Principal, org: str) -> s
 
 
 @router.get("/tokens", response_model=list[Token])
-async def tokens(request: Request, caller: Owner) -> Any:
+async def tokens(request: Request, caller: User) -> Any:
     """The caller's tokens, the newest first."""
     async with hub_of(request).db.read() as conn:
         return await accounts.tokens(conn, caller.require_user())
 
 
 @router.post("/tokens", status_code=201, response_model=TokenSecret)
-async def create_token(request: Request, caller: Owner, body: NewToken) -> Any:
+async def create_token(request: Request, caller: User, body: NewToken) -> Any:
     """A new token, shown this once."""
     for part_of_scope in body.scope:
         if "/" in part_of_scope:
@@ -127,7 +127,7 @@ async def create_token(request: Request, caller: Owner, body: NewToken) -> Any:
 
 
 @router.delete("/tokens/{id}", status_code=204)
-async def revoke_token(request: Request, caller: Owner, id: Annotated[int, Path(ge=1, lt=2**31)]) -> None:
+async def revoke_token(request: Request, caller: User, id: Annotated[int, Path(ge=1, lt=2**31)]) -> None:
     """Ends a token at once."""
     async with hub_of(request).db.write() as conn:
         await accounts.revoke_token(conn, caller.require_user(), id)
@@ -138,7 +138,7 @@ async def revoke_token(request: Request, caller: Owner, id: Annotated[int, Path(
 
 
 @router.get("/usage/{namespace}", response_model=Usage)
-async def usage(request: Request, caller: Owner, namespace: Name) -> Any:
+async def usage(request: Request, caller: User, namespace: Name) -> Any:
     """How many bytes a namespace holds, and may hold."""
     hub = hub_of(request)
     async with hub.db.read() as conn:
@@ -150,7 +150,7 @@ async def usage(request: Request, caller: Owner, namespace: Name) -> Any:
 
 
 @router.put("/usage/{namespace}", status_code=204)
-async def set_quota(request: Request, caller: Admin, namespace: Name, body: Quota) -> None:
+async def set_quota(request: Request, caller: User, namespace: Name, body: Quota) -> None:
     """Sets how many bytes a namespace may hold. For administrators."""
     async with hub_of(request).db.write() as conn:
         row = await accounts.find_account(conn, namespace)
@@ -162,7 +162,7 @@ async def set_quota(request: Request, caller: Admin, namespace: Name, body: Quot
 @router.get("/audit", response_model=list[Event])
 async def audit(
     request: Request,
-    caller: Admin,
+    caller: User,
     actor: Choice = None,
     action: Choice = None,
     target: Choice = None,

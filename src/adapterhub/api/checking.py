@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -54,7 +55,8 @@ async def dry_run(request: Request, caller: Caller, body: CheckRequest) -> Any:
     the path and the size.
     """
     hub = hub_of(request)
-    files = _DryFiles({names.check_path(file.path): file for file in body.files})
+    sent = {names.check_path(file.path): file for file in body.files}
+    files = _DryFiles(sent, await asyncio.to_thread(_headers, sent))
     async with hub.db.read() as conn:
         repo = None
         with suppress(RepoNotFound):  # It may have to be made yet.
@@ -86,6 +88,7 @@ class _DryFiles:
     """Files of which only texts and headers are here."""
 
     sent: Mapping[str, DryFile]
+    headers: Mapping[str, dict[str, Any]]
 
     @property
     def manifest(self) -> Manifest:
@@ -108,15 +111,18 @@ class _DryFiles:
 
     async def header(self, path: str) -> dict[str, Any] | None:
         """The tensors of a safetensors file; None where its header was not sent or is wrong."""
-        file = self.sent.get(path)
-        if file is None or file.header is None:
-            return None
-        text = file.header.encode("utf-8", "replace")
-        try:
+        return self.headers.get(path)
+
+
+def _headers(sent: Mapping[str, DryFile]) -> dict[str, dict[str, Any]]:
+    """The tensors of each file whose header was sent and is right."""
+    found = {}
+    for path, file in sent.items():
+        text = (file.header or "").encode("utf-8", "replace")
+        with suppress(InvalidSafetensors):
             tensors = parse_header(len(text).to_bytes(8, "little") + text, file.size)
-        except InvalidSafetensors:
-            return None
-        return {name: [tensor.dtype, list(tensor.shape)] for name, tensor in tensors.items()}
+            found[path] = {name: [tensor.dtype, list(tensor.shape)] for name, tensor in tensors.items()}
+    return found
 
 
 def _entry(file: DryFile) -> Entry:

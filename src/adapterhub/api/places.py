@@ -14,7 +14,7 @@ from ..index import leaderboard, resolver, search
 from ..index.taxonomy import Taxonomy, read
 from ..repos import repos
 from .models import Board, Preferred, TypeOfAdapter
-from .shared import Admin, Caller, Choice, FullName, Text, part
+from .shared import Caller, Choice, FullName, Text, User, part
 
 __all__ = ["router"]
 
@@ -67,7 +67,7 @@ async def board(
 
 
 @router.put("/preferred", status_code=204)
-async def prefer(request: Request, caller: Admin, body: Preferred) -> None:
+async def prefer(request: Request, caller: User, body: Preferred) -> None:
     """Makes an adapter the one that is meant by its task, subtask and base model. For administrators."""
     async with hub_of(request).db.write() as conn:
         repo = await repos.find(conn, caller, body.id)
@@ -76,7 +76,7 @@ async def prefer(request: Request, caller: Admin, body: Preferred) -> None:
 
 
 @router.delete("/preferred", status_code=204)
-async def unprefer(request: Request, caller: Admin, id: FullName) -> None:
+async def unprefer(request: Request, caller: User, id: FullName) -> None:
     """Takes the preference for an adapter back. For administrators."""
     async with hub_of(request).db.write() as conn:
         repo = await repos.find(conn, caller, id)

@@ -6,28 +6,26 @@ from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Security
-from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
-from .. import accounts
 from ..accounts import Principal
-from ..errors import Forbidden, TooLarge
+from ..errors import TooLarge
 from ..http import check_values, principal_of
+from ..rights import Guarded
 from ..settings import MiB
 
 __all__ = [
     "ERRORS",
-    "Admin",
+    "PREFIX",
     "Body",
     "Caller",
     "Choice",
     "FullName",
     "Name",
-    "Owner",
     "Problem",
     "Revision",
     "Text",
@@ -35,6 +33,7 @@ __all__ = [
     "part",
 ]
 
+PREFIX = "/api/v1"
 _MAX_BODY = 32 * MiB
 
 
@@ -78,12 +77,14 @@ FullName = Annotated[str, StringConstraints(pattern=_FULL_NAME, max_length=193)]
 Revision = Annotated[Text | None, Query(min_length=1, description="Branch, tag or commit; by default the newest.")]
 
 
-class _Limited(APIRoute):
+class _Limited(Guarded):
     """A route that refuses large bodies before it reads them to the end."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    prefix = PREFIX
+
+    def inner_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The route's handler, behind a limit."""
-        handle = super().get_route_handler()
+        handle = super().inner_handler()
 
         async def limited(request: Request) -> Response:
             body = bytearray()
@@ -117,19 +118,5 @@ async def _user(request: Request, _: Annotated[Any, Security(_bearer)]) -> Princ
     return principal
 
 
-async def _owner(principal: Annotated[Principal, Depends(_user)]) -> Principal:
-    """Somebody who holds an account as a whole: a token with less could otherwise make one with more."""
-    if principal.role != "write" or principal.scope:
-        raise Forbidden("This needs a login, or a token with role 'write' that is not limited to some repositories.")
-    return principal
-
-
-async def _admin(principal: Annotated[Principal, Depends(_owner)]) -> Principal:
-    accounts.require_admin(principal)
-    return principal
-
-
 Caller = Annotated[Principal, Depends(principal_of)]
 User = Annotated[Principal, Depends(_user)]
-Owner = Annotated[Principal, Depends(_owner)]
-Admin = Annotated[Principal, Depends(_admin)]

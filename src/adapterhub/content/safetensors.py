@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import Any, NamedTuple
 
 __all__ = ["InvalidSafetensors", "TensorInfo", "header_length", "parse_header", "MAX_HEADER", "MAX_TENSORS"]
@@ -105,8 +106,8 @@ def _read_json(header: bytes) -> dict[str, Any]:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise InvalidSafetensors(f"Its header names {next(n for n in names if names.count(n) > 1)!r} twice.")
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise InvalidSafetensors(f"Its header names {twice!r} twice.")
     return found
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from .. import names
 from ..db import schema
-from ..errors import Forbidden, TooManyRequests
+from ..errors import Busy, Forbidden, TooManyRequests
 
 if TYPE_CHECKING:
     from ..hub import Hub
@@ -33,7 +33,7 @@ _rate = schema.rate.c
 
 @asynccontextmanager
 async def attempt(hub: Hub, name: str, browser: str = "") -> AsyncIterator[None]:
-    """Counts an attempt with a password, unless the block ends without an error.
+    """Counts an attempt with a password, unless the block ends without an error, or was too busy to look.
 
     Args:
         name: of the account, as it was given.
@@ -57,7 +57,16 @@ async def attempt(hub: Hub, name: str, browser: str = "") -> AsyncIterator[None]
             "use a browser that has logged in to this account before."
         )
         raise error
-    yield
+    try:
+        yield
+    except Busy:
+        await _take_back(hub, key, window)
+        raise
+    await _take_back(hub, key, window)
+
+
+async def _take_back(hub: Hub, key: str, window: int) -> None:
+    """Counts one attempt less."""
     async with hub.db.write() as conn:
         same = (_rate.key == key, _rate.window == window)
         await conn.execute(sa.update(schema.rate).where(*same).values(count=_rate.count - 1))

@@ -16,10 +16,11 @@ from ..db import schema
 from ..errors import HubError
 from ..http import hub_of
 from ..hub import Hub
+from ..rights import Guarded
 
 __all__ = ["observe", "router"]
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Guarded)
 
 _REGISTRY = prometheus.CollectorRegistry()
 _REQUESTS = prometheus.Counter(

@@ -10,8 +10,9 @@ from starlette.responses import Response
 
 from ..errors import Unauthorized
 from ..http import iso, principal_of
+from ..rights import Guarded
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Guarded)
 
 
 @router.get("/api/whoami-v2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -23,12 +24,13 @@ from ..repos import commits, discussions, refs
 from ..repos.commits import Committed
 from ..repos.files import Manifest
 from ..repos.repos import Repo, payer_of
+from ..rights import Guarded
 from ..settings import KiB, MiB, Settings
 from ..xet.routes import token_answer
 from .ndjson import read_operations
 from .shared import API, caller_and_repo, commit_of
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Guarded)
 
 _MAX_PREUPLOAD = 1000
 _NO_XET = "This hub takes no Xet uploads. If yours fails, set HF_HUB_DISABLE_XET=1 in its environment and try again."
@@ -42,7 +44,7 @@ async def validate_yaml(request: Request) -> Response:
         raise BadRequest("The body needs the card's 'content', a text.")
     async with hub_of(request).db.read() as conn:
         context = await context_of(hub_of(request), conn, None, await taxonomy.read(conn))
-    errors, warnings = validate_card(content, context)
+    errors, warnings = await asyncio.to_thread(validate_card, content, context)
     shown = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
     return JSONResponse(shown, 400 if errors else 200)
 

@@ -13,9 +13,10 @@ from ..errors import BadRequest
 from ..http import flag, hub_of, iso, json_body
 from ..repos import discussions, pulls
 from ..repos.repos import Repo
+from ..rights import Guarded
 from .shared import API, caller_and_repo
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Guarded)
 
 _ONE = API + "/discussions/{number:int}"
 _PAGE = 50

@@ -23,12 +23,13 @@ from ..http import hub_of, json_body
 from ..hub import Hub
 from ..repos import commits, discussions, repos
 from ..repos.repos import Repo
+from ..rights import Guarded
 from ..storage.blobs import CHUNK
 from ..storage.disk import fsync_file
 from ..storage.ingest import ingest, renew, storage_error
 from .shared import caller_and_repo
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Guarded)
 
 _GIT = "/{namespace}/{name}.git/info/lfs/objects"
 _MAX_OBJECTS = 1000

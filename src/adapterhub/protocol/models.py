@@ -27,6 +27,7 @@ from .shared import API, Plain, at_revision, file_object, folder_object, full_ob
 router = APIRouter(include_in_schema=False, route_class=Plain)
 
 _PAGE = 1000
+_CONDITIONS = 32  # each is asked of the database by itself
 _COMMON = 2000  # a tag that so many repositories have is common
 _SORT = {
     "downloads": schema.repo.c.downloads,
@@ -86,12 +87,15 @@ async def _select(
     tags = [tag for text in query.getlist("filter") for tag in text.split(",") if tag]
     tags += [value for name in ("pipeline_tag", "library", "language") for value in query.getlist(name)]
     tags += [f"dataset:{value}" for value in query.getlist("dataset")]
+    tags, searches = list(dict.fromkeys(tags)), list(dict.fromkeys(query.getlist("search")))
+    if len(tags) + len(searches) > _CONDITIONS:
+        raise BadRequest(f"{len(tags) + len(searches)} conditions are too many: give at most {_CONDITIONS}.")
     where: list[sa.ColumnElement[bool]] = [schema.repo.c.yanked.is_(None), _visible(principal)]
-    for tag in dict.fromkeys(tags):
+    for tag in tags:
         where.append(await _tagged(conn, tag))
     if author := query.get("author"):
         where.append(sa.func.lower(schema.repo.c.namespace) == author.lower())
-    for words in query.getlist("search"):
+    for words in searches:
         where.append(await search.holds(conn, words))
     order = _SORT.get(query.get("sort", ""), schema.repo.c.updated)
     descending = query.get("direction", "-1") == "-1"

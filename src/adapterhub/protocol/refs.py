@@ -11,9 +11,10 @@ from starlette.responses import JSONResponse, Response
 from ..errors import BadRequest
 from ..http import flag, hub_of, iso, json_body, unquote
 from ..repos import commits, refs
+from ..rights import Guarded
 from .shared import API, caller_and_repo, commit_of
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Guarded)
 
 
 @router.get(API + "/refs")

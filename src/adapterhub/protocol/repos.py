@@ -12,9 +12,10 @@ from ..accounts import Principal
 from ..errors import BadRequest
 from ..http import hub_of, json_body, principal_of
 from ..repos import manage
+from ..rights import Guarded
 from .shared import API, caller_and_repo
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Guarded)
 
 
 @router.post("/api/repos/create")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from fastapi.routing import APIRoute
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,6 +15,7 @@ from ..repos import commits, git, repos, revisions
 from ..repos.commits import Commit
 from ..repos.files import Entry, Manifest
 from ..repos.repos import Repo
+from ..rights import Guarded
 
 __all__ = [
     "API",
@@ -34,10 +34,10 @@ __all__ = [
 API = "/api/models/{namespace}/{name}"
 
 
-class Plain(APIRoute):
+class Plain(Guarded):
     """A route whose function takes the request and returns the response: FastAPI prepares nothing in between."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def inner_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The function itself."""
         handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
         return handler

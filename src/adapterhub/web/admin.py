@@ -10,13 +10,14 @@ from starlette.responses import Response
 from .. import accounts
 from ..db import schema
 from ..errors import BadRequest, Conflict
-from ..http import hub_of, principal_of
+from ..http import hub_of, principal_of, whole
+from ..rights import Page, is_fresh
 from ..settings import GiB
 from . import queries
 from .formats import path as quoted
 from .pages import form_of, page, redirect
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Page)
 
 _TABS = ("accounts", "audit", "jobs")
 
@@ -25,23 +26,18 @@ _TABS = ("accounts", "audit", "jobs")
 async def admin(request: Request) -> Response:
     """Accounts, the audit log or the jobs."""
     me, params = await principal_of(request), request.query_params
-    if me.is_anonymous:
-        return redirect("/login?next=/admin")
-    accounts.require_admin(me)
-    tab = params.get("tab", _TABS[0])
-    before = params.get("before", "")
+    tab, before = params.get("tab", _TABS[0]), whole(params, "before", None)
     async with hub_of(request).db.read() as conn:
         users = await queries.accounts(conn, params.get("q", "")) if tab == "accounts" else []
-        lines = await queries.audit(conn, before=int(before) if before.isdigit() else None) if tab == "audit" else []
+        lines = await queries.audit(conn, before=before) if tab == "audit" else []
         jobs = await queries.jobs(conn) if tab == "jobs" else []
-    return await page(request, "admin.html", tab=tab, users=users, lines=lines, jobs=jobs, secret=None, gib=GiB)
+    return await page(request, "admin.html", tab=tab, users=users, lines=lines, jobs=jobs, gib=GiB, fresh=is_fresh(me))
 
 
 @router.post("/admin/accounts")
 async def add(request: Request) -> Response:
     """A new user."""
     form, me = await form_of(request), await principal_of(request)
-    accounts.require_admin(me)
     name = str(form.get("name", "")).strip()
     async with hub_of(request).db.write() as conn:
         await accounts.create_user(conn, name, str(form.get("password", "")), is_admin=form.get("is_admin") == "1")
@@ -53,7 +49,6 @@ async def add(request: Request) -> Response:
 async def change(request: Request, name: str) -> Response:
     """Changes an account's quota, or whether it may log in."""
     form, me = await form_of(request), await principal_of(request)
-    accounts.require_admin(me)
     values = {"quota": _quota(str(form.get("quota", "")).strip()), "disabled": form.get("disabled") == "1"}
     async with hub_of(request).db.write() as conn:
         account = await accounts.find_account(conn, name)

@@ -20,6 +20,7 @@ from ..http import hub_of, principal_of, unquote
 from ..index import compat, leaderboard, search, taxonomy
 from ..index.search import Query
 from ..index.taxonomy import Taxonomy
+from ..rights import Page
 from . import queries
 from .charts import Point, scatter
 from .drawing import placement_svg
@@ -28,7 +29,7 @@ from .methods import FAMILIES, METHODS, method_of
 from .pages import page, redirect
 from .placement import placement_text
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Page)
 
 TYPES = {
     "text_task": ("Tasks", "Classify, tag, answer: adapters for a task and a data set, often with a prediction head."),

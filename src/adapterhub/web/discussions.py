@@ -11,14 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..content.render import render
-from ..http import hub_of, principal_of
+from ..http import hub_of, principal_of, whole
 from ..repos import discussions, pulls, repos
 from ..repos.repos import Repo
-from .formats import path as quoted
+from ..rights import Page
 from .pages import form_of, page, redirect
 from .repo import diffs, opened
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Page)
 
 _ALL = "/{namespace}/{name}/discussions"
 _ONE = _ALL + "/{number:int}"
@@ -28,8 +28,7 @@ _PAGE = 50
 @router.get(_ALL)
 async def listing(request: Request) -> Response:
     """All discussions and pull requests, the newest first."""
-    text = request.query_params.get("p", "")
-    number = int(text) if text.isdigit() and len(text) < 7 else 0
+    number = whole(request.query_params, "p", 0, most=10**6)
     async with hub_of(request).db.read() as conn:
         shown = await opened(request, conn, "discussions")
         rows, count = await discussions.page(conn, shown["repo"], limit=_PAGE, offset=number * _PAGE)
@@ -40,9 +39,6 @@ async def listing(request: Request) -> Response:
 @router.get(_ALL + "/new")
 async def new(request: Request) -> Response:
     """The form for a discussion."""
-    me = await principal_of(request)
-    if me.is_anonymous:
-        return redirect(f"/login?next={quoted(request.url.path, whole=True)}")
     async with hub_of(request).db.read() as conn:
         shown = await opened(request, conn, "discussions")
     return await page(request, "repo/new_discussion.html", **shown)

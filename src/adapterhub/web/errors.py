@@ -27,7 +27,7 @@ _TITLES: Mapping[int, str] = {
     413: "Too large",
     422: "The hub cannot take this",
     429: "Too many requests",
-    503: "The storage does not answer",
+    503: "Not at this moment",
     507: "The disk is full",
 }
 

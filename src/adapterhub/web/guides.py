@@ -18,11 +18,12 @@ from ..checks import CHECKS
 from ..errors import NotFound
 from ..http import hub_of, iso
 from ..index import taxonomy
+from ..rights import Page
 from . import queries
 from .methods import METHODS
-from .pages import STATIC, code, environment, page
+from .pages import STATIC, code, page, rendered
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Page)
 
 # File in `docs/` -> title, in the order of the contents.
 GUIDES: Mapping[str, str] = {
@@ -144,7 +145,7 @@ async def sitemap(request: Request) -> Response:
 
 async def _xml(request: Request, template: str, kind: str, **context: Any) -> Response:
     site = hub_of(request).settings
-    text = await environment().get_template(template).render_async(site=site, **context)
+    text = await rendered(template, site=site, **context)
     return Response(text, media_type=kind, headers={"Cache-Control": "public, max-age=600"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import hashlib
 import json
@@ -20,11 +21,10 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from ..errors import Forbidden
-from ..http import check_csrf, hub_of, principal_of
+from ..http import check_csrf, check_origin, hub_of, principal_of
 from . import formats
 
-__all__ = ["STATIC", "code", "form_of", "page", "redirect", "unified", "with_query"]
+__all__ = ["STATIC", "code", "form_of", "page", "redirect", "rendered", "unified", "with_query"]
 
 STATIC = Path(__file__).parent / "static"
 
@@ -45,8 +45,13 @@ async def page(request: Request, template: str, status: int = 200, **context: An
         "query": request.query_params,
         "theme": theme if theme in ("light", "dark") else None,
     }
-    html = await environment().get_template(template).render_async(**everywhere, **context)
+    html = await rendered(template, **everywhere, **context)
     return HTMLResponse(html, status, headers={"Cache-Control": "private, no-cache", "Vary": "Cookie"})
+
+
+async def rendered(template: str, **context: Any) -> str:
+    """The text of a template, made beside the event loop: some pages are long."""
+    return await asyncio.to_thread(environment().get_template(template).render, **context)
 
 
 def redirect(url: str, status: int = 303) -> Response:
@@ -63,8 +68,7 @@ async def form_of(request: Request, **limits: Any) -> FormData:
     Raises:
         Forbidden: it was sent from elsewhere.
     """
-    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-        raise Forbidden("This form was sent from another site. Load the page here and send it once more.")
+    check_origin(request)
     fields = await request.form(**limits)
     check_csrf(await principal_of(request), str(fields.get("csrf", "")))
     return fields
@@ -79,7 +83,6 @@ def environment() -> Environment:
     made = Environment(
         loader=PackageLoader("adapterhub.web"),
         autoescape=True,
-        enable_async=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,

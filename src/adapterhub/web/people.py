@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 import sqlalchemy as sa
 from fastapi import APIRouter
@@ -13,19 +12,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .. import accounts
-from ..accounts import Principal
 from ..db import schema
 from ..db.schema import now
 from ..errors import BadRequest, Conflict, Forbidden, NotFound, TooManyRequests, Unauthorized
-from ..http import BROWSER_COOKIE, SESSION_COOKIE, cookie_name, hub_of, principal_of, session_cookie
+from ..http import BROWSER_COOKIE, SESSION_COOKIE, cookie_name, hub_of, principal_of, session_cookie, whole
 from ..index import search
 from ..ops import attempts
 from ..ops.setup import consume_setup_key
+from ..rights import Page, confirm, is_fresh
 from . import queries
 from .formats import path as quoted
 from .pages import form_of, page, redirect
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Page)
 
 _EXPIRY = {"": None, "30": 30, "90": 90, "365": 365}
 
@@ -73,6 +72,27 @@ async def logout(request: Request) -> Response:
     answer = redirect("/")
     answer.delete_cookie(session_cookie(hub), secure=_is_secure(request))
     return answer
+
+
+@router.get("/confirm")
+async def confirm_form(request: Request) -> Response:
+    """The form for the password, which some changes need again."""
+    following = _inside(request.query_params.get("next", "/settings/tokens"))
+    return await page(request, "confirm.html", following=following, problem=None)
+
+
+@router.post("/confirm")
+async def confirm_password(request: Request) -> Response:
+    """Notes that the password was given; the session needs it no second time for a while."""
+    form, me = await form_of(request), await principal_of(request)
+    following = _inside(str(form.get("next", "/")))
+    try:
+        await confirm(request, me, str(form.get("password", "")))
+    except (Forbidden, TooManyRequests) as error:
+        answer = await page(request, "confirm.html", error.status, following=following, problem=error.message)
+        answer.headers.update(error.headers)
+        return answer
+    return redirect(following)
 
 
 @router.get("/signup")
@@ -155,15 +175,6 @@ def _inside(url: str) -> str:
     return url if safe else "/"
 
 
-async def _member(request: Request) -> Principal | None:
-    me = await principal_of(request)
-    return None if me.is_anonymous else me
-
-
-def _to_login(request: Request) -> Response:
-    return redirect(f"/login?next={quoted(request.url.path, whole=True)}")
-
-
 # ---- settings -------------------------------------------------------------------------------------------------------
 
 
@@ -176,9 +187,7 @@ async def settings(request: Request) -> Response:
 @router.get("/settings/profile")
 async def profile(request: Request) -> Response:
     """Full name, address and password."""
-    me = await _member(request)
-    if me is None:
-        return _to_login(request)
+    me = await principal_of(request)
     async with hub_of(request).db.read() as conn:
         account = await accounts.find_account(conn, me.name)
         organizations = await queries.organizations_of(conn, me.require_user())
@@ -187,27 +196,28 @@ async def profile(request: Request) -> Response:
 
 @router.post("/settings/profile")
 async def change_profile(request: Request) -> Response:
-    """One of the two forms of the profile."""
-    form, me, hub = await form_of(request), await principal_of(request), hub_of(request)
-    user = me.require_user()
-    if form.get("action") == "password":
-        try:
-            async with attempts.attempt(hub, me.name, me.session or ""), hub.db.read() as conn:
-                await accounts.check_password(conn, me.name, str(form.get("current", "")))
-        except Unauthorized as error:
-            raise Forbidden("The current password is another one. Nothing was changed.") from error
-        async with hub.db.write() as conn:
-            await accounts.set_password(conn, user, str(form.get("password", "")))
-            cookie = await accounts.open_session(conn, user)
-        return _with_session(request, redirect("/settings/profile"), cookie)
+    """Full name, address and what they say of themselves."""
+    form, me = await form_of(request), await principal_of(request)
     values = {
         "fullname": str(form.get("fullname", "")).strip()[:200],
         "email": str(form.get("email", "")).strip()[:254] or None,
         "about": str(form.get("about", "")).strip()[:5000],
     }
-    async with hub.db.write() as conn:
-        await conn.execute(sa.update(schema.account).where(schema.account.c.id == user).values(**values))
+    async with hub_of(request).db.write() as conn:
+        await conn.execute(sa.update(schema.account).where(schema.account.c.id == me.id).values(**values))
     return redirect("/settings/profile")
+
+
+@router.post("/settings/password")
+async def change_password(request: Request) -> Response:
+    """Another password, for who knows the present one; other sessions end."""
+    form, me, hub = await form_of(request), await principal_of(request), hub_of(request)
+    user = me.require_user()
+    await confirm(request, me, str(form.get("current", "")))
+    async with hub.db.write() as conn:
+        await accounts.set_password(conn, user, str(form.get("password", "")))
+        cookie = await accounts.open_session(conn, user)
+    return _with_session(request, redirect("/settings/profile"), cookie)
 
 
 @router.get("/settings/tokens")
@@ -217,15 +227,10 @@ async def tokens(request: Request) -> Response:
 
 
 @router.post("/settings/tokens")
-async def change_tokens(request: Request) -> Response:
-    """Makes a token, which is shown this once, or ends one."""
+async def create_token(request: Request) -> Response:
+    """Makes a token, which is shown this once."""
     form, me, hub = await form_of(request), await principal_of(request), hub_of(request)
     user = me.require_user()
-    if form.get("revoke"):
-        async with hub.db.write() as conn:
-            await accounts.revoke_token(conn, user, _number(form.get("revoke")))
-            await accounts.log(conn, me, "token.revoke", me.name, token=str(form.get("revoke")))
-        return redirect("/settings/tokens")
     days = _EXPIRY.get(str(form.get("expires", "")))
     expires = now() + timedelta(days=days) if days else None
     name, role = str(form.get("name", "")), str(form.get("role", "read"))
@@ -235,22 +240,24 @@ async def change_tokens(request: Request) -> Response:
     return await _tokens(request, secret)
 
 
+@router.post("/settings/tokens/revoke")
+async def revoke_token(request: Request) -> Response:
+    """Ends a token at once."""
+    form, me = await form_of(request), await principal_of(request)
+    number = whole(form, "revoke", 0, most=2**31 - 1)
+    async with hub_of(request).db.write() as conn:
+        await accounts.revoke_token(conn, me.require_user(), number)
+        await accounts.log(conn, me, "token.revoke", me.name, token=str(number))
+    return redirect("/settings/tokens")
+
+
 async def _tokens(request: Request, secret: str | None) -> Response:
-    me = await _member(request)
-    if me is None:
-        return _to_login(request)
+    me = await principal_of(request)
     async with hub_of(request).db.read() as conn:
         rows = await accounts.tokens(conn, me.require_user())
-    answer = await page(request, "tokens.html", rows=rows, secret=secret)
+    answer = await page(request, "tokens.html", rows=rows, secret=secret, fresh=is_fresh(me))
     answer.headers["Cache-Control"] = "no-store"
     return answer
-
-
-def _number(value: Any) -> int:
-    text = str(value)
-    if not text.isdigit() or len(text) > 18:
-        raise BadRequest(f"{text!r} must be a number.")
-    return int(text)
 
 
 # ---- organisations and owners ---------------------------------------------------------------------------------------
@@ -259,8 +266,6 @@ def _number(value: Any) -> int:
 @router.get("/organizations/new")
 async def new_organization(request: Request) -> Response:
     """The form for an organisation."""
-    if await _member(request) is None:
-        return _to_login(request)
     return await page(request, "new_organization.html")
 
 
@@ -284,7 +289,6 @@ async def change_members(request: Request, name: str) -> Response:
     role = str(form.get("role", ""))
     async with hub_of(request).db.write() as conn:
         org = await accounts.find_account(conn, name, kind="org")
-        me.require_user()
         if not me.may_admin(org["name"]):
             raise Forbidden(f"Only the admins of {org['name']} choose its members.")
         user = await accounts.find_account(conn, str(form.get("user", "")).strip(), kind="user")

@@ -26,6 +26,7 @@ from ..repos import commits, manage, refs, repos
 from ..repos.commits import Commit
 from ..repos.files import Entry, Manifest, RepoFiles
 from ..repos.repos import Repo
+from ..rights import Page
 from ..settings import KiB
 from . import queries
 from .charts import sparkline
@@ -36,7 +37,7 @@ from .pages import form_of, page, redirect, unified
 from .placement import placement_text
 from .snippets import snippets
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Page)
 
 _ONE = "/{namespace}/{name}"
 _SHOWN_BYTES = 512 * KiB

@@ -24,13 +24,13 @@ from ..repos import commits, manage, repos
 from ..repos.commits import Committed, Put, Remove
 from ..repos.files import RepoFiles
 from ..repos.repos import Repo, payer_of
+from ..rights import Page
 from ..settings import KiB, MiB
 from ..storage import ingest
 from ..storage.ingest import Staged, once
-from .formats import path as quoted
 from .pages import form_of, page, redirect
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Page)
 
 _CARD = "README.md"
 _LIMITS = {"max_files": 200, "max_fields": 500, "max_part_size": 1 * MiB}
@@ -61,9 +61,6 @@ async def new(request: Request) -> Response:
 async def upload_form(request: Request) -> Response:
     """The form: for a new repository, or for one that is there."""
     me = await principal_of(request)
-    if me.is_anonymous:
-        query = f"?{request.url.query}" if request.url.query else ""
-        return redirect(f"/login?next={quoted('/upload' + query, whole=True)}")
     wanted = request.query_params.get("repo")
     if not wanted:
         return await _form(request, me, None, [], _TEMPLATE)
@@ -121,7 +118,6 @@ async def _preview(text: str, full_name: str) -> str:
 async def upload(request: Request) -> Response:
     """Publishes, suggests, or (without JavaScript) shows the card."""
     me = await principal_of(request)
-    me.require_user()
     form = await form_of(request, **_LIMITS)
     try:
         return await _upload(request, me, form)

@@ -21,11 +21,12 @@ from ..http import hub_of
 from ..hub import Hub
 from ..repos import repos
 from ..repos.repos import Repo
+from ..rights import Guarded
 from . import ingest
 
 __all__ = ["router", "token_answer"]
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=Guarded)
 
 _BASE = "/xet/{scope}"
 _LIFETIME = 3600  # seconds; the client asks for a new token in time

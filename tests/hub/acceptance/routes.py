@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+from adapterhub import rights
 
 
 class Route(NamedTuple):
@@ -15,13 +16,9 @@ class Route(NamedTuple):
 
 def routes(app: Any) -> list[Route]:
     """The routes of an application, without mounted files."""
-    return [*_walk(app.routes, "")]
+    return [Route(method, path) for method, path, _ in rights.routes(app.routes)]
 
 
-def _walk(found: Any, prefix: str) -> Iterator[Route]:
-    for route in found:
-        if (inner := getattr(route, "original_router", None)) is not None:
-            yield from _walk(inner.routes, prefix + route.include_context.prefix)
-        else:
-            for method in sorted(getattr(route, "methods", None) or ()):
-                yield Route(method, prefix + route.path)
+def is_page(app: Any, route: Route) -> bool:
+    """Whether a route is a page of the site."""
+    return any(isinstance(known, rights.Page) for *called, known in rights.routes(app.routes) if called == [*route])

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.hub.acceptance import seed
-from tests.hub.acceptance.routes import Route, routes
+from tests.hub.acceptance.routes import Route, is_page, routes
 from tests.hub.conftest import HubServer, Makers
 
 # Equally long, so that answers can be compared letter by letter.
@@ -61,13 +61,15 @@ def server(hub_makers: Makers, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield server
 
 
-def answer(client: httpx.Client, route: Route, name: str, values: dict[str, str]) -> tuple[Any, ...]:
+def answer(app: Any, client: httpx.Client, route: Route, name: str, values: dict[str, str]) -> tuple[Any, ...]:
     """All that a stranger sees of an answer, with the repository's name taken out."""
     namespace, _, short = name.partition("/")
     given = NAMING.get(route) or next((body for end, body in BODIES.items() if route.path.endswith(end)), {})
     if route.method not in ("POST", "PUT", "DELETE"):
         given = {key: value for key, value in given.items() if key == "params"}
     given = _put(given, name)
+    if route.method == "POST" and "csrf" in values and is_page(app, route):
+        given = {"data": {"csrf": values["csrf"], "action": "comment", "title": "a", "body": "b"}}
     known = {"namespace": namespace, "name": short, "org": namespace, "file": short, **values}
     path = re.sub(r"\{(\w+)(?::\w+)?\}", lambda match: known[match[1]], route.path)
     found = client.request(route.method, path, headers={"Accept": "text/html,application/json"}, **given)
@@ -86,6 +88,16 @@ def _without(text: str, name: str) -> str:
     return text.replace(name, "NAME").replace(name.replace("/", "%2F"), "NAME").replace(name.split("/")[1], "SHORT")
 
 
+def visitor(server: HubServer, name: str | None, values: dict[str, str]) -> httpx.Client:
+    """A client with a token for the API and a session for the pages."""
+    client = server.client(name)
+    values.pop("csrf", None)
+    if name:
+        browser, values["csrf"] = server.browser(name)
+        client.headers["Cookie"] = browser.headers["Cookie"]
+    return client
+
+
 def test_every_route_of_a_repository(server: HubServer) -> None:
     with server.client() as alice:
         head = alice.get(f"/api/models/{HIDDEN}").json()["sha"]
@@ -98,13 +110,13 @@ def test_every_route_of_a_repository(server: HubServer) -> None:
     assert set(NAMING) <= set(found)
     told = []
     for stranger in STRANGERS:
-        with server.client(stranger) as client:
+        with visitor(server, stranger, values) as client:
             for route in tested:
                 for revision in ("main", head) if "{revision" in route.path else ("main",):
                     known = {**values, "revision": revision}
-                    missing = answer(client, route, MISSING, known)
+                    missing = answer(server.app, client, route, MISSING, known)
                     for name in (HIDDEN, RENAMED):
-                        if (hidden := answer(client, route, name, known)) != missing:
+                        if (hidden := answer(server.app, client, route, name, known)) != missing:
                             told.append((stranger, route, name, hidden, missing))
                     if OF_A_REPO.search(route.path) and not 300 <= missing[0] < 500:
                         told.append((stranger, route, MISSING, missing))

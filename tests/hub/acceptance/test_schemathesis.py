@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.hub.acceptance import seed
-from tests.hub.conftest import HubServer, Makers
+from tests.hub.conftest import PASSWORD, HubServer, Makers
 
 FULL = bool(os.environ.get("ADAPTERHUB_FULL"))
 
@@ -32,7 +32,7 @@ def schemathesis(server: HubServer, *arguments: str, token: str | None, timeout:
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--no-color"]
     # Some rules are beyond what a schema can say: a cursor must come from a page, of some parameters one is needed.
     command += ["--exclude-checks=positive_data_acceptance", "--warnings=off", "--seed=1"]
-    headers = ["-H", f"Authorization: Bearer {server.token(token)}"] if token else []
+    headers = ["-H", f"Authorization: Bearer {server.token(token)}", "-H", f"X-Password: {PASSWORD}"] if token else []
     given = {**os.environ, "PYTHONWARNINGS": "ignore", "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
         [*command, *headers, *arguments],

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from adapterhub.hub import Hub
+from tests.hub.conftest import PASSWORD
 
 from .files import adapter, push
 
@@ -33,11 +34,15 @@ def heads(shared_hub_server: Any) -> dict[str, str]:
 
 @pytest.fixture
 def get(shared_hub_server: Any, heads: dict[str, str]) -> Any:
-    """Asks the API: `get("/tree", user="bob", task="nli")` gives status and body."""
+    """Asks the API: `get("/tree", user="bob", task="nli")` gives status and body; `sure` sends the password too."""
 
-    def ask(path: str, user: str | None = None, verb: str = "GET", body: Any = None, **query: Any) -> tuple[int, Any]:
+    def ask(
+        path: str, user: str | None = None, verb: str = "GET", body: Any = None, *, sure: bool = False, **query: Any
+    ) -> tuple[int, Any]:
         with shared_hub_server.client(user) as client:
             options: dict[str, Any] = {"params": query} if query else {}
+            if sure:
+                options["headers"] = {"X-Password": PASSWORD}
             if body is not None:
                 options["json"] = body
             answer = client.request(verb, f"/api/v1{path}", **options)

@@ -182,7 +182,7 @@ def test_values_that_are_none_are_refused(name, text, call):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_serve_starts_says_where_it_is_and_stops_when_told(tmp_path, workers):
+def test_serve_starts_says_where_it_is_and_stops_when_told(tmp_path, workers, monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "adapterhub", "serve", "--data", str(tmp_path), "--port", str(port)]
@@ -199,7 +199,13 @@ def test_serve_starts_says_where_it_is_and_stops_when_told(tmp_path, workers):
                     assert time.monotonic() < until
                     time.sleep(0.05)
             assert ready.json() == {"ready": True, "database": "ok", "blobs": "ok"}
-            figures = httpx.get(f"{url}/metrics", trust_env=False, timeout=30).text
+            assert httpx.get(f"{url}/metrics", trust_env=False, timeout=30).status_code == 401
+            monkeypatch.setenv("ADAPTERHUB_DATA", str(tmp_path))
+            cli.main(["user", "add", "alice", "--admin", "--no-password"])
+            capsys.readouterr()
+            cli.main(["token", "new", "alice", "prometheus", "--role", "read"])
+            bearer = {"Authorization": f"Bearer {capsys.readouterr().out.strip()}"}
+            figures = httpx.get(f"{url}/metrics", headers=bearer, trust_env=False, timeout=30).text
             assert "adapterhub_repositories 0.0" in figures
             assert "adapterhub_request_seconds_bucket" in figures
         finally:

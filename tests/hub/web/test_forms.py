@@ -83,7 +83,7 @@ def test_a_token_is_shown_once_and_works(hub: HubServer, alice: httpx.Client) ->
     assert httpx.get(f"{hub.url}/api/whoami-v2", headers=headers, trust_env=False).json()["name"] == "alice"
     row = re.search(r'name="revoke" value="(\d+)"[^>]*>End', alice.get("/settings/tokens").text)
     assert row is not None
-    alice.post("/settings/tokens", data={"csrf": csrf(alice), "revoke": row[1]})
+    alice.post("/settings/tokens/revoke", data={"csrf": csrf(alice), "revoke": row[1]})
     assert httpx.get(f"{hub.url}/api/whoami-v2", headers=headers, trust_env=False).status_code == 401
 
 
@@ -235,9 +235,9 @@ def test_the_password_changes_only_with_the_present_one(hub: HubServer) -> None:
     with browser(hub) as client:
         fields = {"name": "carol", "password": "first password"}
         assert client.post("/signup", data=fields).url.path == "/docs/start"
-        wrong = {"csrf": csrf(client), "action": "password", "current": "guess", "password": "second password"}
-        assert client.post("/settings/profile", data=wrong).status_code == 403
-        client.post("/settings/profile", data={**wrong, "csrf": csrf(client), "current": "first password"})
+        wrong = {"csrf": csrf(client), "current": "guess", "password": "second password"}
+        assert client.post("/settings/password", data=wrong).status_code == 403
+        client.post("/settings/password", data={**wrong, "csrf": csrf(client), "current": "first password"})
         assert "carol" in client.get("/").text
         client.post("/logout", data={"csrf": csrf(client)})
         assert "Log in" in client.get("/").text

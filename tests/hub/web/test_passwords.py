@@ -107,7 +107,7 @@ def test_the_cookie_is_kept_from_scripts(hub: HubServer, client: httpx.Client) -
 
 def test_the_current_password_cannot_be_guessed_with_a_session(hub: HubServer, client: httpx.Client) -> None:
     log_in(client, "bob", PASSWORD)
-    form = {"csrf": csrf(client), "action": "password", "current": "guessed", "password": "something new"}
-    assert [client.post("/settings/profile", data=form).status_code for _ in range(4)] == [403, 403, 403, 429]
+    form = {"csrf": csrf(client), "current": "guessed", "password": "something new"}
+    assert [client.post("/settings/password", data=form).status_code for _ in range(4)] == [403, 403, 403, 429]
     with browser(hub) as elsewhere:
         assert log_in(elsewhere, "bob", PASSWORD).status_code == 303
