@@ -7,6 +7,7 @@ that loaders open with pickle are refused, whatever is inside.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable
 from pathlib import PurePosixPath
@@ -44,6 +45,7 @@ ALLOWED: dict[str, tuple[tuple[str, ...], Callable[[Buffer], None]]] = {
     "text": ((), texts.text),  # and every other ending that is not refused
 }
 _ENDINGS = {ending: format for format, (endings, _) in ALLOWED.items() for ending in endings}
+_PICKLE = re.compile(rb"\x80[\0-\5]")  # how most pickles begin; only for the message
 _TEXT_TOO = ("sentencepiece", "json")  # some tokenizers are text, and JSON always is
 
 _REFUSED_ENDINGS = {
@@ -83,6 +85,8 @@ def judge(name: str, data: Buffer) -> str | None:
     found = kind(head, size)
     expected = _expected(name, found) if name else found
     reason = _misnamed(expected, found) if expected and found else None
+    if not found and _PICKLE.match(head):
+        reason = "is a pickle, which can run any code"
     reason = reason or disguise(data)
     if not reason and expected is None:
         reason = "is neither text in UTF-8 nor of a format that the hub allows"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +76,7 @@ def opened(path: Path) -> Iterator[Buffer]:
 
 
 @contextmanager
-def mapped(file: IO[bytes]) -> Iterator[Buffer]:
+def mapped(file: IO[bytes] | tempfile.SpooledTemporaryFile[bytes]) -> Iterator[Buffer]:
     """As `opened`, of a file that is open."""
     file.flush()
     if not os.fstat(file.fileno()).st_size:

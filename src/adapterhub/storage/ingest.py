@@ -146,20 +146,26 @@ async def require_kinds(hub: Hub, entries: Iterable[Entry]) -> None:
     """
     if hub.settings.pickle_policy != "refuse":
         return
+    seen: dict[tuple[str, str], Entry] = {}
     for entry in entries:
+        seen.setdefault((entry.sha256, kind_of(entry.path)), entry)
+    for (sha256, expected), entry in seen.items():
         # What they are was proven when they came, all but JSON, which is text until its name is known.
-        wanted = entry.size if kind_of(entry.path) == "json" and entry.size <= MAX_JSON else min(entry.size, HEAD)
-        with tempfile.TemporaryFile(dir=hub.scratch) as file:
-            async for chunk in hub.blobs.open(entry.sha256, 0, wanted):
+        wanted = entry.size if expected == "json" and entry.size <= MAX_JSON else min(entry.size, HEAD)
+        with tempfile.SpooledTemporaryFile(HEAD, dir=str(hub.scratch)) as file:
+            async for chunk in hub.blobs.open(sha256, 0, wanted):
                 file.write(chunk)
             reason = await asyncio.to_thread(_misnamed, file, entry)
         if reason:
             raise Unprocessable(reason)
 
 
-def _misnamed(file: IO[bytes], entry: Entry) -> str | None:
-    with mapped(file) as data:
-        return misnamed(entry.path, data, entry.size)
+def _misnamed(file: tempfile.SpooledTemporaryFile[bytes], entry: Entry) -> str | None:
+    if file.tell() > HEAD:
+        with mapped(file) as data:
+            return misnamed(entry.path, data, entry.size)
+    file.seek(0)
+    return misnamed(entry.path, file.read(), entry.size)
 
 
 def storage_error(error: OSError) -> HubError:

@@ -21,12 +21,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapterhub import accounts
 from adapterhub.content import texts
 from adapterhub.content.inspect import inspect
 from adapterhub.content.kinds import ALLOWED, judge, misnamed, refused_name
 from adapterhub.content.pickles import is_pickle
 from adapterhub.content.reading import Malformed
 from adapterhub.content.texts import MAX_JSON
+from adapterhub.errors import BadRequest, Unprocessable
+from adapterhub.hub import Hub
+from adapterhub.repos import commits, manage
+from adapterhub.repos.commits import Put
+from adapterhub.storage.ingest import ingest, once
 from tests.hub.content import valid
 
 RAN: list[str] = []
@@ -390,3 +396,29 @@ def test_hostile_json_is_judged_quickly(piece: bytes):
 
 def test_json_is_not_too_long():
     assert not is_json(b"[" + b" " * MAX_JSON + b"]")
+
+
+# ---- in a hub -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("logo.png", valid.safetensors()),
+        ("README.md", valid.gguf()),
+        ("spiece.model", valid.png()),
+        ("a.safetensors", b"words"),
+        ("config.json", b'{"a": 1'),
+        ("config.json", b"{" + b" " * (1 << 20)),
+    ],
+)
+def test_bytes_that_come_without_a_name_must_fit_the_one_they_get(hub: Hub, run: Any, name: str, data: bytes):
+    async def work() -> None:
+        async with hub.db.read() as conn:
+            alice = await accounts.principal(hub.db, (await accounts.find_account(conn, "alice"))["id"])
+        repo = await manage.create(hub, alice, "alice/files")
+        blob = await ingest(hub, once(data), repo_id=repo.id)
+        await commits.commit(hub, alice, repo, "main", [Put(name, blob.sha256, lfs=True)], title="Add")
+
+    with pytest.raises((Unprocessable, BadRequest), match=f"^'?{name}'? .*(should be|is not a valid)"):
+        run(work())

@@ -328,10 +328,10 @@ def test_text_that_unpickles_is_refused(data: bytes):
 )
 def test_hostile_bytes_are_judged_quickly(pattern: bytes):
     data = pattern * ((1 << 20) // len(pattern))
-    start = time.perf_counter()
+    start = time.process_time()
     judge("a.txt", data)
     kind(data, 1 << 30)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("fill", [0, 1, 255])
