@@ -196,7 +196,7 @@ def _read_model(record: Record, card: Card, config: Mapping[str, Any], model: Ma
 def _place(record: Record, card: Card, taxonomy: Taxonomy) -> None:
     """Where it stands among tasks and languages: told by its tag, else by its data sets or its language."""
     task, subtask = cards.adapterhub_place(card)
-    if task is None:
+    if task is None or taxonomy.lookalike(task):
         task, subtask = next(filter(None, map(taxonomy.place_of_dataset, record.datasets)), (None, None))
     record.task, record.subtask = task, subtask
     record.type = taxonomy.type_of(task, subtask) if task else None

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from .. import names
 from ..data import load
 from ..db import schema
 from ..db.engine import insert_missing
@@ -72,6 +73,13 @@ class Taxonomy:
     def of(cls, tasks: Any, subtasks: Any) -> Taxonomy:
         """From rows."""
         return cls({row["id"]: row for row in tasks}, {(row["task"], row["id"]): row for row in subtasks})
+
+    def lookalike(self, task: str) -> str | None:
+        """A task that another name looks like; None of one that is known, in whatever case."""
+        if task.lower() in self.tasks:
+            return None
+        wanted = names.skeleton(task)
+        return next((known for known in self.tasks if names.skeleton(known) == wanted), None)
 
     def type_of(self, task: str | None, subtask: str | None = None) -> str | None:
         """`text_task` or `text_lang`; None of an unknown task."""
