@@ -124,8 +124,11 @@ async def read(conn: AsyncConnection) -> Taxonomy:
 
 
 async def seed(conn: AsyncConnection) -> None:
-    """Adds what comes with the hub and is not there yet."""
+    """Adds what comes with the hub and is not there yet; the architectures of the old hub become what they were."""
     data = load("taxonomy.json")
     await insert_missing(conn, schema.task, data["tasks"])
     await insert_missing(conn, schema.subtask, data["subtasks"])
     await insert_missing(conn, schema.architecture, data["architectures"])
+    for row in data["architectures"]:
+        same = sa.update(schema.architecture).where(schema.architecture.c.name == row["name"])
+        await conn.execute(same.values(config=row["config"]))
