@@ -77,6 +77,8 @@ def typed(value: Any) -> Any:
     """What a scalar of a config means: they are JSON."""
     if isinstance(value, dict):
         return {key: typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [typed(item) for item in value]
     try:
         return json.loads(value)
     except (ValueError, TypeError):

@@ -23,6 +23,7 @@ from .db.engine import Database, insert
 from .db.lookup import Lookup
 from .db.schema import now
 from .errors import BadRequest, Busy, Conflict, Forbidden, NotFound, Unauthorized
+from .index import claims
 
 __all__ = [
     "ANONYMOUS",
@@ -187,6 +188,7 @@ async def create_org(
 
 
 async def _create(conn: AsyncConnection, name: str, **values: Any) -> int:
+    await claims.require_unclaimed(conn, name)
     name_key = names.key(name)
     taken = (await conn.execute(sa.select(schema.account.c.name).where(schema.account.c.name_key == name_key))).scalar()
     if taken is not None:

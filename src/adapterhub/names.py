@@ -9,7 +9,7 @@ import unicodedata
 from .data import load
 from .errors import BadRequest
 
-__all__ = ["RESERVED", "key", "check_namespace", "check_repo_name", "split", "check_path", "check_ref"]
+__all__ = ["RESERVED", "key", "check_namespace", "check_repo_name", "skeleton", "split", "check_path", "check_ref"]
 
 # First segments of the hub's own pages.
 RESERVED = frozenset(
@@ -32,6 +32,28 @@ def key(name: str) -> str:
     return name.lower().translate(_CONFUSABLE) or name.lower()
 
 
+# What looks like a letter: in Cyrillic, in Greek, in Latin with a stroke, among digits; and pairs that look like one.
+_LOOKALIKES = str.maketrans(
+    dict(zip("аеорсухіјѕһԁԛԝкмт", "aeopcyxijshdqwkmt"))
+    | dict(zip("αεικνορτυχη", "aeikvoptuxn"))
+    | dict(zip("ıłøđɑɡ|", "ilodagl"))
+    | dict(zip("234789", "zeatbg"))
+)
+_PAIRS = (("rn", "m"), ("vv", "w"))
+
+
+def skeleton(name: str) -> str:
+    """A form in which names of any script that look alike are equal: `sent1ment`, `ѕеntiment` and `Sentiment`.
+
+    It is stricter than `key`, by which accounts are stored: names are compared by it when they are made.
+    """
+    plain = unicodedata.normalize("NFKD", name).casefold()
+    plain = "".join(c for c in plain if unicodedata.category(c) not in ("Mn", "Cf")).translate(_LOOKALIKES)
+    for pair, one in _PAIRS:
+        plain = plain.replace(pair, one)
+    return key(plain)
+
+
 def check_repo_name(name: str) -> str:
     """A repository's name, if it is one.
 
@@ -48,7 +70,7 @@ def check_repo_name(name: str) -> str:
 
 
 def check_namespace(name: str, *, task_name: bool = False) -> str:
-    """A name for a user or an organisation: a repository's name that is neither a page of the site nor a task.
+    """A name for a user or an organisation: a repository's name that neither is nor looks like a page or a task.
 
     Args:
         task_name: whether it may be a task.
@@ -56,17 +78,26 @@ def check_namespace(name: str, *, task_name: bool = False) -> str:
     Raises:
         BadRequest: it is reserved, or no name.
     """
-    if check_repo_name(name).lower() in RESERVED:
-        raise BadRequest(f"{name!r} is reserved for the hub's own pages. Choose another name.")
-    if not task_name and name.lower() in _tasks():
-        raise BadRequest(f"{name!r} is a task or language, by which adapters are found. Choose another name.")
+    plain = skeleton(check_repo_name(name))
+    if page := _reserved().get(plain):
+        raise BadRequest(f"{name!r} is reserved for the hub's own pages, or looks like {page!r}. Choose another name.")
+    if not task_name and (task := _tasks().get(plain)):
+        raise BadRequest(
+            f"{name!r} is, or looks like, the task or language {task!r}, by which adapters are found. Choose another "
+            "name."
+        )
     return name
 
 
 @functools.cache
-def _tasks() -> frozenset[str]:
+def _reserved() -> dict[str, str]:
+    return {skeleton(name): name for name in RESERVED}
+
+
+@functools.cache
+def _tasks() -> dict[str, str]:
     """Tasks and languages: whoever had one as their name could put an adapter where a data set is looked for."""
-    return frozenset(task["id"].lower() for task in load("taxonomy.json")["tasks"])
+    return {skeleton(task["id"]): task["id"] for task in load("taxonomy.json")["tasks"]}
 
 
 def split(full_name: str) -> tuple[str, str]:

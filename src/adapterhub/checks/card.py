@@ -8,7 +8,7 @@ from typing import Any
 
 from ..content import cards
 from ..content.cards import InvalidCard
-from ..index.taxonomy import canonical_metric
+from ..index.taxonomy import Taxonomy, canonical_metric
 from .finding import Finding, error, listed, nearest, quoted, warning
 from .subject import CARD, CONFIG, CheckContext, Subject
 
@@ -200,7 +200,9 @@ def _place(tag: str, context: CheckContext) -> Iterator[Finding]:
         return
     task, _, subtask = place.partition("/")
     fix = "Use a task that the hub knows, see /explore, or ask its administrators to add it."
-    if task not in context.tasks:
+    if known := Taxonomy.of([{"id": name} for name in context.tasks], []).lookalike(task):
+        yield error(f"The tag {quoted(tag)} names the task {task!r}, which looks like {known!r} but is another.", fix)
+    elif task not in context.tasks:
         places = (*context.tasks, *(f"{name}/{sub}" for name, subs in context.tasks.items() for sub in subs))
         hint = nearest(place, places) or nearest(task, context.tasks)
         yield warning(f"The tag {quoted(tag)} names the task {task!r}, which is not known.{hint}", fix)

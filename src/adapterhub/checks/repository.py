@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..content.pickles import refused_name
+from ..content.kinds import refused_name
 from .finding import Finding, error, listed, nearest, quoted, warning
 from .subject import Subject
 

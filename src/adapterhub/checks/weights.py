@@ -60,8 +60,10 @@ def missing(subject: Subject) -> list[Finding] | None:
         return found
 
     lost = [adapter for adapter in subject.adapters if adapter.weights is None]
+    # A card that was taken over from the old hub, which kept no weights, is not to blame.
+    taken_over = bool(subject.card and subject.card.data.get("legacy_id") and subject.card.data.get("versions"))
     absent = [
-        error(
+        (warning if taken_over else error)(
             f"There is no {listed(adapter.folder + name for name in WEIGHTS)}, though there is a config.",
             "Upload the weights as adapter.safetensors; PEFT calls them adapter_model.safetensors.",
         )

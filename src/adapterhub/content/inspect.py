@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import codecs
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
 from ..errors import Unprocessable
-from .pickles import HEAD, TAIL, find_secret, kind, sniff
-from .safetensors import InvalidSafetensors, header_length, parse_header
+from .kinds import HEAD, judge, kind
+from .reading import Buffer, opened
+from .safetensors import header_length, parse_header
 
-__all__ = ["inspect"]
+__all__ = ["find_secret", "inspect"]
+
+_BLOCK = 1 << 20
 
 
 def inspect(path: Path, name: str = "") -> tuple[dict[str, Any] | None, str | None]:
@@ -18,8 +22,7 @@ def inspect(path: Path, name: str = "") -> tuple[dict[str, Any] | None, str | No
 
     Args:
         path: the bytes.
-        name: their path in a repository; empty where it is not known yet: then `sniff` or `refused_name` must be asked
-            again when it is.
+        name: their path in a repository; empty where it is not known yet: then `misnamed` must be asked when it is.
 
     Returns:
         The header `{tensor name: [dtype, shape]}` of a safetensors file, else None; and a sentence for the author where
@@ -28,50 +31,36 @@ def inspect(path: Path, name: str = "") -> tuple[dict[str, Any] | None, str | No
     Raises:
         Unprocessable: one of the hub's own tokens stands in it.
     """
-    size, shown = path.stat().st_size, repr(name) if name else "This file"
-    with open(path, "rb") as file:
-        head = file.read(HEAD)
-        file.seek(max(0, size - TAIL))
-        tail = file.read(TAIL)
-    found, header, invalid = kind(head, size), None, ""
-    if found == "safetensors":
-        try:
-            header = _read_header(path, size)
-        except InvalidSafetensors as error:
-            invalid = f"{shown} is not a valid safetensors file. {error}"
-    if danger := sniff(name, head, tail=tail, size=size, safetensors=header is not None) or invalid:
-        return None, danger
-    if found == "text" and not _is_text(path, shown):
-        return None, f"{shown} begins as text, but is not text in UTF-8 up to its end."
-    return header, None
+    with opened(path) as data:
+        danger, found = judge(name, data), kind(data[:HEAD], len(data))
+        if danger is None and found == "text":
+            _refuse_secrets(data, repr(name) if name else "This file")
+        return _header(data) if danger is None and found == "safetensors" else None, danger
 
 
-def _read_header(path: Path, size: int) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        first = file.read(8)
-        prefix = first + file.read(header_length(first) - 8)
-    return {key: [info.dtype, list(info.shape)] for key, info in parse_header(prefix, size).items()}
+def _header(data: Buffer) -> dict[str, Any]:
+    tensors = parse_header(data[: header_length(data[:8])], len(data))
+    return {key: [info.dtype, list(info.shape)] for key, info in tensors.items()}
 
 
-def _is_text(path: Path, shown: str) -> bool:
-    """Reads a text to its end, which must be UTF-8 and must not hold one of our tokens."""
-    decoder, last = codecs.getincrementaldecoder("utf-8")(), b""
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            if hint := find_secret(last + block):
-                raise Unprocessable(
-                    f"{shown} holds an access token of this hub ({hint}). Take it out, and revoke the token in your "
-                    "settings if anyone else may have seen it."
-                )
-            last = block[-64:]
-            if b"\0" in block or not _decodes(decoder, block):
-                return False
-    return _decodes(decoder, b"", final=True)
+def _refuse_secrets(data: Buffer, shown: str) -> None:
+    for start in range(0, len(data), _BLOCK):
+        if hint := find_secret(data[max(0, start - 64) : start + _BLOCK]):
+            raise Unprocessable(
+                f"{shown} holds an access token of this hub ({hint}). Take it out, and revoke the token in your "
+                "settings if anyone else may have seen it."
+            )
 
 
-def _decodes(decoder: codecs.IncrementalDecoder, block: bytes, final: bool = False) -> bool:
-    try:
-        decoder.decode(block, final)
-    except UnicodeDecodeError:
-        return False
-    return True
+def find_secret(data: bytes) -> str | None:
+    """The beginning of one of this hub's own tokens that stands in the data; None if there is none.
+
+    Tokens end with a checksum, so that an example which only looks like one is not found.
+    """
+    for match in _TOKEN.finditer(data):
+        if b"%08x" % zlib.crc32(match[1]) == match[2]:
+            return f"{match[0][:8].decode()}…"
+    return None
+
+
+_TOKEN = re.compile(rb"ahb_([A-Za-z0-9]{43})([0-9a-f]{8})")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ..data import load
 
-__all__ = ["METHODS", "aliases", "config_id", "config_name", "members", "method", "named", "peft_method"]
+__all__ = ["METHODS", "aliases", "config_id", "config_name", "members", "method", "named", "peft_method", "trains"]
 
 Config = Mapping[str, Any]
 
@@ -108,6 +109,31 @@ def peft_method(config: Config) -> str | None:
     """The method of a config of PEFT."""
     kind = str(config.get("peft_type") or "").upper()
     return "dora" if kind == "LORA" and config.get("use_dora") else _PEFT.get(kind, kind.lower() or None)
+
+
+# Tensors that are stored with an adapter, but never trained, by its method: the square base of an orthogonal
+# projection, the random matrices that all sites share; below, the rules of a multiplication that are not learned.
+_FIXED = {
+    "reft": re.compile(r"\.parametrizations\.\w+\.\d+\.base$"),
+    **dict.fromkeys(("vera", "dvora"), re.compile(r"(?:^|\.)shared_parameters\..*\blora_[AB]$")),
+}
+_FIXED_OF_PEFT = {
+    "vera": re.compile(r"\bvera_[AB]$"),
+    "randlora": re.compile(r"\brandlora_[AB]$"),
+}
+_RULES = re.compile(r"phm_rule(?:_left|_right)?$")
+
+
+def trains(config: Config, tensor: str) -> bool:
+    """Whether a tensor of an adapter's file is trained; what is not is no parameter."""
+    if config.get("peft_type"):
+        fixed = _FIXED_OF_PEFT.get(peft_method(config) or "")
+        return not (fixed and fixed.search(tensor))
+    for member in members(config):
+        fixed = _FIXED.get(method(member) or "")
+        if (fixed and fixed.search(tensor)) or (member.get("learn_phm") is False and _RULES.search(tensor)):
+            return False
+    return True
 
 
 def config_name(config: Config) -> str | None:

@@ -127,6 +127,9 @@ def _read_head(record: Record, head: Mapping[str, Any]) -> None:
     elif head:
         # A model class with a fixed head: its name tells what the head is for.
         record.head_type = _of_class(_text(head.get("model_class")) or "")
+    elif record.card.get("prediction_head") is True:
+        # Taken over from the old hub, without the head's config.
+        record.head_type = _of_class(record.model_class or "") or "unknown"
     record.pipeline_tag = PIPELINES.get(record.head_type or "")
 
 
@@ -154,7 +157,8 @@ async def _read_weights(record: Record, files: Files) -> None:
         if header is None:
             continue
         record.bytes = files.manifest[path].size
-        record.parameters = sum(_elements(shape) for _, shape in header.values())
+        config = record.config or {}
+        record.parameters = sum(_elements(shape) for name, (_, shape) in header.items() if configs.trains(config, name))
         layers = {int(found[1]) for name in header if (found := _LAYER.search(name))}
         record.layers = max(layers) + 1 if layers else None
         if record.library == "peft" and record.method in ("lora", "dora"):
@@ -196,7 +200,7 @@ def _read_model(record: Record, card: Card, config: Mapping[str, Any], model: Ma
 def _place(record: Record, card: Card, taxonomy: Taxonomy) -> None:
     """Where it stands among tasks and languages: told by its tag, else by its data sets or its language."""
     task, subtask = cards.adapterhub_place(card)
-    if task is None:
+    if task is None or taxonomy.lookalike(task):
         task, subtask = next(filter(None, map(taxonomy.place_of_dataset, record.datasets)), (None, None))
     record.task, record.subtask = task, subtask
     record.type = taxonomy.type_of(task, subtask) if task else None

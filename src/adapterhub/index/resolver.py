@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from .. import names
 from ..accounts import Principal
 from ..db import schema
 from ..errors import BadRequest, Conflict, HubError, NotFound, RepoNotFound
@@ -59,10 +60,14 @@ async def resolve(
 ) -> Hit:
     """The adapter that a name means.
 
-    A name is read as `org/name[@revision]`, then as `@org/file` (its name on the old hub), `task/subtask[@org]`,
-    `task[@org]` and `subtask[@org]`. The first reading of which something is left counts, after everything is taken
-    away that is of another base model, config or organisation, lacks the version, is yanked, or is hidden from the
-    caller. None of these filters is ever given up for the sake of an answer.
+    A name is read as `org/name[@revision]`, else as `@org/file` (its name on the old hub), `task/subtask[@org]`, or
+    `place[@org]`, where the place is a task or a subtask. Everything is taken away that is of another base model,
+    config or organisation, lacks the version, is yanked, or is hidden from the caller. None of these filters is ever
+    given up for the sake of an answer.
+
+    What a name has meant it does not come to mean something else without a word. A repository's id that was a task and
+    a data set before the repository was made is an error that lists both; and a task that its author made up, and that
+    is called like an account, leads nowhere.
 
     If several adapters are left, then
 
@@ -88,6 +93,7 @@ async def resolve(
     asked = _Asked(principal, name.strip(), model, config, version)
     found, problem = await _by_id(conn, asked)
     if found:
+        await _require_first(conn, asked, found)
         return found
     for where in _readings(asked.name):
         rows = await _rows(conn, [*where, *asked.filters(), *asked.allowed()])
@@ -173,10 +179,16 @@ def _readings(name: str) -> Iterable[list[sa.ColumnElement[bool]]]:
     task, slash, subtask = place.partition("/")
     of_org = [_same(_repo.namespace, org)] if at else []
     if slash:
-        yield [_named(_adapter.task, task), _named(_adapter.subtask, subtask), *of_org]
+        yield [_task(task), _named(_adapter.subtask, subtask), *of_org]
     elif place:
-        yield [_named(_adapter.task, place), *of_org]
-        yield [_named(_adapter.subtask, place), *of_org]
+        yield [sa.or_(_task(place), _named(_adapter.subtask, place)), *of_org]
+
+
+def _task(name: str) -> sa.ColumnElement[bool]:
+    """Whether a task is called so; one that is not among those of the hub must not be called like an account."""
+    account = sa.exists().where(schema.account.c.name_key == names.key(name))
+    known = sa.exists().where(schema.task.c.id == _adapter.task)
+    return sa.and_(_named(_adapter.task, name), sa.or_(known, ~account))
 
 
 def _named(column: sa.ColumnElement[Any], text: str) -> sa.ColumnElement[bool]:
@@ -209,6 +221,24 @@ async def _by_id(conn: AsyncConnection, asked: _Asked) -> tuple[Hit | None, HubE
     except HubError as problem:
         return None, problem
     return Hit(repo.full_name, oid, "id", facts({**rows[0], "oid": oid})), None
+
+
+async def _require_first(conn: AsyncConnection, asked: _Asked, found: Hit) -> None:
+    """Refuses an id that was the name of a place before its repository was made.
+
+    Raises:
+        Conflict: it was; `details["candidates"]` lists the repository and the adapters at that place.
+    """
+    created = sa.select(_repo.created).where(_repo.key == found.id.lower()).scalar_subquery()
+    for where in _readings(asked.name):
+        older = await _rows(conn, [*where, *asked.filters(), *asked.allowed(), _repo.created < created])
+        if rows := [row for row in older if _full_name(row) != found.id]:
+            place = asked.name.partition("@")[0]
+            raise Conflict(
+                f"{asked} can mean {len(rows) + 1} adapters: {place!r} was the name of a task and a data set before "
+                f"there was a repository of that id. Pass the id of another one, or '{found.id}@main' for this one.",
+                details={"candidates": [found.facts, *map(facts, rows[:_LISTED])]},
+            )
 
 
 async def _check_yanked(conn: AsyncConnection, repo: Repo, oid: str, version: str | None) -> None:

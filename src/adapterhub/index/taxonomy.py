@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from .. import names
 from ..data import load
 from ..db import schema
 from ..db.engine import insert_missing
@@ -73,6 +74,13 @@ class Taxonomy:
         """From rows."""
         return cls({row["id"]: row for row in tasks}, {(row["task"], row["id"]): row for row in subtasks})
 
+    def lookalike(self, task: str) -> str | None:
+        """A task that another name looks like; None of one that is known, in whatever case."""
+        if task.lower() in self.tasks:
+            return None
+        wanted = names.skeleton(task)
+        return next((known for known in self.tasks if names.skeleton(known) == wanted), None)
+
     def type_of(self, task: str | None, subtask: str | None = None) -> str | None:
         """`text_task` or `text_lang`; None of an unknown task."""
         row = self.subtasks.get((task or "", subtask or "")) or self.tasks.get(task or "")
@@ -116,8 +124,11 @@ async def read(conn: AsyncConnection) -> Taxonomy:
 
 
 async def seed(conn: AsyncConnection) -> None:
-    """Adds what comes with the hub and is not there yet."""
+    """Adds what comes with the hub and is not there yet; the architectures of the old hub become what they were."""
     data = load("taxonomy.json")
     await insert_missing(conn, schema.task, data["tasks"])
     await insert_missing(conn, schema.subtask, data["subtasks"])
     await insert_missing(conn, schema.architecture, data["architectures"])
+    for row in data["architectures"]:
+        same = sa.update(schema.architecture).where(schema.architecture.c.name == row["name"])
+        await conn.execute(same.values(config=row["config"]))

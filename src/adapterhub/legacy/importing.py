@@ -32,6 +32,11 @@ __all__ = ["Imported", "import_cards"]
 
 _HUB = Principal(name="adapterhub", is_admin=True, role="write")
 _TITLE = "Take over the card of the old AdapterHub"
+# What the old index named by default, though a card of a later name has Pfeiffer's architecture too.
+_LISTED_LAST = frozenset(
+    f"@ukp/bert-base-multilingual-cased-{language}-wiki_pfeiffer"
+    for language in ("cdo", "gn", "is", "ja", "my", "qu", "sw")
+)
 _UNTOUCHED = (_TITLE, "initial commit")
 
 
@@ -57,7 +62,8 @@ class Imported:
 
     def __str__(self) -> str:
         counts = f"{self.cards} cards: {self.organisations} organisations, {self.repositories} repositories and "
-        counts += f"{self.versions} versions made, {self.unchanged} cards unchanged, {len(self.problems)} problems"
+        counts += f"{self.versions} versions made, {self.unchanged} cards unchanged, {len(self.problems)} problems. "
+        counts += "No weights came along; their pages say where they were, and how to add them."
         return "\n".join([counts, *self.problems])
 
 
@@ -180,10 +186,15 @@ async def _branches(hub: Hub, repo: Repo, card: OldCard, done: Imported) -> None
 
 
 async def _prefer(conn: AsyncConnection, taken: Iterable[tuple[OldCard, Repo]]) -> None:
-    """Prefers what the old hub took by default: the last one of Pfeiffer's architecture, else the first one."""
+    """Prefers what the old hub took by default: the last one of Pfeiffer's architecture, else the first one.
+
+    Where a place had several of them, the last one was what its file system listed last: mostly that of the last name.
+    """
     defaults: dict[tuple[str, str, str], tuple[OldCard, Repo]] = {}
     for card, repo in taken:
-        if card.place not in defaults or card.data["config"]["using"] == "pfeiffer":
+        first = card.place not in defaults
+        kept = not first and defaults[card.place][0].legacy_id in _LISTED_LAST
+        if first or (card.data["config"]["using"] == "pfeiffer" and not kept):
             defaults[card.place] = card, repo
     chosen = schema.preferred.c
     settled = set((await conn.execute(sa.select(chosen.base_model, chosen.task, chosen.subtask))).all())

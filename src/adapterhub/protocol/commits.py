@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from .. import names, quotas
 from ..accounts import Principal
 from ..checks.card import validate_card
-from ..content import pickles
+from ..content import kinds
 from ..errors import BadRequest, Forbidden, NotFound, Unauthorized, Unprocessable
 from ..http import flag, header_line, hub_of, json_body, unquote
 from ..index import taxonomy
@@ -77,7 +77,7 @@ def _upload_mode(settings: Settings, file: dict[str, Any], manifest: Manifest) -
     path, size = names.check_path(file.get("path", "")), file.get("size", 0)
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= settings.max_file:
         raise BadRequest(f"{path}: size={size!r} must be a number of bytes up to {settings.max_file}.")
-    if settings.pickle_policy == "refuse" and (reason := pickles.refused_name(path)):
+    if settings.pickle_policy == "refuse" and (reason := kinds.refused_name(path)):
         raise BadRequest(reason)
     apart = size >= settings.lfs_bytes or (size >= 256 * KiB and path.endswith(".safetensors"))
     mode = "lfs" if apart and size and settings.upload_mode != "inline" else "regular"

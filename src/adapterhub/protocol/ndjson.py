@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import quotas
-from ..content import pickles
+from ..content import kinds
 from ..errors import BadRequest, TooLarge
 from ..http import check_values
 from ..names import check_path
@@ -220,6 +220,6 @@ def _operation(hub: Hub, number: int, kind: str, value: dict[str, Any]) -> Opera
     oid = value.get("oid")
     if not isinstance(oid, str) or len(oid) != 64 or value.get("algo", "sha256") != "sha256":
         raise BadRequest(f"Line {number} of the commit: {path} needs an 'oid', its SHA-256 in 64 digits.")
-    if hub.settings.pickle_policy == "refuse" and (reason := pickles.refused_name(path)):
+    if hub.settings.pickle_policy == "refuse" and (reason := kinds.refused_name(path)):
         raise BadRequest(reason)
     return Put(path, oid, lfs=True)

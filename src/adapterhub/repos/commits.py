@@ -242,6 +242,7 @@ async def commit(
         StaleParent: `parent` is not the head or, where a pull request begins there, none of the commits before it.
         EntryNotFound: a file to remove is not there.
         BadRequest: a path or title is not allowed, or bytes were not uploaded.
+        Unprocessable: bytes that came without a name are not what their name says.
         Conflict: others commit faster than this could be applied.
         Forbidden: the pull request is closed or merged, or the quota of who pays for the bytes is used up.
     """
@@ -261,6 +262,9 @@ async def commit(
                 if not create_pull and await _is_made(conn, principal, repo, head, operations, title.strip(), parent):
                     return Committed(head.oid, changed=False)
                 raise
+        if not turn:
+            apart = {op.path for op in operations if isinstance(op, Put) and op.lfs}
+            await ingest.require_kinds(hub, [entry for path, entry in after.items() if path in apart])
         made = _Made.of(onto, after, principal, title.strip(), message.strip())
         if made.tree == head.tree and not create_pull:
             return Committed(head.oid, changed=False)

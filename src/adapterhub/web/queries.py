@@ -40,7 +40,7 @@ _adapter = schema.adapter.c
 
 
 async def numbers(conn: AsyncConnection, places: Mapping[str, Mapping[str, Any]], kept: Counts) -> Mapping[str, int]:
-    """How many adapters, tasks, languages and base models are public.
+    """How many adapters, tasks, languages and base models are public, and of how many adapters only the card is here.
 
     Args:
         places: what `search.tree` counts.
@@ -50,8 +50,9 @@ async def numbers(conn: AsyncConnection, places: Mapping[str, Mapping[str, Any]]
 
 
 async def _numbers(conn: AsyncConnection) -> Row:
-    counts = {"adapters": sa.func.count(), "models": sa.func.count(_adapter.base_model.distinct())}
-    query = sa.select(*(count.label(name) for name, count in counts.items())).where(_adapter.visible)
+    models, bare = sa.func.count(_adapter.base_model.distinct()), sa.func.count().filter(_adapter.bytes == 0)
+    query = sa.select(sa.func.count().label("adapters"), models.label("models"), bare.label("bare"))
+    query = query.where(_adapter.visible)
     return (await conn.execute(query)).mappings().one()
 
 

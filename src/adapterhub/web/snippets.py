@@ -30,10 +30,13 @@ def snippets(info: Mapping[str, Any], *, endpoint: str, revision: str | None = N
     """The tabs of an adapter's page.
 
     Args:
-        info: columns of `adapter` with `full_name` and, for curl, `weights`: the path of a file with weights.
+        info: columns of `adapter` with `full_name` and, for curl, `weights`: the path of a file with weights. Without
+            weights there is nothing to load, but maybe an address from which to fetch them.
         endpoint: the hub's public address.
         revision: a branch, tag or commit to pin; None for the newest commit of the default branch.
     """
+    if not info.get("bytes", True):
+        return [_fetch(info, endpoint)] if _old_address(info) else []
     ways = {"adapters": (_here, _upstream), "peft": (_peft, _transformers)}.get(info["library"], ())
     return [way(info, endpoint, revision) for way in (*ways, _command_line, _curl)]
 
@@ -47,6 +50,28 @@ def _here(info: Mapping[str, Any], endpoint: str, revision: str | None) -> Snipp
         model = AutoAdapterModel.from_pretrained({_base(info)})
         model.load_adapter({info["full_name"]!r}{_pinned("version", revision)}, set_active=True)"""
     return Snippet("adapters", "AdapterHub", "python", _dedent(code))
+
+
+def _old_address(info: Mapping[str, Any]) -> str | None:
+    """Where the old hub had the weights of the default version."""
+    card = info.get("card") or {}
+    versions = card.get("versions")
+    known = [item for item in versions if isinstance(item, dict)] if isinstance(versions, list) else []
+    wanted = [item for item in known if str(item.get("version")) == str(card.get("default_version"))] or known
+    url = next((item.get("url") for item in wanted), None)
+    return url if isinstance(url, str) and url.startswith(("http://", "https://")) else None
+
+
+def _fetch(info: Mapping[str, Any], endpoint: str) -> Snippet:
+    code = f"""\
+        import adapters
+        from adapters import AutoAdapterModel
+
+        model = AutoAdapterModel.from_pretrained({_base(info)})
+        name = model.load_adapter({_old_address(info)!r})
+        adapters.hub.use({endpoint!r})
+        model.push_adapter_to_hub({info["full_name"]!r}, name)"""
+    return Snippet("fetch", "Fetch the weights", "python", _dedent(code))
 
 
 def _peft(info: Mapping[str, Any], endpoint: str, revision: str | None) -> Snippet:
@@ -77,7 +102,7 @@ def _upstream(info: Mapping[str, Any], endpoint: str, revision: str | None) -> S
 
         model = AutoAdapterModel.from_pretrained({_base(info)})
         folder = {_download(info, endpoint, revision)}
-        model.load_adapter(folder, set_active=True)"""
+        model.load_adapter(folder, use_safetensors=True, set_active=True)"""
     return Snippet("upstream", "adapters 1.x", "python", _dedent(code))
 
 

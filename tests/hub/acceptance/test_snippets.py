@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import zipfile
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +20,14 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import HfApi, constants
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 import adapters
+from adapterhub import accounts
+from adapterhub.hub import Hub
+from adapterhub.legacy import import_cards
 from tests.hub.conftest import HubServer, Makers
+from tests.hub.legacy import old_cards
 from tests.tiny import config
 
 pytestmark = [
@@ -47,11 +55,12 @@ class World:
             found = client.get(f"/api/v1/snippet/{name}", params=query).raise_for_status().json()
         return {item["id"]: item for item in found}
 
-    def run(self, *command: str) -> str:
+    def run(self, *command: str, **environment: str) -> str:
         """Runs a command in an empty folder, as somebody who has never been here."""
         dirty = ("HF_", "HUGGING", "XET_")
         given = {name: value for name, value in os.environ.items() if not name.startswith(dirty)}
         given |= {"HF_ENDPOINT": self.server.url, "HF_HOME": str(self.folder / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        given |= environment
         given["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{given['PATH']}"
         done = subprocess.run(command, env=given, cwd=self.folder, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
@@ -138,3 +147,35 @@ def test_curl(world: World, name: str) -> None:
     (path,) = world.folder.glob("adapter*.safetensors")
     assert load_file(path)
     path.unlink()
+
+
+def test_fetching_the_weights_of_an_old_card(world: World) -> None:
+    """The old hub's card names an archive of another host; the page's code brings its weights here."""
+    model = adapters.BertAdapterModel.from_pretrained(world.folder / "base")
+    model.add_adapter("old", config="seq_bn")
+    old = world.folder / "archives"
+    model.save_adapter(str(old / "old"), "old", use_safetensors=False)
+    with zipfile.ZipFile(old / "old.zip", "w") as archive:
+        for path in (old / "old").iterdir():
+            archive.write(path, path.name)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(old))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{site.server_port}/old.zip"
+        card = old_cards.SST.replace("https://example.org/2.zip", url).replace("bert-base-uncased", BASE)
+        admin = world.server.call(lambda hub: principal_of(hub, "alice"))
+        folder = old_cards.write(world.folder / "old-hub", {"acme/old.yaml": card})
+        world.server.call(lambda hub: import_cards(hub, folder, admin))
+        (snippet,) = world.snippets("acme/old").values()
+        world.run(sys.executable, "-c", snippet["code"], HF_TOKEN=world.server.token())
+        site.shutdown()
+    assert list(world.snippets("acme/old")) == ["adapters", "upstream", "hf", "curl"]
+    with world.server.client(None) as client:
+        loaded = load(client.get("/acme/old/resolve/main/adapter.safetensors").content)
+    own = {name: value for name, value in model.state_dict().items() if ".old." in name}
+    assert loaded.keys() == own.keys() and all(torch.equal(loaded[name], own[name]) for name in own)
+
+
+async def principal_of(hub: Hub, name: str) -> accounts.Principal:
+    async with hub.db.read() as conn:
+        return await accounts.principal(hub.db, (await accounts.find_account(conn, name))["id"])

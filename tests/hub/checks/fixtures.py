@@ -345,6 +345,12 @@ FAILING: dict[str, list[tuple[str, str, MemoryFiles | Case]]] = {
         ("warning", "'license_name' is missing", card("apache-2.0", "other")),
     ],
     "card.task": [
+        (
+            "error",
+            "looks like 'sentiment' but is another",
+            card("adapterhub:sentiment/imdb", "adapterhub:sent1ment/imdb"),
+        ),
+        ("error", "looks like 'sentiment'", card("adapterhub:sentiment/imdb", "adapterhub:s\u0435ntiment/imdb")),
         ("error", "not of the form", card("adapterhub:sentiment/imdb", "'adapterhub:sentiment / imdb'")),
         ("error", "not of the form", card("adapterhub:sentiment/imdb", "AdapterHub:sentiment/imdb")),
         ("warning", "Did you mean 'sentiment/imdb'", card("sentiment/imdb", "sentimant/imdb")),

@@ -118,7 +118,7 @@ LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)
     ],
 )
 def test_what_cannot_be_read(yaml: str, line: int | None, text: str):
-    start = time.perf_counter()
+    start = time.process_time()
     if not text:
         assert front(yaml) == {"a": 1}  # the first line '---' ends the front matter
         return
@@ -126,7 +126,7 @@ def test_what_cannot_be_read(yaml: str, line: int | None, text: str):
         front(yaml)
     assert text in str(caught.value)
     assert caught.value.line == line
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_front_matter_must_end():
@@ -139,10 +139,10 @@ def test_front_matter_must_end():
 )
 def test_hostile_front_matter_is_read_quickly(pattern: str):
     text = pattern * (60_000 // len(pattern))
-    start = time.perf_counter()
+    start = time.process_time()
     with contextlib.suppress(InvalidCard):
         front(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_aliases_work():

@@ -112,10 +112,10 @@ LIES = {
 
 @pytest.mark.parametrize("file", LIES.values(), ids=LIES.keys())
 def test_lies_are_refused(file: bytes):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(InvalidSafetensors):
         parse(file)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=200).map(pack))

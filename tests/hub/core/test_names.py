@@ -64,3 +64,34 @@ def test_a_task_may_be_vouched_for_but_a_page_may_not():
     assert names.check_namespace("mlki", task_name=True) == "mlki"
     with pytest.raises(BadRequest):
         names.check_namespace("api", task_name=True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("sent1ment", "Sentiment"),
+        ("s3ntim3nt", "sentiment"),
+        ("sеntimеnt", "sentiment"),  # Cyrillic
+        ("ѕentiment", "sentiment"),
+        ("acmε", "acme"),  # Greek
+        ("ａｃｍｅ", "acme"),  # full width
+        ("acmé", "acme"),
+        ("ac\u200bme", "acme"),
+        ("rnicrosoft", "microsoft"),
+        ("vvord", "word"),
+        ("g00gle", "google"),
+    ],
+)
+def test_look_alikes_have_one_skeleton(one, other):
+    assert names.skeleton(one) == names.skeleton(other)
+
+
+def test_other_names_have_others():
+    known = ["acme", "acne", "modern", "bert", "google", "sentiment", "sst-2", "no", "so", "ukp", "xlm", "ner", "qa"]
+    assert len({names.skeleton(name) for name in known}) == len(known)
+
+
+@pytest.mark.parametrize("name", ["sent1ment", "5entiment", "n0", "adm1n", "AP1", "0rganizations", "s-e-n-timent"])
+def test_look_alikes_of_pages_and_tasks_are_reserved(name):
+    with pytest.raises(BadRequest, match="looks like"):
+        names.check_namespace(name)

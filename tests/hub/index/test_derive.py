@@ -3,6 +3,12 @@
 import asyncio
 import json
 
+import pytest
+from transformers import BertConfig
+
+import adapters
+from adapterhub.data import load
+from adapterhub.index import configs
 from adapterhub.index.derive import derive
 from adapterhub.index.taxonomy import Taxonomy, canonical_metric, higher_is_better
 from tests.hub.index.files import MemoryFiles, safetensors
@@ -134,3 +140,25 @@ def test_metrics_have_one_name_and_a_direction():
     assert [canonical_metric(name) for name in names] == ["accuracy", "f1", "spearman", "pearson", "rouge2", "loss"]
     assert higher_is_better("accuracy")
     assert not higher_is_better("perplexity")
+
+
+@pytest.mark.parametrize("name", load("configs.json")["configs"])
+def test_parameters_are_what_trains(name, tmp_path):
+    """Not what is stored besides: LoReFT's square base, VeRA's random matrices."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 30}
+    model = adapters.BertAdapterModel(BertConfig(hidden_size=128, **sizes))
+    model.add_adapter("a", config=name)
+    model.train_adapter("a")
+    model.save_adapter(str(tmp_path), "a", use_safetensors=True, with_head=False)
+    files = MemoryFiles({path.name: path.read_bytes() for path in tmp_path.iterdir()})
+    record = asyncio.run(derive(files))
+    assert record.parameters == sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
+def test_rules_that_are_not_learned_are_no_parameters():
+    config = {**load("configs.json")["configs"]["compacter"], "learn_phm": False}
+    assert not configs.trains(config, "bert.shared_parameters.a.phm_rule")
+    assert configs.trains(config, "bert.encoder.layer.0.output.adapters.a.adapter_up.W_left")
+    vera = {"peft_type": "VERA"}
+    assert not configs.trains(vera, "base_model.vera_A")
+    assert configs.trains(vera, "base_model.model.layers.0.q_proj.vera_lambda_b")

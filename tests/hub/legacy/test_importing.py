@@ -12,10 +12,12 @@ import sqlalchemy as sa
 from adapterhub import accounts
 from adapterhub.accounts import ANONYMOUS
 from adapterhub.content import cards
+from adapterhub.data import load
 from adapterhub.db import schema
-from adapterhub.errors import BadRequest, Unauthorized
+from adapterhub.errors import BadRequest, Conflict, Unauthorized
 from adapterhub.hub import Hub
 from adapterhub.index import resolver
+from adapterhub.index.configs import config_id
 from adapterhub.legacy import Imported, import_cards
 from adapterhub.repos import commits, refs, repos
 from adapterhub.repos.commits import Put
@@ -82,7 +84,11 @@ def test_all_that_a_card_says(hub: Hub, run: Any, tmp_path: Path) -> None:
     assert (row["config_name"], row["config_id"]) == ("seq_bn", "9076f36a74755ac4")
     assert (row["type"], row["task"], row["subtask"]) == ("text_task", "sentiment", "sst-2")
     assert (row["library"], row["model_type"], row["reduction_factor"]) == ("adapters", "bert", 16)
-    assert [check["id"] for check in row["checks"] if check["level"] == "error"] == ["weights.missing"]
+    assert (row["errors"], row["bytes"], row["head_type"]) == (0, 0, "unknown")
+    assert [check["id"] for check in row["checks"] if check["level"] == "warning"] == [
+        "card.license",
+        "weights.missing",
+    ]
 
 
 def test_quirks_of_yaml(hub: Hub, run: Any, tmp_path: Path) -> None:
@@ -122,6 +128,74 @@ def test_old_names_lead_to_what_they_led_to(hub: Hub, run: Any, tmp_path: Path) 
     assert file.id == "ukp/sst_houlsby"
     assert (place.id, place.reason) == ("ukp/sst_pfeiffer", "preferred")
     assert language.id == "ukp/no-wiki"
+
+
+def wiki(language: str, file: str, using: str = "pfeiffer", subtask: str = "wiki") -> dict[str, str]:
+    text = old_cards.NORWEGIAN.replace("task: no\n", f"task: {language}\n").replace("pfeiffer+inv", using)
+    return {f"ukp/bert-base-multilingual-cased-{file}.yaml": text.replace("subtask: wiki", f"subtask: {subtask}")}
+
+
+def test_places_have_the_defaults_of_the_old_index(hub: Hub, run: Any, tmp_path: Path) -> None:
+    """Of several of one architecture, the old hub took that which its file system listed last."""
+    cards_of = {}
+    for language in ("gn", "jv"):
+        for variant, using in (("houlsby", "houlsby"), ("pfeiffer", "pfeiffer"), ("pfeiffer_relu", "pfeiffer")):
+            cards_of |= wiki(language, f"{language}-wiki_{variant}", using)
+
+    async def work() -> Any:
+        await import_cards(hub, old_cards.write(tmp_path, cards_of))
+        async with hub.db.read() as conn:
+            return [(await resolver.resolve(conn, ANONYMOUS, f"{language}/wiki")).id for language in ("gn", "jv")]
+
+    gn, jv = run(work())
+    assert gn == "ukp/bert-base-multilingual-cased-gn-wiki_pfeiffer"
+    assert jv == "ukp/bert-base-multilingual-cased-jv-wiki_pfeiffer_relu"
+
+
+def test_a_language_and_a_data_set_of_one_name_are_ambiguous(hub: Hub, run: Any, tmp_path: Path) -> None:
+    cards_of = {**wiki("ja", "ja-wiki"), **wiki("wikiann", "wikiann-ja", subtask="ja")}
+
+    async def work() -> Any:
+        await import_cards(hub, old_cards.write(tmp_path, cards_of))
+        async with hub.db.read() as conn:
+            await resolver.resolve(conn, ANONYMOUS, "ja", model="bert-base-multilingual-cased")
+
+    with pytest.raises(Conflict, match="can mean 2 adapters"):
+        run(work())
+
+
+def test_configs_have_the_ids_of_the_old_hub() -> None:
+    """Also those of an architecture that leaves layers out: their numbers are numbers."""
+    architectures = {row["name"]: row["config"] for row in load("taxonomy.json")["architectures"]}
+    names = {
+        "pfeiffer": "9076f36a74755ac4",
+        "houlsby": "b1017368d7a97b11",
+        "lohfink-rossi-leaveout": "e36ab9a116654f61",
+    }
+    assert {name: config_id(architectures[name]) for name in names} == names
+
+
+def test_a_head_of_a_fixed_class_is_known_by_it(hub: Hub, run: Any, tmp_path: Path) -> None:
+    text = old_cards.SST.replace("BertModelWithHeads", "BertForQuestionAnswering")
+
+    async def work() -> Any:
+        await import_cards(hub, old_cards.write(tmp_path, {"ukp/qa.yaml": text, "ukp/none.yaml": old_cards.NORWEGIAN}))
+        return await columns(hub, "@ukp/qa"), await columns(hub, "@ukp/none")
+
+    of_class, none = run(work())
+    assert (of_class["head_type"], none["head_type"]) == ("question_answering", None)
+
+
+def test_pages_say_once_that_there_are_no_weights(hub_server: Any, tmp_path: Path) -> None:
+    hub_server.call(lambda hub: import_cards(hub, old_cards.write(tmp_path, {"ukp/sst.yaml": old_cards.SST})))
+    with hub_server.client(None) as client:
+        page, listing, home = (client.get(path).text for path in ("/ukp/sst", "/adapters", "/"))
+        (snippet,) = client.get("/api/v1/snippet/ukp/sst").json()
+    assert page.count("No weights here.") == 1 and "failing check" not in page + listing + home
+    assert "/upload?repo=ukp%2Fsst" in page
+    assert "no weights here" in listing
+    assert "<b>1</b>adapter without weights here" in home
+    assert snippet["id"] == "fetch" and "https://example.org/2.zip" in snippet["code"]
 
 
 def test_a_second_import_changes_nothing(hub: Hub, run: Any, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ queries = st.tuples(
 
 
 def allowed(hub: list[Adapter], query: tuple[str, str | None, str | None, str | None]) -> list[Adapter]:
-    """The adapters that fit the first reading of the name that any fits."""
+    """The adapters that fit the name."""
     place, org, model, config = query
 
     def fits(adapter: Adapter) -> bool:
@@ -80,8 +80,7 @@ def allowed(hub: list[Adapter], query: tuple[str, str | None, str | None, str | 
     left = [adapter for adapter in hub if fits(adapter)]
     if "/" in place:
         return [adapter for adapter in left if f"{adapter.task}/{adapter.subtask}" == place]
-    of_task = [adapter for adapter in left if adapter.task == place]
-    return of_task or [adapter for adapter in left if adapter.subtask == place]
+    return [adapter for adapter in left if place in (adapter.task, adapter.subtask)]
 
 
 async def fill(conn: Any, hub: list[Adapter]) -> dict[tuple[str, str, str], str]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from adapterhub import accounts
 from adapterhub.accounts import ANONYMOUS, Principal
 from adapterhub.db import schema
 from adapterhub.errors import BadRequest, Conflict, HubError, NotFound
@@ -78,9 +79,52 @@ def test_an_id_counts_before_a_place(trial: Trial) -> None:
     assert answers(trial, [ONE, shadow], ("sentiment/sst-2", {"model": BERT})).id == "ukp/sst"
 
 
-def test_a_task_counts_before_a_subtask(trial: Trial) -> None:
+def test_a_task_and_a_subtask_of_one_name_are_ambiguous(trial: Trial) -> None:
     rows = [("a/task", {"task": "en", "subtask": "wiki"}), ("a/subtask", {"task": "wikiann", "subtask": "en"})]
-    assert answers(trial, rows, "en").id == "a/task"
+    error = answers(trial, rows, "en")
+    assert isinstance(error, Conflict)
+    assert {candidate["id"] for candidate in error.details["candidates"]} == {"a/task", "a/subtask"}
+    assert [hit.id for hit in answers(trial, rows, "en/wiki", "wikiann/en")] == ["a/task", "a/subtask"]
+
+
+# ---- names that others want -----------------------------------------------------------------------------------------
+
+INVENTED = ("a/one", {"task": "yytask", "subtask": "foo", "base_model": BERT})
+
+
+def test_a_made_up_task_cannot_be_taken_over(trial: Trial) -> None:
+    """Its name led to an adapter. No account may be called so afterwards, or look so."""
+
+    async def work(conn: Any) -> Any:
+        await add(conn, INVENTED[0], **INVENTED[1])
+        found = await resolver.resolve(conn, ANONYMOUS, "yytask/foo")
+        for name in ("yytask", "YYTask", "yyta5k", "yy-task"):
+            with pytest.raises(Conflict, match=r"looks like, the task 'yytask'.*: a/one"):
+                await accounts.create_org(conn, name, None)
+            with pytest.raises(Conflict):
+                await accounts.create_user(conn, name)
+        await accounts.create_org(conn, "xxtask", None)
+        return found.id
+
+    assert trial(work) == "a/one"
+
+
+def test_an_account_is_no_task(trial: Trial) -> None:
+    """The other way round: a card that makes up a task of an account's name leads nowhere."""
+    thief = ("thief/one", {"task": "acme", "subtask": "plan", "base_model": BERT})
+    missing, plain = answers(trial, [("acme/other", {}), thief], "acme/plan", "plan")
+    assert isinstance(missing, NotFound)
+    assert plain.id == "thief/one"
+    assert answers(trial, [("acme/other", {}), thief, ("acme/plan", {"day": 9})], "acme/plan").reason == "id"
+
+
+def test_a_repository_does_not_take_over_a_place(trial: Trial) -> None:
+    """An organisation that is called like a task, because somebody vouched for it."""
+    rows = [ONE, ("sentiment/sst-2", {"day": 1, "base_model": BERT})]
+    error, explicit, place = answers(trial, rows, "sentiment/sst-2", "sentiment/sst-2@main", "sentiment/sst-2@ukp")
+    assert isinstance(error, Conflict) and "before there was a repository" in error.message
+    assert [candidate["id"] for candidate in error.details["candidates"]] == ["sentiment/sst-2", "ukp/sst"]
+    assert (explicit.id, place.id) == ("sentiment/sst-2", "ukp/sst")
 
 
 def test_the_organisation_is_never_passed_over(trial: Trial) -> None:
