@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from adapters.composition.blocks import BatchSplit
+from adapters.composition.blocks import BatchSplit, MultiTask
 from adapters.errors import HeadError
 from adapters.heads.base import PredictionHead
 from adapters.heads.language_modeling import LanguageModelingHead
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 else:
     Model = object
 
-Heads = str | Sequence[str] | BatchSplit | None
-"""What can be active: one head, several, one per part of the batch, or none."""
+Heads = str | Sequence[str] | BatchSplit | MultiTask | None
+"""What can be active: one head, several, one per part of the batch or per task, or none."""
 
 
 class OutputEmbeddingsMixin(Model):
     """Output embeddings of a model with flexible heads: those of its heads that predict tokens."""
 
     heads: nn.ModuleDict
-    _active_head: Heads
+    _active_head: Heads = None
 
     def _get_head(self, name: str) -> PredictionHead:
         raise NotImplementedError
@@ -104,7 +104,13 @@ class OutputEmbeddingsMixin(Model):
 
 
 def head_names(heads: Heads | Collection[Any]) -> list[str]:
-    """Names in what can be active."""
+    """Names in what can be active.
+
+    Raises:
+        HeadError: it is nothing that can be.
+    """
     if heads is None:
         return []
+    if not isinstance(heads, Collection):
+        raise HeadError(f"{heads!r} names no heads. Allowed: a name, a list of names, BatchSplit, MultiTask or None.")
     return [heads] if isinstance(heads, str) else [str(name) for name in heads]
