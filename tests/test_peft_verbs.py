@@ -30,6 +30,7 @@ from tests.heads.models import tiny as flexible
 from tests.tiny import TINY_MODELS, build, hooks, infer, inputs, perturb
 from tests.training.toy import any_examples, arguments
 
+COMPACTER = "compacter[phm_dim=2,reduction_factor=8]"
 PEFT_CONFIGS: dict[str, Any] = {
     "lora": lambda: peft.LoraConfig(target_modules=["q_proj"]),
     "lora of a task": lambda: peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"),
@@ -129,9 +130,7 @@ def test_names_of_what_is_active() -> None:
     assert not model.has_adapters()
 
 
-@pytest.mark.parametrize(
-    "method", ["lora", "seq_bn_inv", "prefix_tuning", "compacter[phm_dim=2,reduction_factor=8]", "loreft", "mam"]
-)
+@pytest.mark.parametrize("method", ["lora", "seq_bn_inv", "prefix_tuning", COMPACTER, "loreft", "mam"])
 def test_tensors_are_those_of_the_file(method: str, tmp_path: Path) -> None:
     model = adapted("bert", method)
     model.save_adapter(str(tmp_path), "a")
