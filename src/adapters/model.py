@@ -78,6 +78,12 @@ class AdapterModelMixin(PeftVerbs, CheckpointVerbs):
         inverted = hasattr(self, "heads") or self._engine.spec.static_inverse
         self._engine.set_output_embeddings(self._output_embedding_modules() if inverted else ())
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """As in Transformers; invertible adapters are undone in front of the new layer."""
+        super().set_output_embeddings(new_embeddings)  # type: ignore[misc]
+        if "_engine" in vars(self):
+            self._on_heads_changed()
+
     @property
     def adapters_config(self) -> ModelAdaptersConfig:
         """Names and configs of all adapters and fusions, and the active set-up."""

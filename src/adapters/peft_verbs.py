@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -80,13 +79,18 @@ class PeftVerbs:
     def _hf_peft_config_loaded(self, value: bool) -> None:
         """Adapters of PEFT are never loaded in these models."""
 
-    @wraps(CheckpointVerbs.save_pretrained)
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in Transformers; the folder also holds all adapters, fusions and heads.
+
+        Open it with `AutoAdapterModel.from_pretrained`, or with `adapters.load_model` as a plain class.
+        """
         token = SAVING.set(True)
         try:
             super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
         finally:
             SAVING.reset(token)
+
+    save_pretrained.__wrapped__ = CheckpointVerbs.save_pretrained  # type: ignore[attr-defined]
 
     # --------------------------------------------------------------------------------------------- activation
 

@@ -74,6 +74,35 @@ class OutputEmbeddingsMixin(Model):
             head.set_output_embeddings(layer)
         self._heads_changed()
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Resizes the input embeddings and the last layer of every head that predicts their tokens, active or not.
+
+        Args:
+            new_num_tokens, pad_to_multiple_of, mean_resizing: As in transformers.
+        Returns:
+            The input embeddings.
+        """
+        before = len(self.get_input_embeddings().weight)  # type: ignore[arg-type]
+        found = [self._get_head(name) for name in self.heads]
+        token_heads = [h for h in found if (o := h.get_output_embeddings()) is not None and o.out_features == before]
+        active, self._active_head = self._active_head, None
+        try:
+            embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        finally:
+            self._active_head = active
+        for head in token_heads:
+            layer, size = head.get_output_embeddings(), len(embeddings.weight)
+            assert layer is not None
+            if len(layer.weight) != size:
+                trained = layer.weight.requires_grad
+                layer = self._get_resized_lm_head(layer, size, mean_resizing=mean_resizing).requires_grad_(trained)
+            layer.out_features = size
+            head.set_output_embeddings(layer)
+        self._heads_changed()
+        return embeddings
+
     def _tied_heads(self) -> dict[str, str]:
         heads = self._modules.get("heads")
         tied = {
