@@ -16,6 +16,7 @@ from adapters.heads.running import LABELS
 from adapters.runtime.active import AdapterSetup
 from tests.heads.custom import Custom
 from tests.heads.models import ADD, PAIRS, add_head, inputs_for, labels_for, tiny
+from tests.tiny import TINY_MODELS, build, infer, inputs
 
 TASKS = torch.tensor([1, 0, 0, 1])
 MODELS = ("bert", "gpt2", "t5", "vit")
@@ -237,3 +238,14 @@ def test_active_heads_exist() -> None:
         with pytest.raises(HeadError):
             model.active_head = wrong
         assert model.active_head == "b"
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_plain_classes_with_adapters_refuse_them_too(name: str) -> None:
+    model, given = build(name), inputs(name)
+    model.add_adapter("a", config="lora", set_active=True)
+    before = infer(model, given)
+    for names in (["a"], ["a", "__base__"], "a"):
+        with pytest.raises(TypeError, match="AdapterSetup"):
+            model(**given, adapter_names=names)
+    assert torch.equal(infer(model, given), before)

@@ -31,8 +31,8 @@ class FlexibleHeadsMixin(AddHeadMethods, RunHeadsMixin):
     """Built-in head types that the model supports."""
 
     custom_heads: dict[str, HeadFactory]
-    _training_named = False
-    """Whether `train_adapter` or one like it has said what trains: heads that come later do not."""
+    _trained_heads: frozenset[str] | None = None
+    """The heads that train since `train_adapter` was called: those that come later do not. None before."""
 
     def _init_heads(self) -> None:
         """Sets up `heads`, with those that the model's config describes."""
@@ -133,7 +133,7 @@ class FlexibleHeadsMixin(AddHeadMethods, RunHeadsMixin):
         if not isinstance(head, PredictionHead):
             raise HeadError(f"A {type(head).__name__} is no head. Allowed: a PredictionHead.")
         self._check_new(head.name, overwrite_ok)
-        if self._training_named:
+        if self._trained_heads is not None and head.name not in self._trained_heads:
             head.requires_grad_(False)
             logger.warning(
                 "Head %r is frozen, because train_adapter was called before it was added. Call it again to train "
@@ -301,7 +301,7 @@ class FlexibleHeadsMixin(AddHeadMethods, RunHeadsMixin):
             if (output := head.get_output_embeddings()) is not None:
                 output.requires_grad_(train_embeddings and name in active)
         self.get_input_embeddings().requires_grad_(train_embeddings)
-        self._training_named = True
+        self._trained_heads = frozenset(active)
 
 
 def read_config(head_name: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+from adapters.call import CALL
 from adapters.composition import evaluate
 from adapters.composition.blocks import (
     AdapterCompositionBlock,
@@ -22,7 +23,8 @@ from adapters.heads.base import PredictionHead
 from adapters.heads.output_embeddings import Heads, OutputEmbeddingsMixin, head_names
 from adapters.heads.outputs import MultiHeadOutput, Rows, carry_over, cut, give, take_rows, tile
 from adapters.heads.registry import HEADS
-from adapters.runtime.active import active_head_setup, active_setup
+from adapters.runtime.active import Setup, active_head_setup, active_setup
+from adapters.runtime.engine import Engine
 
 LABELS = ("labels", "start_positions", "end_positions", "labels_arcs", "labels_rels")
 """Arguments from which built-in heads compute a loss."""
@@ -33,6 +35,8 @@ ClsVector = Tensor | Callable[[PredictionHead], Tensor | None] | None
 
 class RunHeadsMixin(OutputEmbeddingsMixin):
     """Runs the heads that are asked for on the output of the base model."""
+
+    _engine: Engine
 
     def _used_heads(self, head: Heads = None) -> Heads:
         """Heads of one forward call: those asked for, else those of the AdapterSetup, else the active ones."""
@@ -153,7 +157,7 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
             return None
         elif len(names) != channels or total % channels:
             raise HeadError(
-                f"{active_setup(self)} runs {channels} copies of the batch, but there are {len(names)} heads "
+                f"{self._setup()} runs {channels} copies of the batch, but there are {len(names)} heads "
                 f"({names}) for {total} rows. Activate one head per child."
             )
         else:
@@ -163,12 +167,17 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
 
     def _tasks(self, heads: MultiTask) -> AdapterCompositionBlock:
         """The block whose children task ids may name: that of the adapters, where there is one of as many tasks."""
-        setup = active_setup(self)
+        setup = self._setup()
         final = setup[-1] if isinstance(setup, Stack) and setup else setup
         return final if isinstance(final, MultiTask) and len(final) == len(heads) else heads
 
+    def _setup(self) -> Setup:
+        """The set-up of the call that runs, whatever others activate meanwhile."""
+        program = CALL.now.program
+        return program.setup if program is not None and program.model is self._engine.programs else active_setup(self)
+
     def _channels(self) -> int:
-        setup = active_setup(self)
+        setup = self._setup()
         return setup.parallel_channels if isinstance(setup, AdapterCompositionBlock) else 1
 
     def _run_shares(
