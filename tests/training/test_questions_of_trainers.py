@@ -170,4 +170,8 @@ def test_tasks_train_and_are_predicted(tmp_path: Path) -> None:
     trainer.train()
     assert {f"heads.{name}.4.weight" for name in "ab"} <= changed(before, model)
     assert trainer.evaluate()["eval_loss"] < start
-    assert trainer.predict(data).metrics["test_loss"] < start
+    prediction = trainer.predict(data)
+    assert prediction.metrics["test_loss"] < start
+    want = model.eval()(**batch).logits.detach()
+    torch.testing.assert_close(torch.as_tensor(prediction.predictions), want)
+    assert prediction.label_ids.tolist() == batch["labels"].tolist()
