@@ -156,14 +156,9 @@ def test_tasks_train_and_are_predicted(tmp_path: Path) -> None:
         model.add_adapter(name, config="lora")
         add_head(model, "classification", name)
     model.train_adapter(MultiTask("a", "b"))
-    data = [
-        {
-            **{k: v[row] for k, v in inputs_for(model, rows=4).items()},
-            "labels": torch.tensor(1 + row % 2),
-            "task_ids": row % 2,
-        }
-        for row in range(4)
-    ]
+    tasks = torch.tensor([0, 1, 1, 0])
+    batch = {**inputs_for(model, rows=4), "labels": 1 + tasks, "task_ids": tasks}
+    data = [{key: value[row] for key, value in batch.items()} for row in range(4)]
     before = snapshot(model)
     trainer = AdapterTrainer(model, arguments(tmp_path, max_steps=2), train_dataset=data, eval_dataset=data)
     start = trainer.evaluate()["eval_loss"]
