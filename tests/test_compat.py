@@ -25,6 +25,7 @@ OFTEN = {
     "adapters.trainer": ("AdapterTrainer", "Seq2SeqAdapterTrainer"),
     "adapters.utils": ("AdapterInfo", "AdapterType", "get_adapter_config_hash", "ADAPTER_CACHE"),
     "adapters.wrappers": ("init", "load_model"),
+    "adapters.wrappers.interfaces": ("get_adapter_interface",),
 }
 
 
@@ -82,3 +83,12 @@ def test_kinds_of_methods() -> None:
 def test_a_model_says_which_kinds_it_carries(kind: str) -> None:
     assert build("bert").supports_adapter(kind)
     assert build("llama").supports_adapter(kind) is (kind != "prompt_tuning")
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_known_types_need_no_interface(name: str) -> None:
+    from adapters.wrappers.interfaces import get_adapter_interface  # type: ignore[import-not-found]
+
+    model = adapters.init(build(name, adapted=False), interface=get_adapter_interface(name))
+    model.add_adapter("a", config="seq_bn_inv")
+    assert set(model.get_adapter("a")) == {-1, 0, 1}

@@ -46,6 +46,7 @@ ORDER = (
     "adapters.checkpoint.layout",
     "adapters.hub",
     "adapters.checkpoint",
+    "adapters.peft_verbs",
     "adapters.model",
     "adapters.auto",
     "adapters.training",

@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import (  # type: ignore[attr-d
     model_type_to_module_name,
 )
 
-from adapters.heads.model import HeadModel, argument_names, make_signature
+from adapters.heads.model import EncoderDecoderHeadModel, HeadModel, argument_names, make_signature
 from adapters.heads.pooling import Pooling, last_eos, last_token
 from adapters.heads.shifting import Shift, last_token_first, start_token_first
 from adapters.model import AdapterModelMixin
@@ -101,7 +101,8 @@ def make_adapter_model_class(model_type: str) -> type[Any]:
     kind = MODEL_KINDS[model_type]
     module = importlib.import_module(_modeling_module(model_type))
     base = getattr(module, f"{kind.name}Model")
-    parents = (HeadModel, AdapterModelMixin, getattr(module, f"{kind.name}PreTrainedModel"))
+    heads = HeadModel if kind.shift is None else EncoderDecoderHeadModel
+    parents = (heads, AdapterModelMixin, getattr(module, f"{kind.name}PreTrainedModel"))
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return HeadModel.forward(self, *args, **kwargs)

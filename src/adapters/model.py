@@ -21,6 +21,7 @@ from adapters.methods.config import AdapterConfig, members_of
 from adapters.methods.interface import KINDS, AdapterModelInterface
 from adapters.methods.presets import DEFAULT_ADAPTER_CONFIG
 from adapters.methods.presets import load as load_config
+from adapters.peft_verbs import PeftVerbs, check_free_of_peft, refuse_peft_config
 from adapters.runtime import freezing, merging, sharing
 from adapters.runtime.active import INNERMOST, innermost
 from adapters.runtime.adapters_config import ModelAdaptersConfig
@@ -30,7 +31,7 @@ from adapters.runtime.report import adapter_modules, adapter_summary
 logger = logging.getLogger(__name__)
 
 
-class AdapterModelMixin(CheckpointVerbs):
+class AdapterModelMixin(PeftVerbs, CheckpointVerbs):
     """Adapters for a Transformers model. Made by `adapters.init(model)` or one of the `XAdapterModel` classes."""
 
     _engine: Engine
@@ -77,6 +78,12 @@ class AdapterModelMixin(CheckpointVerbs):
         inverted = hasattr(self, "heads") or self._engine.spec.static_inverse
         self._engine.set_output_embeddings(self._output_embedding_modules() if inverted else ())
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """As in Transformers; invertible adapters are undone in front of the new layer."""
+        super().set_output_embeddings(new_embeddings)  # type: ignore[misc]
+        if "_engine" in vars(self):
+            self._on_heads_changed()
+
     @property
     def adapters_config(self) -> ModelAdaptersConfig:
         """Names and configs of all adapters and fusions, and the active set-up."""
@@ -100,6 +107,7 @@ class AdapterModelMixin(CheckpointVerbs):
             ConfigError: the config is not valid, or selects no place in this model.
             UnsupportedError: this model cannot carry the method.
         """
+        refuse_peft_config(adapter_name, config)
         found = cast(AdapterConfig, load_config(config if config is not None else DEFAULT_ADAPTER_CONFIG))
         if overwrite_ok and adapter_name in self.adapters_config:
             merging.unmerge(self._engine, adapter_name)
@@ -107,11 +115,12 @@ class AdapterModelMixin(CheckpointVerbs):
         if set_active:
             self.set_active_adapters(adapter_name)
 
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter and the fusions it takes part in. Does nothing if there is none of this name."""
-        if adapter_name in self.adapters_config:
-            merging.unmerge(self._engine, adapter_name)
-            self._engine.delete(adapter_name)
+    def delete_adapter(self, adapter_name: str | Sequence[str]) -> None:
+        """Remove an adapter, or several, and the fusions they take part in. Nothing if there is none of this name."""
+        for name in [adapter_name] if isinstance(adapter_name, str) else adapter_name:
+            if name in self.adapters_config:
+                merging.unmerge(self._engine, name)
+                self._engine.delete(name)
 
     def add_adapter_fusion(
         self,
@@ -164,10 +173,6 @@ class AdapterModelMixin(CheckpointVerbs):
 
     @active_adapters.setter
     def active_adapters(self, adapter_setup: Any) -> None:
-        self.set_active_adapters(adapter_setup)
-
-    def set_adapter(self, adapter_setup: Any) -> None:
-        """Same as `set_active_adapters`, under the name that Transformers uses."""
         self.set_active_adapters(adapter_setup)
 
     def has_adapters(self) -> bool:
@@ -420,11 +425,7 @@ def init(model: Any, adapters_config: ModelAdaptersConfig | None = None, interfa
         return model
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedError(f"init needs a Transformers model, got {type(model).__name__}.")
-    if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "peft_config"):
-        raise UnsupportedError(
-            f"This {type(model).__name__} has PEFT adapters loaded, and the two libraries use the same method names. "
-            "Load the plain model and call init on it, or keep using PEFT for this model."
-        )
+    check_free_of_peft(model)
     plain: Any = type(model)
     adapted: Any = model
     adapted.__class__ = adapted_class(plain)

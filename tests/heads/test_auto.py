@@ -106,9 +106,11 @@ def test_decoder_inputs_follow_from_labels(model_type: str, class_name: str, tmp
         assert torch.equal(model.prepare_decoder_input_ids_from_labels(labels=labels), want)
 
 
-def test_decoder_only_has_no_decoder_inputs() -> None:
-    with pytest.raises(ValueError, match="no encoder-decoder"):
-        tiny("gpt2").prepare_decoder_input_ids_from_labels(torch.zeros(1, 1))
+@pytest.mark.parametrize("model_type", auto.MODEL_KINDS)
+def test_only_encoder_decoders_make_decoder_inputs_of_labels(model_type: str) -> None:
+    """Data collators ask for the attribute, also in front of decoders."""
+    model = tiny(model_type)
+    assert hasattr(model, "prepare_decoder_input_ids_from_labels") == bool(model.config.is_encoder_decoder)
 
 
 def test_outputs_carry_caches_and_states() -> None:

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from adapters.composition.blocks import BatchSplit, Parallel, Stack
-from adapters.heads import MultiHeadOutput, PredictionHead, registry
+from adapters.heads import MultiHeadOutput, registry
 from adapters.heads.pooling import last_token
 from adapters.heads.registry import register_custom_head
 from adapters.runtime.active import AdapterSetup
+from tests.heads.custom import Custom
 from tests.heads.models import EOS, VOCAB, WIDTH, add_head, inputs_for, tiny
 
 
@@ -107,7 +108,7 @@ def test_priority_of_heads() -> None:
 def test_no_head_gives_the_base_output() -> None:
     model = tiny("bert")
     inputs = inputs_for(model)
-    out, base = model(**inputs, labels=torch.zeros(2)), model.bert(**inputs)
+    out, base = model(**inputs, labels=None), model.bert(**inputs)
     assert type(out) is type(base)
     assert torch.equal(out.last_hidden_state, base.last_hidden_state)
     assert isinstance(model(**inputs, return_dict=False), tuple)
@@ -210,20 +211,6 @@ def test_average_of_tied_heads_stays_tied() -> None:
         add_head(model, "masked_lm", name)
     model.average_head("m", list("abc"))
     assert model.heads["m"][3].weight is model.get_input_embeddings().weight
-
-
-class Custom(PredictionHead):
-    def __init__(self, model: Any, name: str, size: int = 5, **config: Any) -> None:
-        super().__init__(name)
-        self.config = {"num_labels": size, "layers": 1, "activation_function": None, **config}
-        self.build(model)
-
-    def forward(
-        self, outputs: Any, cls_output: Any = None, attention_mask: Any = None, return_dict: bool = False, **kw: Any
-    ) -> Any:
-        self.seen = sorted(kw)
-        logits = super().forward(cls_output)
-        return type(outputs)(logits) if return_dict else (logits,)
 
 
 def test_custom_head(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "adapters.wrappers": ("adapters.model", _NAMES),
     "adapters.wrappers.model": ("adapters.model",),
     "adapters.wrappers.configuration": (_NAMES,),
+    "adapters.wrappers.interfaces": (_NAMES,),
 }
 
 

@@ -56,3 +56,7 @@ class AdapterMethod:
         if not kinds:
             raise ConfigError(f"No method handles {config!r}. {choices(None, [method.__name__ for method in METHODS])}")
         return kinds
+
+
+def get_adapter_interface(model_type: str) -> None:
+    """The interface to pass to `init` for a model type: none, because `init` knows the places of known types itself."""

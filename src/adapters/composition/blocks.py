@@ -455,14 +455,14 @@ def _from_list(names: list[Any], level: int) -> AdapterCompositionBlock:
 
 def parse_heads_from_composition(
     setup: Child, reference_heads: Collection[str] | None = None
-) -> str | list[str] | BatchSplit | None:
+) -> str | list[str] | BatchSplit | MultiTask | None:
     """Finds the prediction heads that belong to a set-up: those named like its last adapters.
 
     Args:
         setup: The set-up of the adapters.
         reference_heads: Heads that the model has; by default any name is taken to be one.
     Returns:
-        A head's name, a list of names for Parallel, a BatchSplit of names for BatchSplit. None where no head
+        A head's name, a list of names for Parallel, a block of names for BatchSplit and MultiTask. None where no head
         follows from the set-up, also because some rows run without adapter.
     Raises:
         HeadError: a BatchSplit names adapters for which `reference_heads` has no head.
@@ -470,13 +470,13 @@ def parse_heads_from_composition(
     final = setup[-1] if isinstance(setup, Stack) and setup else setup
     if isinstance(final, str):
         return final if reference_heads is None or final in reference_heads else None
-    if not isinstance(final, Parallel | BatchSplit):
+    if not isinstance(final, Parallel | BatchSplit | MultiTask):
         return None
     names = [name for name in map(last_name, final) if name is not None]
     if len(names) < len(final):
         return None
-    if isinstance(final, Parallel):
-        return names
+    if isinstance(final, Parallel | MultiTask):
+        return names if isinstance(final, Parallel) else MultiTask(*names)
     missing = [name for name in names if reference_heads is not None and name not in reference_heads]
     if missing:
         raise HeadError(

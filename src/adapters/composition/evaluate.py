@@ -212,9 +212,11 @@ def row_sizes(block: AdapterCompositionBlock, rows: int) -> list[int]:
     return [share] * len(block)
 
 
-def task_ids(block: AdapterCompositionBlock, rows: int, device: torch.device) -> torch.Tensor:
-    """Index of the child for every row, [B]."""
-    ids = CALL.now.task_ids
+def task_ids(
+    block: AdapterCompositionBlock, rows: int, device: torch.device, ids: torch.Tensor | list[str] | None = None
+) -> torch.Tensor:
+    """Index of the child for every row, [B], from `ids` or what the call was given."""
+    ids = CALL.now.task_ids if ids is None else ids
     if ids is None:
         raise CompositionError(
             f"{block!r} needs to know the task of every row: pass task_ids, a LongTensor of child indices or a list "

@@ -1,15 +1,61 @@
-"""The verbs `add_..._head` of models with flexible heads: one per head type, with its defaults."""
+"""The verbs `add_..._head` of models with flexible heads: one per head type, with the options of its class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from inspect import Parameter
 from typing import Any
 
-Labels = Mapping[int, str] | None
+from adapters.heads.base import PredictionHead
+from adapters.heads.classification import ClassificationHead, ImageClassificationHead, MultiLabelClassificationHead
+from adapters.heads.dependency_parsing import BiaffineParsingHead
+from adapters.heads.language_modeling import CausalLMHead, MaskedLMHead, Seq2SeqLMHead
+from adapters.heads.multiple_choice import MultipleChoiceHead
+from adapters.heads.question_answering import QuestionAnsweringHead
+from adapters.heads.tagging import TaggingHead
+
+OURS = {"overwrite_ok": False, "set_active": True, "multilabel": False}
+"""Options of the verbs that head classes do not have, with their defaults."""
+LAYERS = "layers activation_function"
+TOKENS = {"layers": 2, "activation_function": "gelu", "layer_norm": True, "bias": True}
+
+
+def adder(head_class: type[PredictionHead], order: str, does: str, **defaults: object) -> Callable[..., None]:
+    """A verb that adds a head of a class.
+
+    Args:
+        head_class: The class. Its constructor says what the options are by default.
+        order: Names of the verb's options, in the order in which they can be given.
+        does: What the head does, for the documentation.
+        defaults: Options that are otherwise by default than in the constructor, where stored heads leave them out.
+    """
+    known = inspect.signature(head_class).parameters
+    place = Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [Parameter("self", place), Parameter("head_name", place, annotation="str")]
+    for name in order.split():
+        parameter = known.get(name) or Parameter(name, place, annotation="bool")
+        default = defaults.get(name, OURS[name] if name not in known else parameter.default)
+        parameters.append(parameter.replace(default=default))
+    signature = inspect.Signature(parameters, return_annotation="None")
+
+    def add(self: AddHeadMethods, *args: Any, **kwargs: Any) -> None:
+        given = signature.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        options = dict(list(given.arguments.items())[2:])
+        overwrite_ok, set_active = options.pop("overwrite_ok"), options.pop("set_active")
+        made = head_class
+        if "multilabel" in options and "multilabel" not in known and options.pop("multilabel"):
+            made = MultiLabelClassificationHead
+        self._add_head(made.head_type, given.arguments["head_name"], overwrite_ok, set_active, options)
+
+    add.__signature__ = signature  # type: ignore[attr-defined]
+    add.__doc__ = f"Adds a head that {does}. Options as of `{head_class.__name__}`; all verbs share `AddHeadMethods`'."
+    return add
 
 
 class AddHeadMethods:
-    """`add_..._head` methods. All but the defaults is done by `_add_head` of the class that mixes this in.
+    """`add_..._head` methods. Their options and defaults are those of the head classes.
 
     Arguments that all methods share:
         head_name: Name of the new head.
@@ -24,210 +70,55 @@ class AddHeadMethods:
         HeadError: there is a head of this name and `overwrite_ok` is False, or an argument is not valid.
     """
 
-    def _add_head(self, head_type: str, head_name: str, overwrite_ok: bool, set_active: bool, **options: Any) -> None:
+    def _add_head(
+        self, head_type: str, head_name: str, overwrite_ok: bool, set_active: bool, options: Mapping[str, Any]
+    ) -> None:
         raise NotImplementedError
 
-    def add_classification_head(
-        self,
-        head_name: str,
-        num_labels: int = 2,
-        layers: int = 2,
-        activation_function: str | None = "tanh",
-        overwrite_ok: bool = False,
-        multilabel: bool = False,
-        id2label: Labels = None,
-        use_pooler: bool = False,
-        bias: bool = True,
-        dropout_prob: float | None = None,
-        set_active: bool = True,
-    ) -> None:
-        """Adds a head that predicts a label, with `multilabel` any number of them, or (num_labels=1) a number."""
-        self._add_head(
-            "multilabel_classification" if multilabel else "classification",
-            head_name,
-            overwrite_ok,
-            set_active,
-            num_labels=num_labels,
-            layers=layers,
-            activation_function=activation_function,
-            id2label=id2label,
-            use_pooler=use_pooler,
-            bias=bias,
-            dropout_prob=dropout_prob,
-        )
+    add_classification_head = adder(
+        ClassificationHead,
+        f"num_labels {LAYERS} overwrite_ok multilabel id2label use_pooler bias dropout_prob set_active",
+        "predicts a label, with `multilabel` any number of them, or (num_labels=1) a number",
+    )
+    add_image_classification_head = adder(
+        ImageClassificationHead,
+        f"num_labels {LAYERS} overwrite_ok multilabel id2label use_pooler bias dropout_prob set_active",
+        "predicts a label, with `multilabel` any number of them, or (num_labels=1) a number per image",
+    )
+    add_multiple_choice_head = adder(
+        MultipleChoiceHead,
+        f"num_choices {LAYERS} overwrite_ok id2label use_pooler dropout_prob set_active",
+        "chooses among alternatives, given as inputs [B, num_choices, S]",
+    )
+    add_tagging_head = adder(
+        TaggingHead,
+        f"num_labels {LAYERS} overwrite_ok id2label dropout_prob set_active",
+        "predicts a label per position",
+    )
+    add_qa_head = adder(
+        QuestionAnsweringHead,
+        f"num_labels {LAYERS} overwrite_ok id2label dropout_prob set_active",
+        "marks where an answer starts and ends",
+    )
+    add_dependency_parsing_head = adder(
+        BiaffineParsingHead,
+        "num_labels overwrite_ok id2label set_active",
+        "predicts dependency trees; `num_labels` counts relations",
+    )
+    add_masked_lm_head = adder(
+        MaskedLMHead,
+        "activation_function layers layer_norm bias overwrite_ok set_active",
+        "predicts masked tokens",
+    )
+    add_causal_lm_head = adder(
+        CausalLMHead,
+        "activation_function layers layer_norm bias overwrite_ok set_active",
+        "predicts the next token",
+        **TOKENS,
+    )
+    add_seq2seq_lm_head = adder(Seq2SeqLMHead, "layers overwrite_ok set_active", "predicts the decoder's tokens")
 
-    def add_image_classification_head(
-        self,
-        head_name: str,
-        num_labels: int = 2,
-        layers: int = 1,
-        activation_function: str | None = "tanh",
-        overwrite_ok: bool = False,
-        multilabel: bool = False,
-        id2label: Labels = None,
-        use_pooler: bool = False,
-        bias: bool = True,
-        dropout_prob: float | None = None,
-        set_active: bool = True,
-    ) -> None:
-        """Adds a head that predicts a label (or several, or a number) per image."""
-        self._add_head(
-            "image_classification",
-            head_name,
-            overwrite_ok,
-            set_active,
-            num_labels=num_labels,
-            layers=layers,
-            activation_function=activation_function,
-            multilabel=multilabel,
-            id2label=id2label,
-            use_pooler=use_pooler,
-            bias=bias,
-            dropout_prob=dropout_prob,
-        )
 
-    def add_multiple_choice_head(
-        self,
-        head_name: str,
-        num_choices: int = 2,
-        layers: int = 2,
-        activation_function: str | None = "tanh",
-        overwrite_ok: bool = False,
-        id2label: Labels = None,
-        use_pooler: bool = False,
-        dropout_prob: float | None = None,
-        set_active: bool = True,
-    ) -> None:
-        """Adds a head that chooses among alternatives, given as inputs [B, num_choices, S]."""
-        self._add_head(
-            "multiple_choice",
-            head_name,
-            overwrite_ok,
-            set_active,
-            num_choices=num_choices,
-            layers=layers,
-            activation_function=activation_function,
-            id2label=id2label,
-            use_pooler=use_pooler,
-            dropout_prob=dropout_prob,
-        )
-
-    def add_tagging_head(
-        self,
-        head_name: str,
-        num_labels: int = 2,
-        layers: int = 1,
-        activation_function: str | None = "tanh",
-        overwrite_ok: bool = False,
-        id2label: Labels = None,
-        dropout_prob: float | None = None,
-        set_active: bool = True,
-    ) -> None:
-        """Adds a head that predicts a label per position."""
-        self._add_head(
-            "tagging",
-            head_name,
-            overwrite_ok,
-            set_active,
-            num_labels=num_labels,
-            layers=layers,
-            activation_function=activation_function,
-            id2label=id2label,
-            dropout_prob=dropout_prob,
-        )
-
-    def add_qa_head(
-        self,
-        head_name: str,
-        num_labels: int = 2,
-        layers: int = 1,
-        activation_function: str | None = "tanh",
-        overwrite_ok: bool = False,
-        id2label: Labels = None,
-        dropout_prob: float | None = None,
-        set_active: bool = True,
-    ) -> None:
-        """Adds a head that marks where an answer starts and ends."""
-        self._add_head(
-            "question_answering",
-            head_name,
-            overwrite_ok,
-            set_active,
-            num_labels=num_labels,
-            layers=layers,
-            activation_function=activation_function,
-            id2label=id2label,
-            dropout_prob=dropout_prob,
-        )
-
-    def add_dependency_parsing_head(
-        self,
-        head_name: str,
-        num_labels: int = 2,
-        overwrite_ok: bool = False,
-        id2label: Labels = None,
-        set_active: bool = True,
-    ) -> None:
-        """Adds a biaffine head that predicts dependency trees; `num_labels` counts relations."""
-        self._add_head(
-            "dependency_parsing",
-            head_name,
-            overwrite_ok,
-            set_active,
-            num_labels=num_labels,
-            id2label=id2label,
-        )
-
-    def add_masked_lm_head(
-        self,
-        head_name: str,
-        activation_function: str | None = "gelu",
-        layers: int = 2,
-        layer_norm: bool = True,
-        bias: bool = True,
-        overwrite_ok: bool = False,
-        set_active: bool = True,
-    ) -> None:
-        """Adds a head that predicts masked tokens."""
-        self._add_head(
-            "masked_lm",
-            head_name,
-            overwrite_ok,
-            set_active,
-            layers=layers,
-            activation_function=activation_function,
-            layer_norm=layer_norm,
-            bias=bias,
-        )
-
-    def add_causal_lm_head(
-        self,
-        head_name: str,
-        activation_function: str | None = "gelu",
-        layers: int = 2,
-        layer_norm: bool = True,
-        bias: bool = True,
-        overwrite_ok: bool = False,
-        set_active: bool = True,
-    ) -> None:
-        """Adds a head that predicts the next token."""
-        self._add_head(
-            "causal_lm",
-            head_name,
-            overwrite_ok,
-            set_active,
-            layers=layers,
-            activation_function=activation_function,
-            layer_norm=layer_norm,
-            bias=bias,
-        )
-
-    def add_seq2seq_lm_head(
-        self,
-        head_name: str,
-        layers: int = 1,
-        overwrite_ok: bool = False,
-        set_active: bool = True,
-    ) -> None:
-        """Adds a head that predicts the decoder's tokens."""
-        self._add_head("seq2seq_lm", head_name, overwrite_ok, set_active, layers=layers)
+for _name, _verb in vars(AddHeadMethods).items():
+    if inspect.isfunction(_verb) and _name != "_add_head":
+        _verb.__name__, _verb.__qualname__ = _name, f"{AddHeadMethods.__name__}.{_name}"

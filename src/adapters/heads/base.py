@@ -5,14 +5,16 @@ Concrete heads live beside this file, one task per file; `mixin.py` gives models
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from adapters.errors import HeadError, choices
+from adapters.errors import HeadError
+from adapters.heads.options import check_options, label_map
 
 IGNORE = -100
 """Label of positions that do not count in a loss."""
@@ -63,6 +65,20 @@ class PredictionHead(_Modules):
         self.name = name
         self.config = {}
 
+    def describe(
+        self, id2label: Mapping[int, str] | None = None, label2id: Mapping[str, int] | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """The config of a head of this class, from checked options and either map between labels and ids.
+
+        Raises:
+            HeadError: an option has a value that no head can have.
+        """
+        check_options(self.name, options)
+        count = options.get("num_labels", options.get("num_choices"))
+        labels = None if count is None else label_map(id2label, label2id, count)
+        plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in options.items()}
+        return {"head_type": self.head_type, **plain, "label2id": labels}
+
     def build(self, model: PreTrainedModel) -> None:
         """Creates the modules that `config` describes, initialised like the model's own.
 
@@ -70,35 +86,35 @@ class PredictionHead(_Modules):
 
         Args:
             model: The model the head is for; width, dropout, device, dtype and mode are taken from it.
+        Raises:
+            HeadError: the config lacks an option, or one has a value that no head can have.
         """
+        check_options(self.name, self.config)
         width = hidden_size(model)
-        outputs = 1 if "num_choices" in self.config else self.config["num_labels"]
+        outputs = 1 if "num_choices" in self.config else self._option("num_labels")
         dropout = dropout_probability(self.config, model)
         modules: list[nn.Module] = []
-        for _ in range(self._layers() - 1):
+        for _ in range(self._option("layers") - 1):
             modules += [nn.Dropout(dropout), nn.Linear(width, width), *self._activation()]
         modules += [nn.Dropout(dropout), nn.Linear(width, outputs, bias=self.config.get("bias", True))]
-        self._install(modules, model)
-
-    def _layers(self) -> int:
-        layers = self.config["layers"]
-        if not isinstance(layers, int) or layers < 1:
-            raise HeadError(f"Head {self.name!r}: layers is {layers!r}. Allowed: an integer of at least 1.")
-        return layers
-
-    def _activation(self) -> list[nn.Module]:
-        name = self.config["activation_function"]
-        if name is None:
-            return []
-        if name not in ACT2FN:
-            raise HeadError(f"Head {self.name!r}: no activation {name!r}. {choices(name, ACT2FN)}")
-        return [ACT2FN[name]]
-
-    def _install(self, modules: list[nn.Module], model: PreTrainedModel) -> None:
         for index, module in enumerate(modules):
             self.add_module(str(index), module)
+        self._adjust(model)
+
+    def _option(self, name: str) -> Any:
+        if name not in self.config:
+            raise HeadError(f"The config of head {self.name!r} has no {name!r}, which is needed to build its modules.")
+        return self.config[name]
+
+    def _activation(self) -> list[nn.Module]:
+        name = self._option("activation_function")
+        return [] if name is None else [ACT2FN[name]]
+
+    def _adjust(self, model: PreTrainedModel) -> None:
+        """Initialises the modules and gives them device, dtype and mode of the model; on `meta` they stay there."""
         self.apply(model._init_weights)
-        self.to(device=model.device, dtype=model.dtype)
+        on_meta = any(parameter.is_meta for parameter in self.parameters())
+        self.to(device=None if on_meta else model.device, dtype=model.dtype)
         self.train(model.training)
 
     def get_output_embeddings(self) -> nn.Linear | None:
@@ -112,6 +128,11 @@ class PredictionHead(_Modules):
             HeadError: the head does not predict tokens.
         """
         raise HeadError(f"Head {self.name!r} ({self.head_type}) has no output embeddings to replace.")
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a row may have several labels."""
+        return bool(self.config.get("multilabel"))
 
     def get_label_names(self) -> list[str]:
         """Keyword arguments of the model's forward that hold this head's labels."""
@@ -136,13 +157,21 @@ def hidden_size(model: PreTrainedModel) -> int:
     return int(model.config.hidden_size)
 
 
-def label_map(id2label: Mapping[Any, str] | None, label2id: Mapping[str, Any] | None, count: int) -> dict[str, int]:
-    """Label -> id as stored in head configs: the given map, or LABEL_0, LABEL_1, ..."""
-    if id2label is not None:
-        return {label: int(index) for index, label in id2label.items()}
-    if label2id is not None:
-        return {label: int(index) for label, index in label2id.items()}
-    return {f"LABEL_{index}": index for index in range(count)}
+def averaged(
+    loss: Callable[..., Tensor], predicted: Tensor, wanted: Tensor, count: Tensor | int | None = None, **options: Any
+) -> Tensor:
+    """A loss of `torch.nn.functional` as mean, or as sum over this batch divided by `count`.
+
+    Args:
+        loss: The function.
+        predicted, wanted: Its arguments.
+        count: Labels in all batches of one optimizer step (`num_items_in_batch` of the HF Trainer).
+        options: Further arguments of the function.
+    """
+    if count is None:
+        return loss(predicted, wanted, **options)
+    total = loss(predicted, wanted, reduction="sum", **options)
+    return total / (count.to(total.device) if isinstance(count, Tensor) else count)
 
 
 def pad_labels(labels: Tensor, length: int) -> Tensor:

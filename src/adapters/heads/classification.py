@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import (
     ImageClassifierOutput,
@@ -15,7 +16,7 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import ModelOutput
 
 from adapters.errors import HeadError
-from adapters.heads.base import PredictionHead, label_map
+from adapters.heads.base import PredictionHead, averaged
 from adapters.heads.outputs import give
 
 
@@ -36,7 +37,7 @@ class ClassificationHead(PredictionHead):
         dropout_prob: Before each layer; None takes the model's.
         label2id: `id2label` the other way round, as stored.
     Raises:
-        HeadError: `layers` or `activation_function` is not valid.
+        HeadError: an option has a value that no head can have.
     """
 
     head_type = "classification"
@@ -56,16 +57,16 @@ class ClassificationHead(PredictionHead):
         label2id: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(head_name)
-        self.config = {
-            "head_type": self.head_type,
-            "num_labels": num_labels,
-            "layers": layers,
-            "activation_function": activation_function,
-            "label2id": label_map(id2label, label2id, num_labels),
-            "use_pooler": use_pooler,
-            "bias": bias,
-            "dropout_prob": dropout_prob,
-        }
+        self.config = self.describe(
+            id2label,
+            label2id,
+            num_labels=num_labels,
+            layers=layers,
+            activation_function=activation_function,
+            use_pooler=use_pooler,
+            bias=bias,
+            dropout_prob=dropout_prob,
+        )
         self.build(model)
 
     def forward(
@@ -75,26 +76,20 @@ class ClassificationHead(PredictionHead):
         attention_mask: Tensor | None = None,
         return_dict: bool = False,
         labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
         logits = self.run(classification_vector(self, outputs, cls_output))
-        loss = None if labels is None else self.loss(logits, labels)
+        loss = None if labels is None else label_loss(logits, labels, self.multilabel, num_items_in_batch)
         kind = Seq2SeqSequenceClassifierOutput if "encoder_last_hidden_state" in outputs else SequenceClassifierOutput
         return give(kind(loss=loss, logits=logits), return_dict)
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Squared error for one label, else cross entropy."""
-        return label_loss(logits, labels)
 
 
 class MultiLabelClassificationHead(ClassificationHead):
     """Predicts any number of labels per row: like `ClassificationHead`, with binary cross entropy."""
 
     head_type = "multilabel_classification"
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Binary cross entropy of each label."""
-        return label_loss(logits, labels, multilabel=True)
+    multilabel = True
 
 
 class ImageClassificationHead(PredictionHead):
@@ -113,7 +108,7 @@ class ImageClassificationHead(PredictionHead):
         dropout_prob: Before each layer; None takes the model's.
         label2id: `id2label` the other way round, as stored.
     Raises:
-        HeadError: `layers` or `activation_function` is not valid.
+        HeadError: an option has a value that no head can have.
     """
 
     head_type = "image_classification"
@@ -134,17 +129,17 @@ class ImageClassificationHead(PredictionHead):
         label2id: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(head_name)
-        self.config = {
-            "head_type": self.head_type,
-            "num_labels": num_labels,
-            "layers": layers,
-            "activation_function": activation_function,
-            "multilabel": multilabel,
-            "label2id": label_map(id2label, label2id, num_labels),
-            "use_pooler": use_pooler,
-            "bias": bias,
-            "dropout_prob": dropout_prob,
-        }
+        self.config = self.describe(
+            id2label,
+            label2id,
+            num_labels=num_labels,
+            layers=layers,
+            activation_function=activation_function,
+            multilabel=multilabel,
+            use_pooler=use_pooler,
+            bias=bias,
+            dropout_prob=dropout_prob,
+        )
         self.build(model)
 
     def forward(
@@ -154,10 +149,11 @@ class ImageClassificationHead(PredictionHead):
         attention_mask: Tensor | None = None,
         return_dict: bool = False,
         labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
         logits = self.run(classification_vector(self, outputs, cls_output))
-        loss = None if labels is None else label_loss(logits, labels, self.config["multilabel"])
+        loss = None if labels is None else label_loss(logits, labels, self.multilabel, num_items_in_batch)
         return give(ImageClassifierOutput(loss=loss, logits=logits), return_dict)
 
 
@@ -176,10 +172,10 @@ def classification_vector(head: PredictionHead, outputs: ModelOutput, cls_output
     return pooled
 
 
-def label_loss(logits: Tensor, labels: Tensor, multilabel: bool = False) -> Tensor:
+def label_loss(logits: Tensor, labels: Tensor, multilabel: bool = False, count: Tensor | int | None = None) -> Tensor:
     """Squared error for one label, binary cross entropy if several may hold, else cross entropy."""
     if logits.size(-1) == 1 and not multilabel:
-        return nn.functional.mse_loss(logits.view(-1), labels.view(-1).to(logits.dtype))
+        return averaged(functional.mse_loss, logits.view(-1), labels.view(-1).to(logits.dtype), count)
     if multilabel:
-        return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-    return nn.functional.cross_entropy(logits.view(-1, logits.size(-1)), labels.view(-1))
+        return averaged(functional.binary_cross_entropy_with_logits, logits, labels.to(logits.dtype), count)
+    return averaged(functional.cross_entropy, logits.view(-1, logits.size(-1)), labels.view(-1), count)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from adapters.errors import HeadError
-from adapters.heads.base import IGNORE, PredictionHead, hidden_size, label_map
+from adapters.heads.base import IGNORE, PredictionHead, hidden_size
 from adapters.heads.outputs import give
 
 
@@ -85,11 +85,7 @@ class BiaffineParsingHead(PredictionHead):
         label2id: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(head_name)
-        self.config = {
-            "head_type": self.head_type,
-            "num_labels": num_labels,
-            "label2id": label_map(id2label, label2id, num_labels),
-        }
+        self.config = self.describe(id2label, label2id, num_labels=num_labels)
         self.build(model)
 
     def build(self, model: PreTrainedModel) -> None:
@@ -97,8 +93,7 @@ class BiaffineParsingHead(PredictionHead):
         width = hidden_size(model)
         self.biaffine_arcs = Biaffine(width, 1, bias_y=False)
         self.biaffine_rels = Biaffine(width, self.config["num_labels"], bias_y=True)
-        self.to(device=model.device, dtype=model.dtype)
-        self.train(model.training)
+        self._adjust(model)
 
     def forward(
         self,

@@ -7,11 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput, Seq2SeqLMOutput
 from transformers.utils.generic import ModelOutput
 
-from adapters.heads.base import IGNORE, PredictionHead, hidden_size, pad_labels
+from adapters.heads.base import IGNORE, PredictionHead, averaged, hidden_size, pad_labels
+from adapters.heads.options import check_options
 from adapters.heads.outputs import give
 
 
@@ -35,15 +37,18 @@ class LanguageModelingHead(PredictionHead):
 
     def build(self, model: PreTrainedModel) -> None:
         """Creates the modules that `config` describes; the last weight is tied if the model ties its own."""
+        check_options(self.name, self.config)
         width = hidden_size(model)
         inner = self.config.get("embedding_size") or getattr(model.config, "embedding_size", None) or width
         modules: list[nn.Module] = []
-        for layer in range(self._layers() - 1):
+        for layer in range(self._option("layers") - 1):
             modules += [nn.Linear(inner if layer else width, inner), *self._activation()]
             if self.config["layer_norm"]:
                 modules.append(nn.LayerNorm(inner, eps=getattr(model.config, "layer_norm_eps", None) or 1e-12))
         modules.append(nn.Linear(inner, self.config["vocab_size"], bias=self.config["bias"]))
-        self._install(modules, model)
+        for index, module in enumerate(modules):
+            self.add_module(str(index), module)
+        self._adjust(model)
         self._tie(model)
 
     def _tie(self, model: PreTrainedModel) -> None:
@@ -88,13 +93,14 @@ class LanguageModelingHead(PredictionHead):
         attention_mask: Tensor | None = None,
         return_dict: bool = False,
         labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
         logits = self.run(outputs[0])
         loss = None
         if labels is not None:
             targets = pad_labels(labels, logits.size(1))
-            loss = token_loss(logits, targets, self.config["shift_labels"])
+            loss = token_loss(logits, targets, self.config["shift_labels"], num_items_in_batch)
         return give(self.output_class(loss=loss, logits=logits), return_dict)
 
 
@@ -114,7 +120,7 @@ class MaskedLMHead(LanguageModelingHead):
         id2label: Not used; token heads have no label names.
         label2id: Not used.
     Raises:
-        HeadError: `layers` or `activation_function` is not valid.
+        HeadError: an option has a value that no head can have.
     """
 
     head_type = "masked_lm"
@@ -135,17 +141,15 @@ class MaskedLMHead(LanguageModelingHead):
         label2id: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(head_name)
-        self.config = {
-            "head_type": self.head_type,
-            "vocab_size": vocab_size or model.config.vocab_size,
-            "embedding_size": embedding_size or getattr(model.config, "embedding_size", None) or hidden_size(model),
-            "layers": layers,
-            "activation_function": activation_function,
-            "layer_norm": layer_norm,
-            "bias": bias,
-            "shift_labels": shift_labels,
-            "label2id": None,
-        }
+        self.config = self.describe(
+            vocab_size=vocab_size or model.config.vocab_size,
+            embedding_size=embedding_size or getattr(model.config, "embedding_size", None) or hidden_size(model),
+            layers=layers,
+            activation_function=activation_function,
+            layer_norm=layer_norm,
+            bias=bias,
+            shift_labels=shift_labels,
+        )
         self.build(model)
 
 
@@ -166,7 +170,7 @@ class CausalLMHead(LanguageModelingHead):
         dropout_prob: Kept for files; this head has no dropout.
         label2id: Not used.
     Raises:
-        HeadError: `layers` or `activation_function` is not valid.
+        HeadError: an option has a value that no head can have.
     """
 
     head_type = "causal_lm"
@@ -188,18 +192,16 @@ class CausalLMHead(LanguageModelingHead):
         label2id: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(head_name)
-        self.config = {
-            "head_type": self.head_type,
-            "vocab_size": vocab_size or model.config.vocab_size,
-            "embedding_size": embedding_size or getattr(model.config, "embedding_size", None) or hidden_size(model),
-            "layers": layers,
-            "activation_function": activation_function,
-            "layer_norm": layer_norm,
-            "bias": bias,
-            "shift_labels": shift_labels,
-            "label2id": None,
-            "dropout_prob": dropout_prob,
-        }
+        self.config = self.describe(
+            vocab_size=vocab_size or model.config.vocab_size,
+            embedding_size=embedding_size or getattr(model.config, "embedding_size", None) or hidden_size(model),
+            layers=layers,
+            activation_function=activation_function,
+            layer_norm=layer_norm,
+            bias=bias,
+            shift_labels=shift_labels,
+            dropout_prob=dropout_prob,
+        )
         self.build(model)
 
 
@@ -218,7 +220,7 @@ class Seq2SeqLMHead(LanguageModelingHead):
         id2label: Not used; token heads have no label names.
         label2id: Not used.
     Raises:
-        HeadError: `layers` or `activation_function` is not valid.
+        HeadError: an option has a value that no head can have.
     """
 
     head_type = "seq2seq_lm"
@@ -238,16 +240,14 @@ class Seq2SeqLMHead(LanguageModelingHead):
         label2id: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(head_name)
-        self.config = {
-            "head_type": self.head_type,
-            "vocab_size": vocab_size or model.config.vocab_size,
-            "layers": layers,
-            "activation_function": activation_function,
-            "layer_norm": layer_norm,
-            "bias": bias,
-            "shift_labels": shift_labels,
-            "label2id": None,
-        }
+        self.config = self.describe(
+            vocab_size=vocab_size or model.config.vocab_size,
+            layers=layers,
+            activation_function=activation_function,
+            layer_norm=layer_norm,
+            bias=bias,
+            shift_labels=shift_labels,
+        )
         self.build(model)
 
 
@@ -267,8 +267,9 @@ def scales_decoder(config: Any) -> bool:
     return bool(getattr(config, "scale_decoder_outputs", False))
 
 
-def token_loss(logits: Tensor, labels: Tensor, shift: bool) -> Tensor:
-    """Cross entropy over tokens; `shift` compares each position with the label of the next one."""
+def token_loss(logits: Tensor, labels: Tensor, shift: bool, count: Tensor | int | None = None) -> Tensor:
+    """Cross entropy over tokens in float32; `shift` compares each position with the label of the next one."""
     if shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    return nn.functional.cross_entropy(logits.reshape(-1, logits.size(-1)), labels.reshape(-1), ignore_index=IGNORE)
+    rows = logits.reshape(-1, logits.size(-1)).float()
+    return averaged(functional.cross_entropy, rows, labels.reshape(-1), count, ignore_index=IGNORE)

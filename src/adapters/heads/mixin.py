@@ -1,39 +1,38 @@
-"""Which heads does a model have, which of them run, and on what? The verbs of models with flexible heads."""
+"""Which heads does a model have, and which of them are active? The verbs of models with flexible heads."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
 
-import torch
-from torch import Tensor, nn
-from transformers.utils.generic import ModelOutput
+from torch import nn
 
-from adapters.composition.blocks import AdapterCompositionBlock, BatchSplit, parse_heads_from_composition
-from adapters.errors import CompositionError, HeadError, UnsupportedError, choices
+from adapters.composition.blocks import parse_heads_from_composition
+from adapters.errors import HeadError, UnsupportedError, choices
 from adapters.heads.adding import AddHeadMethods
 from adapters.heads.averaging import average_heads, average_weights
 from adapters.heads.base import PredictionHead
-from adapters.heads.output_embeddings import Heads, OutputEmbeddingsMixin, head_names
-from adapters.heads.outputs import MultiHeadOutput, carry_over, cut, give, take_rows, tile
-from adapters.heads.registry import HEADS, HeadFactory, find_factory
-from adapters.runtime.active import active_head_setup, active_setup
+from adapters.heads.output_embeddings import Heads, head_names
+from adapters.heads.registry import HEADS, HeadFactory, check_factory, find_factory
+from adapters.heads.running import RunHeadsMixin, as_heads
 
 logger = logging.getLogger(__name__)
 
-ClsVector = Tensor | Callable[[PredictionHead], Tensor | None] | None
-"""The vector per row that classification heads read, or how to get it for a head."""
+MULTILABEL: Final = "multi_label_classification"
+"""The `problem_type` by which the HF Trainer knows that smoothing labels makes no sense."""
 
 
-class FlexibleHeadsMixin(AddHeadMethods, OutputEmbeddingsMixin):
+class FlexibleHeadsMixin(AddHeadMethods, RunHeadsMixin):
     """Named prediction heads that can be added, removed, saved and switched, on one base model."""
 
     head_types: ClassVar[tuple[str, ...]] = ()
     """Built-in head types that the model supports."""
 
     custom_heads: dict[str, HeadFactory]
+    _trained_heads: frozenset[str] | None = None
+    """The heads that train since `train_adapter` was called: those that come later do not. None before."""
 
     def _init_heads(self) -> None:
         """Sets up `heads`, with those that the model's config describes."""
@@ -47,17 +46,26 @@ class FlexibleHeadsMixin(AddHeadMethods, OutputEmbeddingsMixin):
 
     # Adding and removing
 
-    def _add_head(self, head_type: str, head_name: str, overwrite_ok: bool, set_active: bool, **options: Any) -> None:
+    def _add_head(
+        self, head_type: str, head_name: str, overwrite_ok: bool, set_active: bool, options: Mapping[str, Any]
+    ) -> None:
         self._check_new(head_name, overwrite_ok)
+        self.add_prediction_head(self._make_head(head_type, head_name, options), overwrite_ok, set_active)
+
+    def _make_head(self, head_type: str, head_name: str, options: Mapping[str, Any]) -> PredictionHead:
+        """A new head for this model, which does not have it yet."""
         if head_type in HEADS and head_type not in self.head_types:
             raise UnsupportedError(
                 f"{type(self).__name__} does not support head type {head_type!r}. "
                 f"It supports: {', '.join(self.head_types) or 'none'}."
             )
-        factory = find_factory(head_type, self.custom_heads)
-        head = factory(self, head_name, **options)
+        head = find_factory(head_type, self.custom_heads)(self, head_name, **options)
+        if not isinstance(head, PredictionHead):
+            raise HeadError(
+                f"What is registered as {head_type!r} made a {type(head).__name__}. Allowed: a PredictionHead."
+            )
         head.config = {"head_type": head_type, **(head.config or options)}
-        self.add_prediction_head(head, overwrite_ok, set_active)
+        return head
 
     def add_custom_head(
         self,
@@ -79,7 +87,7 @@ class FlexibleHeadsMixin(AddHeadMethods, OutputEmbeddingsMixin):
             UnknownHeadType: nothing is registered under `head_type` (an AttributeError).
             HeadError: there is a head of this name.
         """
-        self._add_head(head_type, head_name, overwrite_ok, set_active, **kwargs)
+        self._add_head(head_type, head_name, overwrite_ok, set_active, kwargs)
 
     def register_custom_head(self, identifier: str, head: HeadFactory) -> None:
         """Makes a head type known to this model; `adapters.heads.register_custom_head` tells all models.
@@ -87,7 +95,10 @@ class FlexibleHeadsMixin(AddHeadMethods, OutputEmbeddingsMixin):
         Args:
             identifier: Its `head_type`.
             head: A `PredictionHead` class or function, called as head(model, head_name, **config).
+        Raises:
+            HeadError: `identifier` is not a name, or `head` cannot be called.
         """
+        check_factory(identifier, head)
         self.custom_heads[identifier] = head
 
     def add_prediction_head_from_config(
@@ -103,24 +114,14 @@ class FlexibleHeadsMixin(AddHeadMethods, OutputEmbeddingsMixin):
         Raises:
             UnknownHeadType: the config's `head_type` is not known (an AttributeError).
             UnsupportedError: the model's class does not support it.
-            HeadError: the config has no `head_type` or unknown fields, or there is a head of this name.
+            HeadError: the config has no `head_type`, unknown fields or values that no head can have, or there is a head
+                of this name.
         """
-        options = dict(config)
-        head_type = options.pop("head_type", None)
-        if head_type is None:
-            raise HeadError(f"The config of head {head_name!r} has no 'head_type'. {choices(None, HEADS)}")
-        if head_type in HEADS:
-            allowed = set(inspect.signature(HEADS[head_type].__init__).parameters) - {"self", "model"}
-            unknown = sorted(set(options) - allowed)
-            if unknown:
-                raise HeadError(
-                    f"The config of head {head_name!r} ({head_type}) has unknown fields {unknown}. "
-                    f"{choices(unknown[0], sorted(allowed - {'head_name'}))}"
-                )
-        self._add_head(head_type, head_name, overwrite_ok, set_active, **options)
+        head_type, options = read_config(head_name, config)
+        self._add_head(head_type, head_name, overwrite_ok, set_active, options)
 
     def add_prediction_head(self, head: PredictionHead, overwrite_ok: bool = False, set_active: bool = True) -> None:
-        """Adds a head that was built for this model.
+        """Adds a head that was built for this model. After `train_adapter` it is frozen until that names it again.
 
         Args:
             head: The head; `head.name` is its name.
@@ -129,7 +130,16 @@ class FlexibleHeadsMixin(AddHeadMethods, OutputEmbeddingsMixin):
         Raises:
             HeadError: there is a head of this name, or a head cannot have this name.
         """
+        if not isinstance(head, PredictionHead):
+            raise HeadError(f"A {type(head).__name__} is no head. Allowed: a PredictionHead.")
         self._check_new(head.name, overwrite_ok)
+        if self._trained_heads is not None and head.name not in self._trained_heads:
+            head.requires_grad_(False)
+            logger.warning(
+                "Head %r is frozen, because train_adapter was called before it was added. Call it again to train "
+                "this head too.",
+                head.name,
+            )
         self.heads[head.name] = head
         self.config.prediction_heads[head.name] = head.config
         self._heads_changed()
@@ -185,8 +195,10 @@ class FlexibleHeadsMixin(AddHeadMethods, OutputEmbeddingsMixin):
         shares = average_weights(heads, weights, normalize_weights)
         sources = [self._get_head(name) for name in shares]
         state = average_heads(sources, list(shares.values()))
-        self.add_prediction_head_from_config(head_name, sources[0].config, overwrite_ok, set_active)
-        self._get_head(head_name).load_state_dict(state)
+        head_type, options = read_config(head_name, sources[0].config)
+        head = self._make_head(head_type, head_name, options)
+        head.load_state_dict(state)
+        self.add_prediction_head(head, overwrite_ok, set_active)
 
     # Looking up
 
@@ -235,16 +247,22 @@ class FlexibleHeadsMixin(AddHeadMethods, OutputEmbeddingsMixin):
 
     @active_head.setter
     def active_head(self, head: Heads) -> None:
-        if isinstance(head, str):
-            self._get_head(head)
-            self._use_labels_of(head)
-        self._active_head = as_heads(head)
+        heads = as_heads(head)
+        for name in head_names(heads):
+            self._get_head(name)
+        if isinstance(heads, str):
+            self._use_labels_of(heads)
+        self._active_head = heads
 
     def _use_labels_of(self, head_name: str) -> None:
         labels = self.get_labels_dict(head_name)
         if labels is not None:
             self.config.id2label = labels
             self.config.label2id = {label: index for index, label in labels.items()}
+        if self._get_head(head_name).multilabel:
+            self.config.problem_type = MULTILABEL
+        elif self.config.problem_type == MULTILABEL:
+            self.config.problem_type = None
 
     def _activate_heads_for(self, setup: Any) -> None:
         """Activates the heads named like the last adapters of a set-up, if all of them exist."""
@@ -252,149 +270,58 @@ class FlexibleHeadsMixin(AddHeadMethods, OutputEmbeddingsMixin):
         if heads is not None and all(name in self.heads for name in head_names(heads)):
             self.active_head = heads
 
-    def _used_heads(self, head: Heads = None) -> Heads:
-        """Heads of one forward call: those asked for, else those of the AdapterSetup, else the active ones."""
-        if head is not None:
-            return as_heads(head)
-        context = active_head_setup()
-        if context is None or self._follows_without_heads(context):
-            return self._active_head
-        return as_heads(context)
+    # Training
 
-    def _follows_without_heads(self, context: Any) -> bool:
-        """Whether heads were not asked for by name, but follow from adapters that have no heads."""
-        missing = any(name not in self.heads for name in head_names(context))
-        return missing and context == parse_heads_from_composition(active_setup(self))
-
-    # Running
-
-    def forward_head(
-        self,
-        outputs: ModelOutput,
-        head_name: Heads = None,
-        cls_output: ClsVector = None,
-        attention_mask: Tensor | None = None,
-        return_dict: bool = False,
-        context: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Runs heads on the output of the base model.
+    def train_adapter(self, adapter_setup: Any, train_embeddings: bool = False) -> None:
+        """Freeze the base model, let the adapters of `adapter_setup` and its heads train, and activate it.
 
         Args:
-            outputs: Of the base model.
-            head_name: Heads to run; by default those of the AdapterSetup in force, else the active ones.
-            cls_output: Vector per row for classification heads, [B, D]; by default the pooler's or position 0.
-            attention_mask: As given to the model, [B, S].
-            return_dict: Give named fields instead of a tuple.
-            context: Not used; other versions of this method have it.
-            kwargs: Labels and other arguments of the heads.
-        Returns:
-            The head's output, a `MultiHeadOutput` for several heads, or `outputs` itself if there is no head.
-        Raises:
-            HeadError: a head is unknown, or there are not as many heads as Parallel has children.
-            CompositionError: BatchSplit's sizes do not add up to the rows.
+            adapter_setup: An adapter name or a block.
+            train_embeddings: Let the input embeddings, and the output embeddings of its heads, train too.
         """
-        heads = self._used_heads(head_name)
-        kwargs["attention_mask"] = attention_mask
-        if not heads:
-            return give(outputs, return_dict)
-        if isinstance(heads, str):
-            rows, copies = outputs[0].size(0), self._channels()
-            kwargs = {k: tile(v, rows, copies) if has_rows(v) else v for k, v in kwargs.items()}
-            result: ModelOutput = self._run_head(heads, outputs, cls_output, kwargs)
-        elif isinstance(heads, BatchSplit):
-            result = self._run_on_parts(heads, outputs, cls_output, kwargs)
-        else:
-            result = self._run_list(heads, outputs, cls_output, kwargs)
-        return give(result, return_dict)
+        super().train_adapter(adapter_setup, train_embeddings)  # type: ignore[misc]
+        self._train_active_heads(train_embeddings)
 
-    def _run_head(
-        self, name: str, outputs: ModelOutput, cls_output: ClsVector, kwargs: Mapping[str, Any]
-    ) -> ModelOutput:
-        head = self._get_head(name)
-        cls_vector = self._cls_vector(head, cls_output)
-        output: ModelOutput = head(outputs, cls_output=cls_vector, return_dict=True, **kwargs)
-        if isinstance(output, ModelOutput):
-            carry_over(outputs, output)
-        return output
+    def train_adapter_fusion(self, adapter_setup: Any, unfreeze_adapters: bool = False) -> None:
+        """Freeze base model and adapters, let the fusion layers of `adapter_setup` and its heads train, activate it.
 
-    def _cls_vector(self, head: PredictionHead, cls_output: ClsVector) -> Tensor | None:
-        if not callable(cls_output) or head.cls_vector == "no":
-            return cls_output if isinstance(cls_output, Tensor) else None
-        try:
-            return cls_output(head)
-        except HeadError:
-            if head.cls_vector == "required":
-                raise
-            return None
+        Args:
+            adapter_setup: A `Fuse` block, or a block that holds some.
+            unfreeze_adapters: Let the fused adapters train too.
+        """
+        super().train_adapter_fusion(adapter_setup, unfreeze_adapters)  # type: ignore[misc]
+        self._train_active_heads(False)
 
-    def _run_list(
-        self, heads: Sequence[str], outputs: ModelOutput, cls_output: ClsVector, kwargs: Mapping[str, Any]
-    ) -> MultiHeadOutput:
-        channels = self._channels()
-        if channels == 1:
-            parts = [self._run_head(name, outputs, cls_output, kwargs) for name in heads]
-            return MultiHeadOutput(head_outputs=parts, past_key_values=outputs.get("past_key_values"))
-        rows = outputs[0].size(0)
-        if len(heads) != channels or rows % channels:
+    def _train_active_heads(self, train_embeddings: bool) -> None:
+        """Let the active heads train, and no others; what leads onto the vocabulary only with the embeddings."""
+        active = head_names(self._active_head)
+        for name in self.heads:
+            head = self._get_head(name)
+            head.requires_grad_(name in active)
+            if (output := head.get_output_embeddings()) is not None:
+                output.requires_grad_(train_embeddings and name in active)
+        self.get_input_embeddings().requires_grad_(train_embeddings)
+        self._trained_heads = frozenset(active)
+
+
+def read_config(head_name: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Head type and options of a stored config.
+
+    Raises:
+        HeadError: it is no dict, has no `head_type`, or fields that this type does not have.
+    """
+    if not isinstance(config, Mapping):
+        raise HeadError(f"The config of head {head_name!r} is {config!r}. Allowed: a dict as in head.config.")
+    options = dict(config)
+    head_type = options.pop("head_type", None)
+    if not isinstance(head_type, str):
+        raise HeadError(f"The config of head {head_name!r} has no 'head_type' that is a name. {choices(None, HEADS)}")
+    if head_type in HEADS:
+        allowed = set(inspect.signature(HEADS[head_type]).parameters) - {"model", "head_name"}
+        unknown = sorted(set(options) - allowed)
+        if unknown:
             raise HeadError(
-                f"{active_setup(self)} runs {channels} copies of the batch, but there are {len(heads)} heads "
-                f"({list(heads)}) for {rows} rows. Activate one head per child."
+                f"The config of head {head_name!r} ({head_type}) has unknown fields {unknown}. "
+                f"{choices(unknown[0], sorted(allowed))}"
             )
-        size = rows // channels
-        blocks = [(name, i * size, (i + 1) * size) for i, name in enumerate(heads)]
-        return self._run_blocks(blocks, outputs, cls_output, kwargs, keep=size)
-
-    def _channels(self) -> int:
-        setup = active_setup(self)
-        return setup.parallel_channels if isinstance(setup, AdapterCompositionBlock) else 1
-
-    def _run_on_parts(
-        self, heads: BatchSplit, outputs: ModelOutput, cls_output: ClsVector, kwargs: Mapping[str, Any]
-    ) -> MultiHeadOutput:
-        rows, sizes = outputs[0].size(0), heads.batch_sizes
-        if sum(sizes) != rows:
-            raise CompositionError(
-                f"{heads!r} has batch_sizes {sizes}, which add up to {sum(sizes)}, but the batch has {rows} rows."
-            )
-        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-        names = head_names(heads)
-        blocks = [(name, end - size, end) for name, size, end in zip(names, sizes, ends, strict=True)]
-        return self._run_blocks(blocks, outputs, cls_output, kwargs)
-
-    def _run_blocks(
-        self,
-        blocks: Sequence[tuple[str, int, int]],
-        outputs: ModelOutput,
-        cls_output: ClsVector,
-        kwargs: Mapping[str, Any],
-        keep: int | None = None,
-    ) -> MultiHeadOutput:
-        """Runs each head on rows of its own; arguments of `keep` rows are those of one block already."""
-        total = outputs[0].size(0)
-        results = []
-        for name, start, stop in blocks:
-            part = take_rows(outputs, start, stop, total)
-            own = {
-                key: cut(value, start, stop, total) if has_rows(value) and value.size(0) != keep else value
-                for key, value in kwargs.items()
-            }
-            vector = self._cls_vector(self._get_head(name), cls_output)
-            vector = None if vector is None else vector[start:stop]
-            results.append(self._run_head(name, part, vector, own))
-        losses = [result["loss"] for result in results if result.get("loss") is not None]
-        loss = torch.stack(losses).sum() if len(losses) == len(results) else None
-        cache = outputs.get("past_key_values")
-        return MultiHeadOutput(loss=loss, head_outputs=results, past_key_values=cache)
-
-
-def as_heads(heads: Any) -> Heads:
-    """What can be active, from what users write: blocks other than BatchSplit stand for the heads they name."""
-    if isinstance(heads, AdapterCompositionBlock) and not isinstance(heads, BatchSplit):
-        return parse_heads_from_composition(heads)
-    return heads  # type: ignore[no-any-return]
-
-
-def has_rows(value: Any) -> bool:
-    """Whether an argument of a head has a row per example."""
-    return isinstance(value, Tensor) and value.dim() > 0
+    return head_type, options

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import ModelOutput, TransformersKwargs
 
 from adapters.errors import HeadError, choices
 from adapters.heads.base import PredictionHead
 from adapters.heads.classification import classification_vector
 from adapters.heads.language_modeling import scales_decoder
-from adapters.heads.mixin import FlexibleHeadsMixin
+from adapters.heads.mixin import MULTILABEL, FlexibleHeadsMixin
 from adapters.heads.output_embeddings import Heads, head_names
-from adapters.heads.outputs import give
 from adapters.heads.pooling import Pooling
 from adapters.heads.registry import HEADS
+from adapters.heads.running import LABELS
 from adapters.heads.shifting import Shift
 from adapters.heads.static import (
     DEFAULT_HEAD,
@@ -30,9 +31,10 @@ from adapters.heads.static import (
     static_key_mapping,
     static_scale,
 )
+from adapters.runtime.arguments import UnknownArgument, refuse_adapter_names
 
-LABELS = ("labels", "start_positions", "end_positions", "labels_arcs", "labels_rels", "word_starts")
-"""Arguments of built-in heads. They are accepted whether or not a head that reads them is active."""
+HEAD_ARGUMENTS = (*LABELS, "word_starts", "num_items_in_batch")
+"""Arguments of built-in heads."""
 RUNTIME = (
     "task_ids",
     "output_adapter_gating_scores",
@@ -71,8 +73,6 @@ class HeadModel(_Base):
     shift: ClassVar[Shift | None] = None
     """Decoder inputs from targets or encoder inputs; None for models without encoder."""
     base_arguments: ClassVar[tuple[str, ...]] = ()
-    accepts_loss_kwargs = False
-    """Tells the HF Trainer that losses are means per batch, not sums to be divided."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         config = copy.deepcopy(config)
@@ -95,22 +95,21 @@ class HeadModel(_Base):
             The head's output, with hidden states, attentions and caches of the base model. Without head the base
             model's output.
         Raises:
-            TypeError: neither the base model nor a head takes one of the arguments.
+            UnknownArgument: neither the base model nor a head takes one of the arguments (a TypeError).
             HeadError: as `forward_head`.
         """
-        inputs = {**dict(zip(self.base_arguments, args, strict=False)), **kwargs}
+        inputs = self._name_arguments(args, kwargs)
         return_dict = inputs.pop("return_dict", None)
         return_dict = bool(self.config.return_dict if return_dict is None else return_dict)
         heads = self._used_heads(head)
         for_base, for_heads = self._sort_arguments(inputs, heads)
+        tasks = for_base.pop("task_ids", None)
         flatten_choices(for_base)
         self._complete_decoder_inputs(for_base, for_heads.get("labels"), heads)
         outputs: ModelOutput = self.base_model(**for_base, return_dict=True)
         states: Tensor = outputs[0]
         if scales_decoder(self.config):
             outputs["last_hidden_state"] = states * self.config.d_model**-0.5
-        if not heads:
-            return give(outputs, return_dict)
 
         def cls_vector(head: PredictionHead) -> Tensor:
             pool = type(self).pooling
@@ -125,30 +124,47 @@ class HeadModel(_Base):
             cls_output=cls_vector,
             attention_mask=mask if mask is not None and mask.dim() == 2 else None,
             return_dict=return_dict,
+            task_ids=tasks,
             **for_heads,
         )
 
+    def _name_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """All arguments of a call by name; the base model's may be given by position."""
+        named = dict(zip(self.base_arguments, args, strict=False))
+        twice = sorted(set(named) & set(kwargs))
+        if twice or len(args) > len(self.base_arguments):
+            problem = f"{twice[0]!r} twice" if twice else f"{len(args)} arguments by position"
+            raise UnknownArgument(
+                f"{type(self).__name__} was given {problem}. Allowed by position: {', '.join(self.base_arguments)}."
+            )
+        return {**named, **kwargs}
+
     def _sort_arguments(self, inputs: Mapping[str, Any], heads: Heads) -> tuple[dict[str, Any], dict[str, Any]]:
-        base = {*self.base_arguments, *RUNTIME, *TransformersKwargs.__optional_keys__}
+        base = {*self.base_arguments, *RUNTIME, *TransformersKwargs.__optional_keys__} - {"num_items_in_batch"}
         for_base = {name: value for name, value in inputs.items() if name in base}
         for_heads = {name: value for name, value in inputs.items() if name not in base}
+        refuse_adapter_names(for_heads)
         custom = any(self._get_head(name).head_type not in HEADS for name in head_names(heads))
-        unknown = [name for name in for_heads if name not in LABELS]
+        unknown = [name for name in for_heads if name not in HEAD_ARGUMENTS]
         if unknown and not custom:
-            raise TypeError(
+            raise UnknownArgument(
                 f"{type(self).__name__} does not take the argument {unknown[0]!r}. "
-                f"{choices(unknown[0], [*self.base_arguments, 'head', *LABELS, *RUNTIME])}"
+                f"{choices(unknown[0], [*self.base_arguments, 'head', *HEAD_ARGUMENTS, *RUNTIME])}"
             )
         return for_base, for_heads
 
-    def _complete_decoder_inputs(self, inputs: dict[str, Any], labels: Tensor | None, heads: Heads) -> None:
+    def _complete_decoder_inputs(
+        self, inputs: dict[str, Any], labels: Tensor | Mapping[str, Tensor] | None, heads: Heads
+    ) -> None:
         shift = type(self).shift
         if shift is None or inputs.get("decoder_input_ids") is not None:
             return
         if inputs.get("decoder_inputs_embeds") is not None:
             return
         token_heads = any(self._get_head(name).head_type == "seq2seq_lm" for name in head_names(heads))
-        source = labels if token_heads and labels is not None else inputs.get("input_ids")
+        if isinstance(labels, Mapping) and token_heads:
+            raise HeadError("Labels by head do not tell what the decoder reads. Give decoder_input_ids too.")
+        source = labels if isinstance(labels, Tensor) and token_heads else inputs.get("input_ids")
         if source is not None:
             inputs["decoder_input_ids"] = shift(self.config, source)
 
@@ -171,6 +187,10 @@ class HeadModel(_Base):
         if static is None:
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
         options = static_head_config(static, config.label2id, config.num_labels)
+        if config.problem_type == MULTILABEL and options["head_type"] == "classification":
+            options["head_type"] = "multilabel_classification"
+        elif config.problem_type == MULTILABEL and options["head_type"] == "image_classification":
+            options["multilabel"] = True
         config.prediction_heads = {DEFAULT_HEAD: options}
         renames = static_key_mapping(static, DEFAULT_HEAD) | _base_mapping(static, cls.base_model_prefix)
         kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **renames}
@@ -178,17 +198,50 @@ class HeadModel(_Base):
         finish_static(loaded[0] if isinstance(loaded, tuple) else loaded, renames)
         return loaded
 
+    # What the HF Trainer asks of a model or its class
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether the loss of the active head is that of a whole optimizer step if told its number of labels."""
+        name = self._active_head
+        if not isinstance(name, str):
+            return False
+        return "num_items_in_batch" in inspect.signature(type(self._get_head(name)).forward).parameters
+
+    @property
+    def loss_type(self) -> str:
+        """By which the HF Trainer counts labels: with a causal head those that are left when they are shifted."""
+        return "ForCausalLM" if self._shifts_labels() else ""
+
+    @loss_type.setter
+    def loss_type(self, value: str) -> None:
+        """What transformers reads from the name of the class says nothing about its heads."""
+
+    def _shifts_labels(self) -> bool:
+        heads = head_names(self._used_heads()) if "heads" in self._modules else []
+        return bool(heads) and all(self._get_head(name).config.get("shift_labels") for name in heads)
+
+    def _get_name(self) -> str:
+        """By which the HF Trainer tells whether to shift labels that it smooths: the name of a causal class."""
+        if self._shifts_labels():
+            return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(self.config.model_type, "GPT2LMHeadModel"))
+        return type(self).__name__
+
+    def __repr__(self) -> str:
+        return type(self).__name__ + super().__repr__().removeprefix(self._get_name())
+
+
+class EncoderDecoderHeadModel(HeadModel):
+    """A `HeadModel` whose decoder has inputs of its own."""
+
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Decoder inputs that predict the labels; data collators of transformers call this.
 
         Args:
             labels: Token ids, [B, S].
-        Raises:
-            HeadError: the model has no decoder of its own.
         """
         shift = type(self).shift
-        if shift is None:
-            raise HeadError(f"{type(self).__name__} is no encoder-decoder model, its decoder has no inputs.")
+        assert shift is not None
         return shift(self.config, labels)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MultipleChoiceModelOutput
 from transformers.utils.generic import ModelOutput
 
-from adapters.heads.base import PredictionHead, label_map
+from adapters.heads.base import PredictionHead, averaged
 from adapters.heads.classification import classification_vector
 from adapters.heads.outputs import give
 
@@ -29,7 +30,7 @@ class MultipleChoiceHead(PredictionHead):
         dropout_prob: Before each layer; None takes the model's.
         label2id: `id2label` the other way round, as stored.
     Raises:
-        HeadError: `layers` or `activation_function` is not valid.
+        HeadError: an option has a value that no head can have.
     """
 
     head_type = "multiple_choice"
@@ -48,15 +49,15 @@ class MultipleChoiceHead(PredictionHead):
         label2id: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(head_name)
-        self.config = {
-            "head_type": self.head_type,
-            "num_choices": num_choices,
-            "layers": layers,
-            "activation_function": activation_function,
-            "label2id": label_map(id2label, label2id, num_choices),
-            "use_pooler": use_pooler,
-            "dropout_prob": dropout_prob,
-        }
+        self.config = self.describe(
+            id2label,
+            label2id,
+            num_choices=num_choices,
+            layers=layers,
+            activation_function=activation_function,
+            use_pooler=use_pooler,
+            dropout_prob=dropout_prob,
+        )
         self.build(model)
 
     def forward(
@@ -66,9 +67,12 @@ class MultipleChoiceHead(PredictionHead):
         attention_mask: Tensor | None = None,
         return_dict: bool = False,
         labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
         scores = self.run(classification_vector(self, outputs, cls_output))
         logits = scores.view(-1, self.config["num_choices"])
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels.view(-1))
+        loss = None
+        if labels is not None:
+            loss = averaged(functional.cross_entropy, logits, labels.view(-1), num_items_in_batch)
         return give(MultipleChoiceModelOutput(loss=loss, logits=logits), return_dict)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from adapters.composition.blocks import BatchSplit
+from adapters.composition.blocks import BatchSplit, MultiTask
 from adapters.errors import HeadError
 from adapters.heads.base import PredictionHead
 from adapters.heads.language_modeling import LanguageModelingHead
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 else:
     Model = object
 
-Heads = str | Sequence[str] | BatchSplit | None
-"""What can be active: one head, several, one per part of the batch, or none."""
+Heads = str | Sequence[str] | BatchSplit | MultiTask | None
+"""What can be active: one head, several, one per part of the batch or per task, or none."""
 
 
 class OutputEmbeddingsMixin(Model):
     """Output embeddings of a model with flexible heads: those of its heads that predict tokens."""
 
     heads: nn.ModuleDict
-    _active_head: Heads
+    _active_head: Heads = None
 
     def _get_head(self, name: str) -> PredictionHead:
         raise NotImplementedError
@@ -74,6 +74,35 @@ class OutputEmbeddingsMixin(Model):
             head.set_output_embeddings(layer)
         self._heads_changed()
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Resizes the input embeddings and the last layer of every head that predicts their tokens, active or not.
+
+        Args:
+            new_num_tokens, pad_to_multiple_of, mean_resizing: As in transformers.
+        Returns:
+            The input embeddings.
+        """
+        before = len(self.get_input_embeddings().weight)  # type: ignore[arg-type]
+        found = [self._get_head(name) for name in self.heads]
+        token_heads = [h for h in found if (o := h.get_output_embeddings()) is not None and o.out_features == before]
+        active, self._active_head = self._active_head, None
+        try:
+            embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        finally:
+            self._active_head = active
+        for head in token_heads:
+            layer, size = head.get_output_embeddings(), len(embeddings.weight)
+            assert layer is not None
+            if len(layer.weight) != size:
+                trained = layer.weight.requires_grad
+                layer = self._get_resized_lm_head(layer, size, mean_resizing=mean_resizing).requires_grad_(trained)
+            layer.out_features = size
+            head.set_output_embeddings(layer)
+        self._heads_changed()
+        return embeddings
+
     def _tied_heads(self) -> dict[str, str]:
         heads = self._modules.get("heads")
         tied = {
@@ -104,7 +133,13 @@ class OutputEmbeddingsMixin(Model):
 
 
 def head_names(heads: Heads | Collection[Any]) -> list[str]:
-    """Names in what can be active."""
+    """Names in what can be active.
+
+    Raises:
+        HeadError: it is nothing that can be.
+    """
     if heads is None:
         return []
+    if not isinstance(heads, Collection):
+        raise HeadError(f"{heads!r} names no heads. Allowed: a name, a list of names, BatchSplit, MultiTask or None.")
     return [heads] if isinstance(heads, str) else [str(name) for name in heads]

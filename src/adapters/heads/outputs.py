@@ -10,8 +10,17 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+from adapters.errors import HeadError
+
+Rows = slice | Tensor
+"""Some rows of a batch: consecutive ones, or a LongTensor of their numbers."""
+
 NOT_CARRIED = ("last_hidden_state", "pooler_output")
 """Fields of base outputs that a head replaces."""
+
+
+class NoCommonLogits(HeadError, AttributeError):
+    """The heads of a `MultiHeadOutput` have no logits, or logits of different shape."""
 
 
 @dataclass
@@ -22,16 +31,30 @@ class MultiHeadOutput(ModelOutput):
         loss: Sum of the heads' losses, where each head has one and each saw other rows.
         head_outputs: One output per head, in order.
         past_key_values: Cache of the base model, for generation.
+        rows: With `MultiTask`, the numbers of the rows in the batch that each head saw, in order; else None.
     """
 
     loss: Tensor | None = None
     head_outputs: list[ModelOutput] | None = None
     past_key_values: Any = None
+    rows: list[Tensor] | None = None
 
     @property
     def logits(self) -> Tensor:
-        """Logits of all heads, one head's rows after the other's."""
-        return torch.vstack([output["logits"] for output in self.head_outputs or ()])
+        """Logits of all heads: in the order of the batch's rows if `rows` is known, else one head's after the other's.
+
+        Raises:
+            NoCommonLogits: a head has none, or they differ in shape (an AttributeError, so that `hasattr` is False).
+        """
+        outputs = self.head_outputs or []
+        found = [output["logits"] for output in outputs if "logits" in output]
+        if len(found) < len(outputs) or len({logits.shape[1:] for logits in found}) > 1:
+            kinds = [tuple(o["logits"].shape) if "logits" in o else type(o).__name__ for o in outputs]
+            raise NoCommonLogits(f"These heads have no logits in common, but {kinds}. Take those of each head: out[i].")
+        joined = torch.cat(found)
+        if self.rows is None:
+            return joined
+        return joined[torch.cat([_groups(r, len(own)) for r, own in zip(self.rows, found, strict=True)]).argsort()]
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
@@ -65,30 +88,38 @@ def carry_over(base: ModelOutput, output: ModelOutput) -> None:
             setattr(output, key, value)
 
 
-def take_rows(output: ModelOutput, start: int, stop: int, total: int) -> ModelOutput:
-    """The rows from `start` to `stop` of every tensor in a base output. Caches are left out."""
+def take_rows(output: ModelOutput, rows: Rows, total: int) -> ModelOutput:
+    """Some rows of every tensor in a base output of `total` rows. Caches are left out."""
     part = ModelOutput()
     for key, value in output.items():
-        rows = _rows(value, start, stop, total)
-        if rows is not None:
-            part[key] = rows
+        taken = _taken(value, rows, total)
+        if taken is not None:
+            part[key] = taken
     return part
 
 
-def _rows(value: Any, start: int, stop: int, total: int) -> Any:
+def _taken(value: Any, rows: Rows, total: int) -> Any:
     if isinstance(value, Tensor):
-        return cut(value, start, stop, total)
+        return cut(value, rows, total)
     if isinstance(value, tuple | list):
-        return tuple(_rows(item, start, stop, total) for item in value)
+        return tuple(_taken(item, rows, total) for item in value)
     return value if isinstance(value, dict) else None
 
 
-def cut(tensor: Tensor, start: int, stop: int, total: int) -> Tensor:
+def cut(tensor: Tensor, rows: Rows, total: int) -> Tensor:
     """Rows of a tensor that has `total` rows, or one per group of them, as labels of multiple choice do."""
     if tensor.dim() == 0 or not tensor.size(0) or total % tensor.size(0):
         return tensor
     group = total // tensor.size(0)
-    return tensor[start // group : stop // group]
+    if isinstance(rows, slice):
+        return tensor[rows.start // group : rows.stop // group]
+    return tensor[(rows[::group] // group).to(tensor.device)]
+
+
+def _groups(rows: Tensor, count: int) -> Tensor:
+    """Numbers of the `count` groups of consecutive rows of the batch that `rows` form."""
+    size = len(rows) // max(count, 1) or 1
+    return rows[::size] // size
 
 
 def tile(tensor: Tensor, rows: int, channels: int | None = None) -> Tensor:

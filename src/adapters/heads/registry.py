@@ -49,11 +49,20 @@ def register_custom_head(identifier: str, head: HeadFactory) -> None:
         identifier: Its `head_type` in stored configs.
         head: A `PredictionHead` class or function, called as head(model, head_name, **config).
     Raises:
-        HeadError: a built-in type has this name.
+        HeadError: a built-in type has this name, `identifier` is not a name, or `head` cannot be called.
     """
+    check_factory(identifier, head)
     if identifier in HEADS:
         raise HeadError(f"{identifier!r} is a built-in head type. Choose another name for the custom head.")
     CUSTOM_HEADS[identifier] = head
+
+
+def check_factory(identifier: str, head: HeadFactory) -> None:
+    """Raise HeadError unless a head type can have this identifier and be made by calling `head`."""
+    if not isinstance(identifier, str) or not identifier:
+        raise HeadError(f"A head type cannot be called {identifier!r}. Give a non-empty string.")
+    if not callable(head):
+        raise HeadError(f"{head!r} makes no heads. Give a PredictionHead class or a function (model, name, **config).")
 
 
 def find_factory(head_type: str, custom: dict[str, HeadFactory]) -> HeadFactory:

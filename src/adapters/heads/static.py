@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from adapters.errors import CheckpointError, UnsupportedError, choices
-from adapters.heads.base import label_map
 from adapters.heads.language_modeling import scales_decoder
+from adapters.heads.options import label_map
 
 DEFAULT_HEAD = "default"
 """Name of the head of a plain class's checkpoint that is opened as a model with flexible heads."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 from transformers.utils.generic import ModelOutput
 
-from adapters.heads.base import IGNORE, PredictionHead, label_map, pad_labels
+from adapters.heads.base import IGNORE, PredictionHead, pad_labels
 from adapters.heads.outputs import give
 
 
@@ -29,7 +29,7 @@ class TaggingHead(PredictionHead):
         dropout_prob: Before each layer; None takes the model's.
         label2id: `id2label` the other way round, as stored.
     Raises:
-        HeadError: `layers` or `activation_function` is not valid.
+        HeadError: an option has a value that no head can have.
     """
 
     head_type = "tagging"
@@ -47,14 +47,14 @@ class TaggingHead(PredictionHead):
         label2id: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(head_name)
-        self.config = {
-            "head_type": self.head_type,
-            "num_labels": num_labels,
-            "layers": layers,
-            "activation_function": activation_function,
-            "label2id": label_map(id2label, label2id, num_labels),
-            "dropout_prob": dropout_prob,
-        }
+        self.config = self.describe(
+            id2label,
+            label2id,
+            num_labels=num_labels,
+            layers=layers,
+            activation_function=activation_function,
+            dropout_prob=dropout_prob,
+        )
         self.build(model)
 
     def forward(

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from adapters.call import CALL, Call, Generation, Running
 from adapters.errors import UnsupportedError
 from adapters.methods.derived import WATCHING
+from adapters.runtime.arguments import refuse_adapter_names
 from adapters.runtime.hooks import HookedPrompt
 from adapters.runtime.replication import batch_size, replicate
 
@@ -64,6 +65,7 @@ class Entry:
                 "adapters. Put the whole model into DataParallel, not its base model; or use DistributedDataParallel."
             )
         if not self._continues(call, module):
+            refuse_adapter_names(kwargs)
             call = self._begin(module)
             call.gating = {} if kwargs.pop("output_adapter_gating_scores", False) else None
             call.fusion = {} if kwargs.pop("output_adapter_fusion_attentions", False) else None

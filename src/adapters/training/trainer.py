@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from adapters.composition.fusion import AdapterFusion
 from adapters.errors import CompositionError, UnsupportedError
+from adapters.heads.outputs import MultiHeadOutput
 from adapters.model import AdapterModelMixin
 from adapters.runtime.active import active_setup
 from adapters.training.folders import FULL_MODEL, load_folders, other_weights, save_folders
@@ -104,6 +105,19 @@ class AdapterTrainer(Trainer):
         if self._sums_batches(num_items_in_batch):
             extra = extra / self.current_gradient_accumulation_steps
         return (result[0] + extra, result[1]) if return_outputs else result + extra
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """As in transformers; with `MultiTask` the logits of all heads are in the order of the labels, if they fit."""
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if isinstance(logits, tuple) and len(logits) == 2 and isinstance(logits[0], list):
+            logits = getattr(MultiHeadOutput(head_outputs=logits[0], rows=logits[1]), "logits", logits)
+        return loss, logits, labels
 
     def _sums_batches(self, num_items_in_batch: Any) -> bool:
         """Whether losses of the batches of one step are added up as they are, instead of averaged."""
