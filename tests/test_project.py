@@ -46,7 +46,7 @@ ORDER = (
     "adapters.checkpoint.layout",
     "adapters.hub",
     "adapters.checkpoint",
-    "adapters.peft_verbs",
+    "adapters.verbs",
     "adapters.model",
     "adapters.auto",
     "adapters.training",

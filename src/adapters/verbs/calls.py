@@ -1,0 +1,83 @@
+"""What Transformers and torch call on a model: forward calls, generation, gradient checkpointing, replicas."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from adapters.call import CALL
+from adapters.runtime.active import INNERMOST, innermost
+from adapters.runtime.engine import checkpoint_functions, reenters
+from adapters.verbs.base import Verbs
+
+
+class CallVerbs(Verbs):
+    """Forward calls, generation, gradient checkpointing and replicas, as Transformers and torch ask for them."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As every module; an interrupt in the middle leaves nothing behind, replicas get adapters of their own."""
+        if "_is_replica" in self.__dict__:
+            return replica_of(self._engine.root, cast(nn.Module, self))(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        INNERMOST.setup, before = innermost(), CALL.now
+        try:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if CALL.now is not before:
+                self._engine.entry.end_interrupted(before)
+
+    def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in Transformers; with `Parallel` the result has the rows of all adapters, first adapter first."""
+        if not self._engine.parts:
+            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+        with self._engine.entry.generation(kwargs, inputs) as (inputs, kwargs):
+            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] | None = None, **kwargs: Any
+    ) -> None:
+        function = gradient_checkpointing_func or torch.utils.checkpoint.checkpoint
+        carried = self._engine.checkpointed(function) if enable else function
+        super()._set_gradient_checkpointing(enable, carried, **kwargs)  # type: ignore[misc]
+        if enable and reenters(carried):
+            self.enable_input_require_grads()
+
+    def enable_input_require_grads(self) -> None:
+        """Let embeddings have gradients, as in Transformers; nothing if checkpointing is on and does not need it.
+
+        Transformers calls this for all checkpointing. Only the re-entrant kind needs it; with the other kind it would
+        send every backward pass through the frozen layers below the first adapter.
+        """
+        model = cast(PreTrainedModel, self)
+        kinds = [reenters(function) for function in checkpoint_functions(model)]
+        if not kinds or any(kinds):
+            model.disable_input_require_grads()
+            super().enable_input_require_grads()  # type: ignore[misc]
+
+
+def replica_of(original: nn.Module, replica: nn.Module) -> nn.Module:
+    """A copy of a model with the tensors of one of its replicas (`torch.nn.DataParallel`).
+
+    Replicas share hooks and everything but tensors with the original, and so would adapters that refer to each other.
+    """
+    memo: dict[int, Any] = {}
+
+    def pair(one: nn.Module, other: nn.Module) -> None:
+        for name, parameter in one._parameters.items():
+            if parameter is not None:
+                memo[id(parameter)] = getattr(other, name)
+        for name, buffer in one._buffers.items():
+            if buffer is not None:
+                memo[id(buffer)] = other._buffers[name]
+        for name, child in one._modules.items():
+            if child is not None:
+                pair(child, other._modules[name])  # type: ignore[arg-type]
+
+    pair(original, replica)
+    return copy.deepcopy(original, memo).train(replica.training)

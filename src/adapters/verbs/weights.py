@@ -1,0 +1,66 @@
+"""What happens to weights that are there? Merging, sharing, ejecting, moving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from adapters.runtime import merging, sharing
+from adapters.verbs.base import Verbs
+from adapters.verbs.lifecycle import fusion_names
+
+
+class WeightVerbs(Verbs):
+    """Merging, sharing, ejecting and moving weights."""
+
+    def merge_adapter(self, name: str) -> None:
+        """Fold an adapter of linear maps (LoRA, DoRA, IA3) into the base weights.
+
+        It stays there until `reset_adapter`, whatever is activated or trained on top of it.
+        """
+        merging.merge(self._engine, name)
+
+    def reset_adapter(self, name: str | None = None) -> None:
+        """Take the merged adapter out of the base weights again, exactly.
+
+        Args:
+            name: Do so only if this one is merged.
+        """
+        if name is not None:
+            self._engine.require(name)
+        merging.unmerge(self._engine, name)
+
+    def share_parameters(
+        self, adapter_names: Sequence[str], name: str | None = None, reference_adapter_name: str | None = None
+    ) -> None:
+        """Let multi-task adapters (`mtl_lora`) use one set of A and B.
+
+        Args:
+            adapter_names: The adapters.
+            name: Name of what they share; by default their names joined by commas.
+            reference_adapter_name: Whose values they start from; by default the first one's.
+        """
+        sharing.share(self._engine, adapter_names, name or ",".join(adapter_names), reference_adapter_name)
+
+    def unshare_parameters(self, name: str) -> None:
+        """Give every adapter a copy of its own of what it shares under `name`."""
+        sharing.unshare(self._engine, name)
+
+    def eject_prefix_tuning(self, name: str) -> None:
+        """Replace the reparametrisation of a prefix by the keys and values it makes."""
+        self._engine.eject(name)
+
+    def adapter_to(self, name: str, device: Any = None, dtype: torch.dtype | None = None) -> None:
+        """Move an adapter to a device or dtype."""
+        self._engine.require(name)
+        for part in self._engine.parts[name]:
+            part.module.to(device=device, dtype=dtype)
+
+    def adapter_fusion_to(self, adapter_names: Any, device: Any = None, dtype: torch.dtype | None = None) -> None:
+        """Move a fusion to a device or dtype."""
+        _, key = fusion_names(adapter_names, None)
+        self._engine.require_fusion(key)
+        for part in self._engine.fusions[key]:
+            part.module.to(device=device, dtype=dtype)
