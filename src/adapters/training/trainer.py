@@ -113,7 +113,7 @@ class AdapterTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
         **kwargs: Any,
-    ) -> tuple[Tensor | None, Any, Any]:
+    ) -> Any:
         """As in transformers; with `MultiTask` the logits of all heads are in the order of the labels, if they fit."""
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
         if isinstance(logits, tuple) and len(logits) == 2 and isinstance(logits[0], list):
