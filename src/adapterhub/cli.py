@@ -192,6 +192,7 @@ _METAVARS = {
     "quota": "SIZE",
     "limits": "api=1000/300,…|off",
     "accel_prefix": "PATH",
+    "forwarded_hops": "N",
 }
 
 
