@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Settings", "LIMITS", "KiB", "MiB", "GiB"]
+__all__ = ["Settings", "LIMITS", "KiB", "MiB", "GiB", "unshared"]
 
 KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 
@@ -90,6 +90,11 @@ class Settings:
     def scratch(self) -> Path:
         """Folder of unfinished uploads; on the same file system as the default blob store."""
         return self.data / "tmp"
+
+
+def unshared(settings: Settings) -> int:
+    """The bits that no file of a hub has: others read nothing, and its group only behind `X-Accel-Redirect`."""
+    return 0o027 if settings.accel_prefix else 0o077
 
 
 _CHOICES = {

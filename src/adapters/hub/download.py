@@ -101,7 +101,7 @@ def _warn_if_yanked(repo: str, revision: str | None, info: Any) -> None:
     if isinstance(reason, str):
         named = f"Revision {revision!r} of {repo}" if revision else repo
         logger.warning(
-            "%s was yanked by its owners, because: %s It still loads, but choose another adapter or another revision: %s",
+            "%s was yanked by its owners, because: %s It loads all the same; choose another adapter or revision: %s",
             named,
             reason,
             f"{session.endpoint()}/{repo}",
