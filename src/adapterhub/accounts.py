@@ -34,6 +34,8 @@ __all__ = [
     "create_org",
     "create_token",
     "create_user",
+    "digest",
+    "digest_of",
     "find_account",
     "log",
     "logout",
@@ -264,7 +266,7 @@ async def create_token(
         sa.insert(schema.token).values(
             account_id=account_id,
             name=name.strip(),
-            digest=_digest(token),
+            digest=digest(token),
             hint=token[:8],
             role=role,
             scope=list(scope),
@@ -299,16 +301,19 @@ _TOKEN = Lookup(
 )
 
 
+def digest_of(authorization: str) -> str:
+    """What the token of an `Authorization` header is kept as; empty where it brings none."""
+    scheme, _, token = authorization.strip().partition(" ")
+    return digest(token.strip()) if scheme.lower() == "bearer" and token.strip() else ""
+
+
 async def authenticate(db: Database, authorization: str) -> Principal:
     """Who sends an `Authorization` header.
 
     Raises:
         Unauthorized: the token is malformed, unknown, revoked or expired, or its account is disabled.
     """
-    scheme, _, token = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not token:
-        raise _bad_credentials()
-    for row in await db.look_up(_TOKEN, digest=_digest(token.strip())):
+    for row in await db.look_up(_TOKEN, digest=digest_of(authorization)):
         if not (row.revoked or row.disabled or (row.expires and row.expires < now())):
             shown = {"displayName": row.name, "role": row.role, "created": row.created, "seen": row.last_used}
             given = {"role": row.role, "scope": tuple(row.scope), "token_id": row.id, "token": shown}
@@ -402,7 +407,7 @@ async def open_session(conn: AsyncConnection, account_id: int) -> str:
     await conn.execute(sa.delete(schema.session).where(schema.session.c.expires < now()))
     await conn.execute(
         sa.insert(schema.session).values(
-            digest=_digest(cookie),
+            digest=digest(cookie),
             account_id=account_id,
             csrf=secrets.token_urlsafe(24),
             expires=now() + timedelta(days=SESSION_DAYS),
@@ -420,7 +425,7 @@ _SESSION = Lookup(
 
 async def session_principal(db: Database, cookie: str) -> Principal:
     """Who brings a session's cookie; a visitor where it is unknown or has ended."""
-    for row in await db.look_up(_SESSION, digest=_digest(cookie)):
+    for row in await db.look_up(_SESSION, digest=digest(cookie)):
         if row.expires > now() and not row.disabled:
             given = {"session": row.digest, "csrf": row.csrf, "confirmed": row.created}
             return await principal(db, row.account_id, **given)
@@ -454,7 +459,8 @@ async def _hashed(password: str) -> str:
     return await _in_turn(_PASSWORDS.hash, password)
 
 
-def _digest(secret: str) -> str:
+def digest(secret: str) -> str:
+    """What a token or a session's cookie is kept as."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from urllib.parse import unquote
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import IntegrityError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import api, protocol, rights, web
-from .errors import BadRequest, HubError, NotFound
+from .errors import BadRequest, Conflict, HubError, NotFound
 from .http import error_headers
 from .hub import Hub
 from .legacy import dist
@@ -34,6 +36,8 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+_LOG = logging.getLogger("adapterhub")
+_CALLER = b"Authorization, Cookie"
 _HEADERS = {
     b"content-security-policy": CONTENT_SECURITY_POLICY.encode(),
     b"x-content-type-options": b"nosniff",
@@ -79,6 +83,8 @@ def create_app(settings: Settings, *, jobs: bool = True) -> ASGIApp:
     app.add_exception_handler(HubError, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+    app.add_exception_handler(IntegrityError, _answer_late)
     app.add_exception_handler(500, _answer_unexpected)
     return RawPath(Headers(Limiter(app, settings)))
 
@@ -98,7 +104,7 @@ class RawPath:
 
 
 class Headers:
-    """Adds the headers that keep pages and files apart from other sites, where a route has not set its own."""
+    """Adds the headers that keep answers from other sites and other callers, where a route has not set its own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -108,12 +114,23 @@ class Headers:
 
         async def sender(message: Message) -> None:
             if message["type"] == "http.response.start":
-                present = {name.lower() for name, _ in message["headers"]}
+                present = {name.lower(): value for name, value in message["headers"]}
                 missing = [(name, value) for name, value in _HEADERS.items() if name not in present]
+                if not scope["path"].startswith("/static/"):
+                    missing += _for_one_caller(present)
                 message = {**message, "headers": [*message["headers"], *missing]}
             await send(message)
 
         await self.app(scope, receive, sender if scope["type"] == "http" else send)
+
+
+def _for_one_caller(present: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer that may depend on who asks: nobody else may get it, nor the same caller unasked."""
+    kept = present.get(b"cache-control")
+    if kept is not None and b"public" in kept:
+        return []
+    varies = [] if b"vary" in present else [(b"vary", _CALLER)]
+    return varies if kept is not None else [(b"cache-control", b"private, no-cache"), *varies]
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------
@@ -157,6 +174,17 @@ async def _answer_invalid(request: Request, error: Exception) -> Response:
 
 async def _answer_unexpected(request: Request, error: Exception) -> Response:
     return await _answer(request, HubError("The hub made a mistake. It is in its log; please tell its administrator."))
+
+
+async def _answer_late(request: Request, error: Exception) -> Response:
+    """On PostgreSQL, for the second of two who make the same thing at once."""
+    _LOG.warning("%s %s met rows that are there already: %s", request.method, request.url.path, error)
+    return await _answer(request, Conflict("Somebody made the same at this moment. See what is there, then try again."))
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    """For a client that has hung up: it reads nothing, and the hub has done nothing wrong."""
+    return Response(status_code=499)
 
 
 def _wants_page(request: Request) -> bool:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import dataclasses
 import getpass
+import os
 import re
 import shutil
 import sys
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import HubError
 from .serve import parse, read_settings
-from .settings import Settings
+from .settings import Settings, unshared
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -43,8 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(args, "run"):
         args.parser.print_help()
         return 2
+    mask = os.umask(0o077)
     try:
-        result = args.run(args, read_settings({name: getattr(args, name) for name in args.settings}))
+        settings = read_settings({name: getattr(args, name) for name in args.settings})
+        os.umask(unshared(settings))
+        result = args.run(args, settings)
         status: int | None = asyncio.run(result) if asyncio.iscoroutine(result) else result
         return status or 0
     except HubError as error:
@@ -58,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         cause = str(getattr(error, "orig", error)).strip().splitlines()[0]
         print(f"adapterhub: the database cannot be used: {cause}", file=sys.stderr)
+    finally:
+        os.umask(mask)
     return 1
 
 
@@ -192,6 +198,7 @@ _METAVARS = {
     "quota": "SIZE",
     "limits": "api=1000/300,…|off",
     "accel_prefix": "PATH",
+    "forwarded_hops": "N",
 }
 
 

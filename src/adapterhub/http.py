@@ -17,10 +17,11 @@ from . import accounts
 from .accounts import Principal
 from .errors import BadRequest, Forbidden, HubError, TooLarge
 from .hub import Hub
-from .settings import MiB
+from .settings import MiB, Settings
 
 __all__ = [
     "BROWSER_COOKIE",
+    "MOST",
     "SAFE",
     "SESSION_COOKIE",
     "check_csrf",
@@ -58,12 +59,12 @@ def hub_of(request: Request) -> Hub:
 
 def session_cookie(hub: Hub) -> str:
     """The name of the session's cookie."""
-    return cookie_name(hub, SESSION_COOKIE)
+    return cookie_name(hub.settings, SESSION_COOKIE)
 
 
-def cookie_name(hub: Hub, name: str) -> str:
+def cookie_name(settings: Settings, name: str) -> str:
     """The full name of a cookie: with `__Host-`, browsers send it over TLS to this host alone."""
-    return f"__Host-{name}" if hub.settings.public_url.startswith("https://") else name
+    return f"__Host-{name}" if settings.public_url.startswith("https://") else name
 
 
 async def principal_of(request: Request) -> Principal:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from .db.counts import Counts
 from .db.engine import Database
-from .settings import Settings
+from .settings import Settings, unshared
 from .signing import Signer, load_secret
 from .storage.blobs import BlobStore
 from .storage.stores import open_store
@@ -39,6 +40,8 @@ class Hub:
         settings.scratch.mkdir(parents=True, exist_ok=True)
         signer = Signer(load_secret(settings.data / "secret"))
         blobs = await open_store(settings.blobs, settings.data / "blobs")
+        for folder in (settings.data, getattr(blobs, "root", settings.data)):
+            _shut(folder, unshared(settings))
         db = Database(settings.database_url)
         return cls(settings, db, blobs, signer, Counts(db))
 
@@ -55,3 +58,9 @@ class Hub:
     def url(self, path: str) -> str:
         """The public address of a path of this hub."""
         return f"{self.settings.public_url}/{path.lstrip('/')}"
+
+
+def _shut(folder: Path, bits: int) -> None:
+    """Takes bits from a folder's mode, so that others get to nothing in it, not even to what is there already."""
+    with suppress(PermissionError):  # of another user, who has decided
+        folder.chmod(folder.stat().st_mode & 0o7777 & ~bits)

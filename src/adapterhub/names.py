@@ -116,8 +116,8 @@ def check_path(path: str) -> str:
     """The path of a file in a repository, if it is a safe one.
 
     Raises:
-        BadRequest: it is empty, absolute, too long or not in NFC, or holds `.`, `..`, `.git`, `\\`, or a character
-            that cannot be seen.
+        BadRequest: it is empty, absolute, too long, too deep or not in NFC, holds `.`, `..`, `.git`, `\\` or a
+            character that cannot be seen, or could not be written by Windows.
     """
     if not isinstance(path, str) or not path or len(path.encode("utf-8", "surrogatepass")) > 512:
         raise BadRequest(f"{str(path)[:80]!r} cannot be a path: it must have 1 to 512 bytes.")
@@ -127,10 +127,17 @@ def check_path(path: str) -> str:
         problem = "it holds a control character, an invisible character or a backslash"
     elif any(part in ("", ".", "..") for part in parts):
         problem = "its parts must not be empty, '.' or '..'"
-    elif any(part.lower().rstrip(". ") == ".git" for part in parts):
+    elif len(parts) > _DEPTH:
+        problem = f"it has {len(parts)} parts, and may have {_DEPTH}"
+    elif any(part.lower().rstrip(". ") in (".git", "git~1") for part in parts):
         problem = "'.git' is reserved"
     elif any(part != part.strip() for part in parts):
         problem = "its parts must not begin or end with a space"
+    elif any(part.endswith(".") or _DEVICE.fullmatch(part) for part in parts) or _NOT_WINDOWS & set(path):
+        problem = (
+            "Windows could not write it. Its parts must not end with '.', hold one of <>:\"|?*, or be called like a "
+            "device, as CON, NUL or COM1.txt are"
+        )
     elif unicodedata.normalize("NFC", path) != path:
         problem = "it must be Unicode in form NFC"
     if problem:
@@ -138,6 +145,9 @@ def check_path(path: str) -> str:
     return path
 
 
+_DEPTH = 64
+_NOT_WINDOWS = frozenset('<>:"|?*')
+_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.IGNORECASE | re.DOTALL)
 _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Settings", "LIMITS", "KiB", "MiB", "GiB"]
+__all__ = ["Settings", "LIMITS", "KiB", "MiB", "GiB", "unshared"]
 
 KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 
@@ -44,7 +44,8 @@ class Settings:
         name: what the site calls itself.
         redirect_blobs: answer downloads with a redirect to the blob store where it can sign addresses.
         accel_prefix: internal path for `X-Accel-Redirect` behind nginx; empty: the hub sends the bytes itself.
-        trust_forwarded: take the caller's address from `X-Forwarded-For` (only behind a proxy that sets it).
+        trust_forwarded: take the caller's address from `X-Forwarded-For` (only behind a proxy that adds to it).
+        forwarded_hops: how many proxies of your own a request passes, each of which adds to `X-Forwarded-For`.
     """
 
     data: Path = Path("hub-data")
@@ -66,12 +67,15 @@ class Settings:
     redirect_blobs: bool = False
     accel_prefix: str = ""
     trust_forwarded: bool = False
+    forwarded_hops: int = 1
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             given = getattr(self, name)
             if given not in allowed:
                 raise ValueError(f"{name}={given!r} is not one of {', '.join(allowed)}.")
+        if self.forwarded_hops < 1:
+            raise ValueError(f"forwarded_hops={self.forwarded_hops} must be 1 or more.")
         if not self.public_url.startswith(("http://", "https://")):
             raise ValueError(f"public_url={self.public_url!r} must begin with http:// or https://.")
         object.__setattr__(self, "data", Path(self.data).absolute())
@@ -86,6 +90,11 @@ class Settings:
     def scratch(self) -> Path:
         """Folder of unfinished uploads; on the same file system as the default blob store."""
         return self.data / "tmp"
+
+
+def unshared(settings: Settings) -> int:
+    """The bits that no file of a hub has: others read nothing, and its group only behind `X-Accel-Redirect`."""
+    return 0o027 if settings.accel_prefix else 0o077
 
 
 _CHOICES = {

@@ -17,13 +17,15 @@ class FakeHub:
     """A server on this machine.
 
     `repos[id][branch]` are the files of a branch, `index[name]` are status and content of an answer about a name,
-    `forged[path]` is sent instead of what is on record, `seen` are the requests: path, query and token.
+    `forged[path]` is sent instead of what is on record, `yanked[id]` is why it was taken back,
+    `seen` are the requests: path, query and token.
     """
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, Files]] = {}
         self.index: dict[str, tuple[int, Any]] = {}
         self.forged: Files = {}
+        self.yanked: dict[str, str] = {}
         self.seen: list[tuple[str, dict[str, str], str | None]] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -126,6 +128,7 @@ class Handler(BaseHTTPRequestHandler):
             "tags": ["adapters", "adapterhub:sentiment/sst-2"],
             "config": {"adapters": {"model_name": config.get("model_name")}},
             "siblings": [sibling(*item) for item in files.items()],
+            **({"yanked": self.hub.yanked[name]} if name in self.hub.yanked else {}),
         }
 
     def file(self, files: Files, path: str) -> None:

@@ -52,6 +52,20 @@ def test_pickles_only_where_they_are_asked_for_or_alone(repo: dict[str, bytes], 
     assert fake.downloads() == [ADAPTER.config, ADAPTER.pickle]
 
 
+@pytest.mark.parametrize("version", [None, "v1"])
+def test_what_was_yanked_loads_with_a_warning(
+    version: str | None, repo: dict[str, bytes], fake: FakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    build("bert").load_adapter("org/one", version=version)
+    assert not caplog.records
+    fake.yanked["org/one"] = "Trained on the test set."
+    assert build("bert").load_adapter("org/one", version=version) == "a"
+    (record,) = caplog.records
+    named = "Revision 'v1' of org/one" if version else "org/one"
+    assert record.levelname == "WARNING" and f"{named} was yanked" in record.message
+    assert "Trained on the test set." in record.message and f"{fake.url}/org/one" in record.message
+
+
 @pytest.mark.parametrize("which", [ADAPTER.safetensors, ADAPTER.config])
 def test_files_that_are_not_what_is_on_record(which: str, repo: dict[str, bytes], fake: FakeHub, home: Path) -> None:
     content = repo[which]

@@ -58,7 +58,8 @@ async def backup(hub: Hub, folder: Path, *, tables: bool = False) -> Backup:
     Args:
         tables: copies the tables row by row, so that the other kind of database can take them.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
     (folder / "backup.json").unlink(missing_ok=True)  # until the copy is complete, it is none
     (folder / "hub.db").unlink(missing_ok=True)
     shutil.rmtree(folder / "tables", ignore_errors=True)

@@ -63,7 +63,11 @@ async def check(hub: Hub, *, deep: bool = False, repair: bool = False) -> AsyncI
 
 
 async def finish_creations(hub: Hub) -> list[str]:
-    """Gives repositories their first commit whose creation a crash broke off; returns their names."""
+    """Gives repositories their first commit whose creation a crash broke off, as it could in older versions.
+
+    Returns:
+        Their names.
+    """
     from ..repos.commits import create_first
 
     has_ref = sa.exists().where(schema.ref.c.repo_id == schema.repo.c.id)
@@ -75,7 +79,8 @@ async def finish_creations(hub: Hub) -> list[str]:
     async with hub.db.read() as conn:
         found = [(await repos.by_id(conn, repo_id), owner) for repo_id, owner in (await conn.execute(query)).all()]
     for repo, owner in found:
-        await create_first(hub, repo, Principal(id=repo.owner_id, name=owner, role="write"))
+        async with hub.db.write() as conn:
+            await create_first(hub, conn, repo, Principal(id=repo.owner_id, name=owner, role="write"))
     return [repo.full_name for repo, _ in found]
 
 

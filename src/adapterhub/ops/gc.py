@@ -72,8 +72,12 @@ async def collect(hub: Hub, *, grace: timedelta = GRACE) -> Collected:
 
 
 async def expire(hub: Hub) -> None:
-    """Removes rows whose time is over: sessions, tombstones, uploads in parts, xorbs."""
+    """Removes what has had its time: sessions, tombstones, uploads in parts with their bytes, xorbs."""
     moment = now()
+    async with hub.db.read() as conn:
+        ended = (await conn.execute(sa.select(upload.c.id).where(upload.c.expires < moment))).scalars().all()
+    for name in ended:
+        shutil.rmtree(hub.scratch / f"parts-{name}", ignore_errors=True)
     async with hub.db.write() as conn:
         for table, column in (
             (schema.session, schema.session.c.expires),

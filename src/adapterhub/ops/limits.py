@@ -1,9 +1,8 @@
-"""How often and how much one caller may ask: counted per token, else per address, in fixed windows."""
+"""How often and how much one caller may ask: counted per account, else per address, in fixed windows."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import ipaddress
 import math
 import re
@@ -19,9 +18,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from .. import accounts
+from ..accounts import Principal
 from ..db import schema
 from ..errors import HubError, TooLarge, TooManyRequests
-from ..http import error_headers
+from ..http import SESSION_COOKIE, cookie_name, error_headers
 from ..hub import Hub
 from ..settings import MiB, Settings
 from . import metrics
@@ -39,7 +40,7 @@ _KINDS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
     )
 )
 # Routes that take files count their bytes themselves; all others get no body larger than this.
-_TAKES_FILES = re.compile(r"/(_lfs/|xet/|api/models/[^/]+/[^/]+/commit/|(.*/)?upload(/|$))")
+_TAKES_FILES = re.compile(r"/(_lfs/|xet/|api/models/[^/]+/[^/]+/commit/|upload$)")
 MAX_BODY = 8 * MiB
 # So many callers are remembered in one window; more share a count.
 _MAX_CALLERS = 200_000
@@ -80,7 +81,8 @@ class Limiter:
         self.settings = settings
         self.shared = settings.workers > 1 and settings.database_url.startswith("postgresql")
         self._windows: dict[str, _Window] = {}
-        self._tokens: dict[str, None] = {}  # digests of tokens that were accepted, the oldest first
+        # Accounts of tokens and sessions that were accepted, by what they are kept as, the oldest first.
+        self._known: dict[str, int] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, unless its caller has to wait or its body is too large."""
@@ -101,10 +103,11 @@ class Limiter:
                     MutableHeaders(scope=message).update(extra)
             await send(message)
 
-        digest = _token_digest(scope)
+        brought = self._brought(scope)
+        account = self._known.get(brought)
         try:
             if kind in self.settings.limits:
-                extra |= await self._count(kind, digest if digest in self._tokens else f"ip:{self._address(scope)}")
+                extra |= await self._count(kind, f"ip:{self._address(scope)}" if account is None else f"id:{account}")
             if not takes_files(scope["path"]):
                 receive = _capped(scope, receive)
             await self.app(scope, receive, sender)
@@ -114,25 +117,41 @@ class Limiter:
             response = await self._refusal(scope, receive, error)
             await response(scope, receive, sender)
         finally:
-            principal = state.get("principal")
-            if digest and principal is not None and principal.token_id is not None:
-                self._accept(digest)
+            self._learn(brought, state.get("principal"), status)
             metrics.observe(kind or "other", scope["method"], status or 500, time.perf_counter() - began)
 
     # ---- who ----------------------------------------------------------------------------------------------------
 
     def _address(self, scope: Scope) -> str:
-        host = (scope.get("client") or ("", 0))[0]
-        if self.settings.trust_forwarded:
-            # The last entry is the one our own proxy has added; those before it are the caller's word.
-            host = Headers(scope=scope).get("x-forwarded-for", host).rsplit(",", 1)[-1].strip() or host
-        return _network(host[:64])
+        """The address of whoever called the outermost of our own proxies; without one, of whoever called us."""
+        peer = (scope.get("client") or ("", 0))[0]
+        if not self.settings.trust_forwarded:
+            return _network(peer)
+        # Each of our proxies has added who called it, to the line that was there or as one more. What stands before
+        # those entries is the caller's own word.
+        entries = ",".join(Headers(scope=scope).getlist("x-forwarded-for")).split(",")
+        ours = entries[-self.settings.forwarded_hops :]
+        return _network(_host(ours[0].strip()) or peer)
 
-    def _accept(self, digest: str) -> None:
-        """From now on a token counts for itself: made-up tokens count for their caller's address."""
-        self._tokens[digest] = None
-        if len(self._tokens) > _MAX_CALLERS:
-            del self._tokens[next(iter(self._tokens))]
+    def _brought(self, scope: Scope) -> str:
+        """What a request's token or session would be kept as; empty where it brings none."""
+        headers = Headers(scope=scope)
+        if "authorization" in headers:
+            return accounts.digest_of(headers["authorization"])
+        cookie = cookie_name(self.settings, SESSION_COOKIE)
+        if cookie in headers.get("cookie", ""):
+            return accounts.digest(Request(scope).cookies.get(cookie, ""))
+        return ""
+
+    def _learn(self, brought: str, principal: Principal | None, status: int) -> None:
+        """From now on what was accepted counts for its account; made-up tokens count for their caller's address."""
+        accepted = principal is not None and (principal.token_id is not None or principal.session == brought)
+        if principal is not None and principal.id is not None and brought and accepted:
+            self._known[brought] = principal.id
+            if len(self._known) > _MAX_CALLERS:
+                del self._known[next(iter(self._known))]
+        elif status == 401:
+            self._known.pop(brought, None)
 
     # ---- how often ----------------------------------------------------------------------------------------------
 
@@ -191,23 +210,27 @@ class Limiter:
         return answer
 
 
+def _host(entry: str) -> str | None:
+    """The address in an entry of `X-Forwarded-For`, some of which have a port; None where it is none."""
+    for host in (entry, entry.rpartition(":")[0].strip("[]"), entry.strip("[]")):
+        try:
+            return str(ipaddress.ip_address(host))
+        except ValueError:
+            continue
+    return None
+
+
 @functools.lru_cache(maxsize=10_000)
 def _network(host: str) -> str:
     """What counts as one caller."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return host
+        return host[:64]
+    if address.version == 6 and address.ipv4_mapped:
+        return str(address.ipv4_mapped)
     # Whoever has one address of IPv6 has 2**64 of them.
     return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else host
-
-
-def _token_digest(scope: Scope) -> str:
-    """A digest of the token that a request brings; empty where it brings none."""
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            return "token:" + hashlib.sha256(value).hexdigest()[:32]
-    return ""
 
 
 def _capped(scope: Scope, receive: Receive) -> Receive:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 
 from ..errors import BadRequest
-from ..http import flag, hub_of, iso, json_body
+from ..http import flag, hub_of, iso, json_body, whole
 from ..repos import discussions, pulls
 from ..repos.repos import Repo
 from ..rights import Guarded
@@ -25,10 +25,7 @@ _PAGE = 50
 @router.get(API + "/discussions")
 async def listing(request: Request) -> dict[str, Any]:
     """A page of discussions, the newest first."""
-    page = request.query_params.get("p", "0")
-    if not page.isdigit() or len(page) > 6:
-        raise BadRequest(f"p={page!r} must be a number.")
-    start = int(page) * _PAGE
+    start = whole(request.query_params, "p", 0, most=10**6) * _PAGE
     async with hub_of(request).db.read() as conn:
         _, repo = await caller_and_repo(request, conn)
         rows, count = await discussions.page(conn, repo, limit=_PAGE, offset=start)

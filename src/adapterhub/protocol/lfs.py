@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from .. import quotas
 from ..db import schema
 from ..db.schema import now
-from ..errors import BadRequest, EntryNotFound, Forbidden, NotFound, TooLarge
+from ..errors import BadRequest, Conflict, EntryNotFound, Forbidden, NotFound, TooLarge
 from ..http import hub_of, json_body
 from ..hub import Hub
 from ..repos import commits, discussions, repos
@@ -33,7 +34,8 @@ router = APIRouter(include_in_schema=False, route_class=Guarded)
 
 _GIT = "/{namespace}/{name}.git/info/lfs/objects"
 _MAX_OBJECTS = 1000
-_HOURS = 1
+_TWICE = 2  # so often a part may come at once: again, before it was noticed that the first connection is dead
+_receiving: Counter[Path] = Counter()
 
 
 @router.post(_GIT + "/batch")
@@ -57,14 +59,17 @@ async def batch(request: Request) -> Response:
     if present:
         async with hub.db.write() as conn:  # so that they are not collected before the commit names them
             await renew(hub, conn, repo.id, present, payer_id=payer)
+    missing = {oid: size for oid, size in objects if oid not in present}
+    parted = {oid: size for oid, size in missing.items() if multipart and size > hub.settings.multipart_bytes}
+    uploads = await _reserve(hub, repo, payer, parted) if parted else {}
+    verify = {"href": hub.url(f"{repo.full_name}.git/info/lfs/objects/verify")}
     shown = []
     for oid, size in objects:
         item: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
-        if oid not in present:
-            parts = multipart and size > hub.settings.multipart_bytes
-            upload = await (_parts if parts else _whole)(hub, repo, payer, oid, size)
-            verify = {"href": hub.url(f"{repo.full_name}.git/info/lfs/objects/verify")}
-            item["actions"] = {"upload": upload, "verify": verify}
+        if oid in uploads:
+            item["actions"] = {"upload": _parts(hub, uploads[oid], payer, size), "verify": verify}
+        elif oid in missing:
+            item["actions"] = {"upload": _whole(hub, repo, payer, oid, size), "verify": verify}
         shown.append(item)
     answer = {"transfer": "multipart" if multipart else "basic", "objects": shown}
     return JSONResponse(answer, media_type="application/vnd.git-lfs+json")
@@ -79,23 +84,47 @@ def _announced(hub: Hub, item: Any) -> tuple[str, int]:
     return oid, size
 
 
-async def _whole(hub: Hub, repo: Repo, payer: int | None, oid: str, size: int) -> dict[str, Any]:
+def _whole(hub: Hub, repo: Repo, payer: int | None, oid: str, size: int) -> dict[str, Any]:
     expires, signature = hub.signer.sign("put", repo.uid, payer or 0, oid, size)
     return {"href": hub.url(f"_lfs/{repo.uid}/{oid}?size={size}&payer={payer or 0}&exp={expires}&sig={signature}")}
 
 
-async def _parts(hub: Hub, repo: Repo, payer: int | None, oid: str, size: int) -> dict[str, Any]:
+async def _reserve(hub: Hub, repo: Repo, payer: int | None, sizes: Mapping[str, int]) -> dict[str, str]:
+    """Opens uploads in parts, for which there must be room from now on; one that is open goes on.
+
+    Returns:
+        Their ids, by SHA-256.
+
+    Raises:
+        Forbidden: the payer's quota is used up.
+    """
+    account_id, table, uploads = payer or repo.owner_id, schema.upload, {}
+    parts = {"bytes": hub.settings.multipart_bytes, "payer": account_id}
+    async with hub.db.write() as conn:
+        # Whoever reserves for the same account waits here, and then sees what is reserved.
+        await conn.execute(sa.select(schema.account.c.id).where(schema.account.c.id == account_id).with_for_update())
+        await quotas.require_room(hub, conn, account_id, sizes)
+        mine = sa.select(table).where(table.c.repo_id == repo.id, table.c.oid.in_(sizes), table.c.expires > now())
+        known = {row["oid"]: row["id"] for row in (await conn.execute(mine)).mappings() if row["parts"] == parts}
+        expires = now() + timedelta(days=1)
+        for oid, size in sizes.items():
+            uploads[oid] = known.get(oid) or secrets.token_hex(16)
+            if oid in known:
+                await conn.execute(sa.update(table).where(table.c.id == known[oid]).values(expires=expires))
+            else:
+                values = {"id": uploads[oid], "repo_id": repo.id, "oid": oid, "size": size, "parts": parts}
+                await conn.execute(sa.insert(table).values(**values, expires=expires))
+    return uploads
+
+
+def _parts(hub: Hub, upload: str, payer: int | None, size: int) -> dict[str, Any]:
     step = hub.settings.multipart_bytes
-    upload = secrets.token_hex(16)
     expires, signature = hub.signer.sign("complete", upload, payer or 0, lifetime=24 * 3600)
     header = {"chunk_size": str(step)}
     for number in range(1, -(-size // step) + 1):
         length = min(step, size - (number - 1) * step)
         until, part = hub.signer.sign("part", upload, number, length, lifetime=24 * 3600)
         header[str(number)] = hub.url(f"_lfs/parts/{upload}/{number}?size={length}&exp={until}&sig={part}")
-    async with hub.db.write() as conn:
-        values = {"id": upload, "repo_id": repo.id, "oid": oid, "size": size, "parts": {"bytes": step}}
-        await conn.execute(sa.insert(schema.upload).values(**values, expires=now() + timedelta(days=1)))
     address = f"_lfs/parts/{upload}?payer={payer or 0}&exp={expires}&sig={signature}"
     return {"href": hub.url(address), "header": header}
 
@@ -119,7 +148,10 @@ async def put(request: Request, uid: str, oid: str) -> Response:
     hub.signer.verify(*_signature(request), "put", uid, payer, oid, size)
     async with hub.db.read() as conn:
         repo = await repos.by_uid(conn, uid)
-    await ingest(hub, request.stream(), repo_id=repo.id, payer_id=payer or None, expect_sha256=oid, expect_size=size)
+    async with quotas.arriving(hub, payer or repo.owner_id, oid, size):
+        await ingest(
+            hub, request.stream(), repo_id=repo.id, payer_id=payer or None, expect_sha256=oid, expect_size=size
+        )
     return Response()
 
 
@@ -130,7 +162,10 @@ async def put_part(request: Request, upload: str, number: int) -> Response:
     hub.signer.verify(*_signature(request), "part", upload, number, size)
     await _find(hub, upload)
     path = _part(hub, upload, number)
+    if _receiving[path] >= _TWICE:
+        raise Conflict(f"Part {number} of this upload is being sent already. Wait until that has ended.")
     arriving = path.with_suffix(f".{secrets.token_hex(4)}")
+    _receiving[path] += 1
     try:
         path.parent.mkdir(exist_ok=True)
         await _receive(request.stream(), arriving, size)
@@ -139,6 +174,9 @@ async def put_part(request: Request, upload: str, number: int) -> Response:
         raise storage_error(error) from error
     finally:
         arriving.unlink(missing_ok=True)
+        _receiving[path] -= 1
+        if not _receiving[path]:
+            del _receiving[path]
     return Response(headers={"ETag": f'"{upload}-{number}"'})
 
 

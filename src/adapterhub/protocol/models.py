@@ -145,8 +145,25 @@ async def info(request: Request) -> Response:
     manifest = await commits.manifest_at(hub_of(request).db, head.tree)
     known = await hub_of(request).db.look_up(_FACTS_AT, repo_id=repo.id, oid=head.oid)
     facts = dict(zip(_FACTS, known[0])) if known else await _derived(request, manifest)
-    blobs = flag(request.query_params.get("blobs"))
-    return JSONResponse(full_object(repo, head.oid, facts, manifest, blobs=blobs))
+    shown = full_object(repo, head.oid, facts, manifest, blobs=flag(request.query_params.get("blobs")))
+    if (reason := await _yanked(request, repo, head.oid)) is not None:
+        shown["yanked"] = reason
+    return JSONResponse(shown)
+
+
+async def _yanked(request: Request, repo: Repo, oid: str) -> str | None:
+    """Why a repository, or this commit of it, was yanked, if it was."""
+    if repo.yanked is not None:
+        return repo.yanked
+    found = await hub_of(request).db.look_up(_YANK, repo_id=repo.id, oid=oid)
+    return str(found[0].reason) if found else None
+
+
+_YANK = Lookup(
+    sa.select(schema.yank.c.reason).where(
+        schema.yank.c.repo_id == sa.bindparam("repo_id"), schema.yank.c.oid == sa.bindparam("oid")
+    )
+)
 
 
 async def _derived(request: Request, manifest: Manifest) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..errors import BadRequest
-from ..http import flag, hub_of, iso, json_body, unquote
+from ..http import flag, hub_of, iso, json_body, unquote, whole
 from ..repos import commits, refs
 from ..rights import Guarded
 from .shared import API, caller_and_repo, commit_of
@@ -37,11 +37,8 @@ async def listing(request: Request) -> dict[str, Any]:
 @router.get(API + "/commits/{revision:path}")
 async def history(request: Request) -> Response:
     """A page of the history, the newest commit first."""
-    try:
-        page = max(int(request.query_params.get("p", 0)), 0)
-        limit = min(max(int(request.query_params.get("limit", 50)), 1), 1000)
-    except ValueError as error:
-        raise BadRequest("'p' and 'limit' must be numbers.") from error
+    page = whole(request.query_params, "p", 0, most=10**6)
+    limit = min(max(whole(request.query_params, "limit", 50), 1), 1000)
     async with hub_of(request).db.read() as conn:
         _, repo = await caller_and_repo(request, conn)
         head = await commit_of(request, conn, repo)

@@ -21,6 +21,7 @@ from ..db.lookup import Lookup
 from ..db.schema import now
 from ..errors import BadRequest, Conflict, EntryNotFound, Forbidden, RevisionNotFound, StaleParent
 from ..index import store
+from ..index.derive import derive
 from ..index.examine import examine
 from ..index.record import Record
 from ..storage import ingest
@@ -324,16 +325,31 @@ async def _is_made(
     return git.tree_oid((entry.path, entry.oid) for entry in after.values()) == head.tree
 
 
-async def create_first(hub: Hub, repo: Repo, principal: Principal) -> None:
-    """The commit with which every repository begins, so that its default branch always names one."""
+async def create_first(hub: Hub, conn: AsyncConnection, repo: Repo, principal: Principal) -> None:
+    """The commit with which every repository begins, in the transaction that makes it: nobody sees one without."""
     staged = await ingest.stage_bytes(hub, _GITATTRIBUTES, name=".gitattributes")
-    (blob,) = await ingest.keep(hub, [staged], repo_id=repo.id)
+    try:
+        await _keep_first(hub, conn, repo, staged)
+    finally:
+        staged.path.unlink(missing_ok=True)
+    blob = staged.blob
     first = Entry(".gitattributes", blob.sha256, blob.git_oid, blob.size, lfs=False)
     made = _Made.of(None, {first.path: first}, principal, "initial commit", "")
-    record = await examine(hub, repo, RepoFiles(hub, made.manifest))
-    async with hub.db.write() as conn:
-        await _store(hub, conn, principal, repo, refs.HEADS + repo.default_branch, made)
-        await _index(conn, repo, refs.HEADS + repo.default_branch, made, record)
+    record = await derive(RepoFiles(hub, made.manifest))
+    await _store(hub, conn, principal, repo, refs.HEADS + repo.default_branch, made)
+    await _index(conn, repo, refs.HEADS + repo.default_branch, made, record)
+
+
+async def _keep_first(hub: Hub, conn: AsyncConnection, repo: Repo, staged: ingest.Staged) -> None:
+    """Makes bytes part of the hub; but for the first repository of all, they are here already."""
+    blob, table = staged.blob, schema.blob
+    row = {"sha256": blob.sha256, "git_oid": blob.git_oid, "size": blob.size, "header": None, "state": "pending"}
+    await insert_missing(conn, table, [row], renew={"last_ref": now()})
+    await ingest.use(hub, conn, repo.id, [blob.sha256])
+    mine = table.c.sha256 == blob.sha256
+    if (await conn.execute(sa.select(table.c.state).where(mine))).scalar_one() != "ok":
+        await hub.blobs.put_file(blob.sha256, staged.path)
+        await conn.execute(sa.update(table).where(mine).values(state="ok"))
 
 
 @dataclass(frozen=True)
@@ -380,7 +396,10 @@ async def _apply(
     blobs = await _blobs(conn, principal, repo, {op.sha256 for op in operations if isinstance(op, Put)})
     files = dict(before)
     for operation in operations:
-        path = names.check_path(operation.path.rstrip("/"))
+        path = operation.path.rstrip("/")
+        is_there = path in files if isinstance(operation, Remove) else isinstance(operation, RemoveFolder) and path
+        if not is_there:  # what goes may have any name: it came when others were allowed
+            names.check_path(path)
         if isinstance(operation, Put):
             oid, size, is_safetensors = blobs[operation.sha256]
             if path.endswith(".safetensors") and not is_safetensors:

@@ -16,6 +16,7 @@ from .repos import Repo
 __all__ = ["begin", "comment", "comments", "find", "page", "require_participant", "set_status"]
 
 _MAX_BODY = 64 * 1024
+_MOST = 2**31 - 1  # what the column holds; no discussion has it
 
 
 def require_participant(principal: Principal, repo: Repo) -> None:
@@ -71,10 +72,8 @@ async def find(conn: AsyncConnection, repo: Repo, number: int) -> sa.RowMapping:
     Raises:
         NotFound: there is none of that number.
     """
-    query = sa.select(schema.discussion).where(
-        schema.discussion.c.repo_id == repo.id, schema.discussion.c.num == number
-    )
-    row = (await conn.execute(query)).mappings().one_or_none()
+    same = (schema.discussion.c.repo_id == repo.id, schema.discussion.c.num == min(number, _MOST))
+    row = (await conn.execute(sa.select(schema.discussion).where(*same))).mappings().one_or_none()
     if row is None:
         raise NotFound(f"{repo.full_name} has no discussion {number}.")
     return row

@@ -39,6 +39,13 @@ async def create(hub: Hub, principal: Principal, full_name: str, *, private: boo
     namespace, name = names.split(full_name)
     if not principal.may_write(namespace, full_name):
         refuse(principal, f"You don't have the rights to create a model under the namespace {namespace!r}")
+    try:
+        return await _create(hub, principal, namespace, name, private=private)
+    except sa.exc.IntegrityError:  # on PostgreSQL, where somebody made it since it was found to be free: now it is not
+        return await _create(hub, principal, namespace, name, private=private)
+
+
+async def _create(hub: Hub, principal: Principal, namespace: str, name: str, *, private: bool) -> Repo:
     async with hub.db.write() as conn:
         owner = await accounts.find_account(conn, namespace)
         full_name = f"{owner['name']}/{name}"
@@ -49,13 +56,8 @@ async def create(hub: Hub, principal: Principal, full_name: str, *, private: boo
         repo = await by_id(conn, repo_id)
         await conn.execute(sa.delete(schema.redirect).where(schema.redirect.c.key == full_name.lower()))
         await accounts.log(conn, principal, "repo.create", full_name, private=private)
-    try:
-        await create_first(hub, repo, principal)
-    except BaseException:
-        async with hub.db.write() as conn:
-            await conn.execute(sa.delete(schema.repo).where(schema.repo.c.id == repo_id))
-        raise
-    return repo
+        await create_first(hub, conn, repo, principal)
+        return await by_id(conn, repo_id)
 
 
 async def _check_free(hub: Hub, conn: AsyncConnection, full_name: str, owner_id: int, principal: Principal) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from starlette.responses import Response
 from ..data import load
 from ..db import schema
 from ..errors import BadRequest, NotFound
-from ..http import hub_of, principal_of, unquote
+from ..http import MOST, hub_of, principal_of, unquote
 from ..index import compat, leaderboard, search, taxonomy
 from ..index.search import Query
 from ..index.taxonomy import Taxonomy
@@ -201,10 +202,31 @@ def query_of(params: QueryParams, **fixed: str) -> Query:
         try:
             given[name] = _READERS[name](value)
         except ValueError as error:
-            raise BadRequest(f"{name}={value!r} must be a number.") from error
+            raise BadRequest(f"{name}={value[:40]!r} must be {error}.") from error
     if given.get("sort") not in SORTS:
         given.pop("sort", None)
     return Query(**{**given, **fixed})
+
+
+def _up_to(most: int) -> Callable[[str], int]:
+    """Reads whole numbers that the database's columns hold."""
+
+    def read(value: str) -> int:
+        if not (value.isascii() and value.isdigit() and len(value) < 20 and int(value) <= most):
+            raise ValueError(f"a whole number from 0 to {most}")
+        return int(value)
+
+    return read
+
+
+def _factor(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < 1e9:
+        raise ValueError("a number from 0 to 1000000000")
+    return number
 
 
 def _text(value: str) -> str:
@@ -215,11 +237,9 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     **dict.fromkeys(("q", "sort", "cursor", "namespace", "language", *search.FACETS), _text),
     "head": lambda value: value in ("1", "true", "yes"),
     "ok": lambda value: value in ("1", "true", "yes"),
-    "rank_min": int,
-    "rank_max": int,
-    "parameters_max": int,
-    "reduction_factor_min": float,
-    "reduction_factor_max": float,
+    **dict.fromkeys(("rank_min", "rank_max"), _up_to(MOST)),
+    "parameters_max": _up_to(2**53),
+    **dict.fromkeys(("reduction_factor_min", "reduction_factor_max"), _factor),
 }
 
 

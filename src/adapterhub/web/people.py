@@ -46,7 +46,7 @@ async def login(request: Request) -> Response:
     """Checks name and password."""
     form, hub = await form_of(request), hub_of(request)
     following, name = _inside(str(form.get("next", "/"))), str(form.get("name", "")).strip()
-    browser = attempts.known_browser(hub, name, request.cookies.get(cookie_name(hub, BROWSER_COOKIE)))
+    browser = attempts.known_browser(hub, name, request.cookies.get(cookie_name(hub.settings, BROWSER_COOKIE)))
     try:
         async with attempts.attempt(hub, name, browser), hub.db.read() as conn:
             user = await accounts.check_password(conn, name, str(form.get("password", "")))
@@ -156,7 +156,7 @@ def _with_session(request: Request, answer: Response, cookie: str) -> Response:
 
 def _set_cookie(request: Request, answer: Response, name: str, value: str, days: int) -> None:
     answer.set_cookie(
-        cookie_name(hub_of(request), name),
+        cookie_name(hub_of(request).settings, name),
         value,
         max_age=days * 86400,
         httponly=True,

@@ -18,7 +18,7 @@ from ..content import cards, render
 from ..content.cards import Card, InvalidCard
 from ..db.counts import Counts
 from ..errors import BadRequest, EntryNotFound, HubError, Moved
-from ..http import hub_of, principal_of, unquote
+from ..http import hub_of, principal_of, unquote, whole
 from ..index import compat, search
 from ..index.search import Query
 from ..index.yanks import set_yank
@@ -87,6 +87,11 @@ async def _at(conn: AsyncConnection, repo: Repo, revision: str) -> tuple[Commit,
     return commit, await commits.manifest_of(conn, commit.tree)
 
 
+async def _tell_if_yanked(conn: AsyncConnection, shown: dict[str, Any], commit: Commit) -> None:
+    """Lets a page of one revision say whether this one was yanked."""
+    shown["yanked"] = shown["repo"].yanked or await queries.yank_of(conn, shown["repo"], commit.oid)
+
+
 async def _text(files: RepoFiles, path: str, limit: int = _SHOWN_BYTES) -> str | None:
     """A file's text; None where it has none that could be shown."""
     entry = files.manifest.get(path)
@@ -110,6 +115,7 @@ async def card(request: Request) -> Response:
         shown = await opened(request, conn, "card")
         repo: Repo = shown["repo"]
         commit, manifest = await _at(conn, repo, pinned or repo.default_branch)
+        await _tell_if_yanked(conn, shown, commit)
         side = await _side(conn, me, repo, shown["row"], hub.counts) if shown["is_adapter"] else {}
     read = await _card(RepoFiles(hub, manifest))
     html = await asyncio.to_thread(_rendered, read.body, repo.full_name, pinned or repo.default_branch)
@@ -233,6 +239,7 @@ async def files(request: Request, revision: str, folder: str = "") -> Response:
     async with hub_of(request).db.read() as conn:
         shown = await opened(request, conn, "files")
         commit, manifest = await _at(conn, shown["repo"], revision)
+        await _tell_if_yanked(conn, shown, commit)
         branches, tags = await _names(conn, shown["repo"])
     folders, entries = _listing(manifest, folder)
     if folder and not folders and not entries:
@@ -284,6 +291,7 @@ async def blob(request: Request, revision: str, path: str) -> Response:
         shown = await opened(request, conn, "files")
         repo: Repo = shown["repo"]
         commit, manifest = await _at(conn, repo, revision)
+        await _tell_if_yanked(conn, shown, commit)
     entry = manifest.get(path)
     if entry is None:
         raise EntryNotFound(f"{path} does not exist on {revision!r} of {repo.full_name}.")
@@ -327,7 +335,7 @@ async def _card_of(text: str) -> Card:
 async def versions(request: Request, revision: str = "") -> Response:
     """Branches, tags and commits; and what became of the config between two of them."""
     hub, params = hub_of(request), request.query_params
-    start = int(params["p"]) * _HISTORY if params.get("p", "").isdigit() and len(params["p"]) < 7 else 0
+    start = whole(params, "p", 0, most=10**6) * _HISTORY
     async with hub.db.read() as conn:
         shown = await opened(request, conn, "versions")
         repo: Repo = shown["repo"]
@@ -423,6 +431,7 @@ async def checks(request: Request) -> Response:
         shown = await opened(request, conn, "checks")
         revision = request.query_params.get("revision") or shown["repo"].default_branch
         commit = await commits.resolve(conn, shown["repo"], revision)
+        await _tell_if_yanked(conn, shown, commit)
         report = await queries.report(conn, shown["repo"], commit.oid)
     return await page(request, "repo/checks.html", **shown, revision=revision, commit=commit, checks=report or [])
 

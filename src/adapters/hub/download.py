@@ -83,6 +83,7 @@ def fetch(
                     snapshot_download(repo, allow_patterns=patterns, force_download=force_download, **options)  # type: ignore[arg-type]
                 )
                 if folder.name == info.sha:  # else somebody has committed in between
+                    _warn_if_yanked(repo, revision, info)
                     _verify(repo, folder, [file for file in siblings if file.rfilename in names])
                     return folder
             raise CheckpointNotFound(f"{repo} changes faster than it can be downloaded. Name a commit: revision=...")
@@ -92,6 +93,19 @@ def fetch(
             if not constants.is_offline_mode():
                 logger.warning("%s could not be reached, so the cache counts: %s", session.endpoint(), error)
     return _cached(repo, [glob.escape(name) for name in expected], options)
+
+
+def _warn_if_yanked(repo: str, revision: str | None, info: Any) -> None:
+    """Says what the hub tells of a repository, or of this commit of it, that its owners have taken back."""
+    reason = getattr(info, "yanked", None)
+    if isinstance(reason, str):
+        named = f"Revision {revision!r} of {repo}" if revision else repo
+        logger.warning(
+            "%s was yanked by its owners, because: %s It loads all the same; choose another adapter or revision: %s",
+            named,
+            reason,
+            f"{session.endpoint()}/{repo}",
+        )
 
 
 def _cached(repo: str, patterns: list[str], options: dict[str, Any]) -> Path:

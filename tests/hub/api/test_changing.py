@@ -42,6 +42,25 @@ def test_yank_a_revision(get: Get, heads: dict[str, str]) -> None:
     assert get("/yank", user="alice", verb="POST", body={**body, "revision": "never"})[0] == 404
 
 
+def test_pages_and_clients_are_told(shared_hub_server: Any, get: Get, heads: dict[str, str]) -> None:
+    """Of the repository, and of one revision of it, which may be that of `main`."""
+    with shared_hub_server.client() as client:
+
+        def told(path: str) -> tuple[Any, bool]:
+            page = client.get(f"/acme/sst{path.replace('@', '?revision=')}", headers={"Accept": "text/html"}).text
+            found = client.get(f"/api/models/acme/sst{path.replace('@', '/revision/')}").json()
+            return found.get("yanked"), "<b>Yanked:</b> Broken." in page
+
+        head = heads["acme/sst"]
+        for revision in (None, "main"):
+            assert told("") == told(f"@{head}") == (None, False)
+            body = {"id": "acme/sst", "revision": revision, "reason": "Broken."}
+            assert get("/yank", user="alice", verb="POST", body=body)[0] == 204
+            assert told("") == told(f"@{head}") == ("Broken.", True)
+            query = {"revision": revision} if revision else {}
+            assert get("/yank", user="alice", verb="DELETE", id="acme/sst", **query)[0] == 204
+
+
 def test_a_private_one_stays_hidden_when_a_yank_is_taken_back(get: Get) -> None:
     body = {"id": "acme/secret", "reason": "Not now."}
     assert get("/yank", user="bob", verb="POST", body=body)[0] == 404

@@ -9,7 +9,10 @@ PATHS = [
     *("", ".", "..", "../x", "a/../b", "a/.", "a/", "a//b", "/etc/passwd", "x" * 513),
     *(".git/config", "a/.GIT/hooks/x", ".git./x"),
     *("a\\b", "nul\0", "tab\t", "line\nbreak", "right\u202eleft.txt", "zero\u200bwidth", "\ud800.txt", "e\u0301.txt"),
-    *(" a", "a /b"),
+    *(" a", "a /b", "/".join("a" * 65)),
+    # What Windows cannot write, or writes elsewhere.
+    *("CON", "con.txt", "a/NUL", "aux.tar.gz", "COM1", "lpt9.md", "COM\u00b9", "CONIN$", "prn .txt"),
+    *("a:b", "a.", "a./b", "a?", "a*b", "a<b", "a>b", 'a"b', "a|b", ".git::$INDEX_ALLOCATION", "GIT~1/config"),
 ]
 NAMES = ["", "-a", "a-", ".a", "a.", "a..b", "a--b", "a/b", "x.git", "x" * 97, "a b", "é", "a\n", "a\0", None, 3]
 REFS = [
@@ -25,7 +28,20 @@ def test_paths_that_could_harm_are_refused(path):
 
 
 @pytest.mark.parametrize(
-    "path", ["README.md", ".gitattributes", "a/b/c.json", "uni é.txt", "..a", "a...b", ".github/x"]
+    "path",
+    [
+        "README.md",
+        ".gitattributes",
+        "a/b/c.json",
+        "uni é.txt",
+        "..a",
+        "a...b",
+        ".github/x",
+        "console",
+        "COM10",
+        "nul_",
+        "a" * 500,
+    ],
 )
 def test_other_paths_are_taken_as_they_are(path):
     assert names.check_path(path) == path

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from adapterhub import cli, serve
-from adapterhub.settings import GiB, MiB, Settings
+from adapterhub.settings import GiB, MiB, Settings, unshared
 
 
 @pytest.fixture
@@ -175,6 +176,42 @@ def test_values_that_are_none_are_refused(name, text, call):
         status, _, errors = call("serve", f"--{name.replace('_', '-')}", text)
         assert status == 2
         assert text in errors
+
+
+def shared(folder):
+    """What others than the hub's own user can get to below a folder."""
+    paths = [folder, *folder.rglob("*")]
+    return [path for path in paths if path.lstat().st_mode & 0o077]
+
+
+@pytest.fixture
+def open_mask():
+    mask = os.umask(0o022)
+    yield
+    os.umask(mask)
+
+
+@pytest.mark.usefixtures("open_mask")
+def test_nobody_else_reads_what_a_hub_keeps(call, tmp_path):
+    assert call("user", "add", "alice", "--admin", "--no-password")[0] == 0
+    assert call("backup", "copy")[0] == call("backup", "rows", "--tables")[0] == 0
+    assert call("restore", "copy", "--data", "again")[0] == 0
+    for name in ("data", "copy", "rows", "again"):
+        assert (tmp_path / name).exists()
+        assert shared(tmp_path / name) == []
+    (tmp_path / "mine").touch()
+    assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o644  # it is as before when the command has ended
+
+
+@pytest.mark.usefixtures("open_mask")
+def test_what_an_older_version_left_open_is_shut(call, tmp_path):
+    for name in ("data", "bytes"):
+        (tmp_path / name).mkdir(mode=0o755)
+    assert call("user", "list", "--blobs", str(tmp_path / "bytes"))[0] == 0
+    for name in ("data", "bytes"):
+        assert (tmp_path / name).stat().st_mode & 0o077 == 0
+    settings = Settings(data=tmp_path / "data", accel_prefix="/inside")
+    assert unshared(settings) == 0o027  # nginx reads the bytes, as one of the hub's group
 
 
 # ---- the server -----------------------------------------------------------------------------------------------------

@@ -8,14 +8,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
+from adapterhub import accounts
 from adapterhub.accounts import Principal
 from adapterhub.db import migrate
 from adapterhub.db.engine import Database
-from adapterhub.errors import HubError
-from adapterhub.http import error_headers
+from adapterhub.errors import HubError, Unauthorized
+from adapterhub.http import SESSION_COOKIE, error_headers
 from adapterhub.ops import limits
 from adapterhub.ops.limits import Limiter, kind_of, takes_files
 from adapterhub.settings import Settings
+
+GOOD = [accounts.digest_of(f"Bearer {word}") for word in ("good", "better", "best")]
 
 
 def client(app=None, address="10.0.0.1", **settings):
@@ -26,8 +29,13 @@ def limited(**settings):
     inner = FastAPI()
 
     async def answer(request: Request, path: str):
-        if request.headers.get("authorization", "").startswith("Bearer good"):
-            request.state.principal = Principal(id=1, name="alice", token_id=1)
+        word = accounts.digest_of(request.headers.get("authorization", ""))
+        if word in GOOD:
+            request.state.principal = Principal(id=1, name="alice", token_id=1 + GOOD.index(word))
+        elif word:
+            raise Unauthorized("Unknown.")
+        if cookie := request.cookies.get(SESSION_COOKIE):
+            request.state.principal = Principal(id=1, name="alice", session=accounts.digest(cookie))
         return {"bytes": len(await request.body())}
 
     async def tell(request, error):
@@ -69,7 +77,8 @@ def test_kinds(method, path, kind):
         ("/api/models/acme/sst2/commit/main", True),
         ("/xet/s/v1/xorbs/default/a", True),
         ("/upload", True),
-        ("/acme/sst2/upload", True),
+        ("/acme/sst2/upload", False),
+        ("/upload/preview", False),
         ("/acme/upload-things", False),
         ("/api/models/acme/sst2/preupload/main", False),
         ("/login", False),
@@ -110,15 +119,72 @@ def test_addresses_of_one_network_of_ipv6_are_one_caller():
     assert client(app, address="2001:db8:0:1::9").get("/x").status_code == 200
 
 
-def test_a_token_that_was_accepted_counts_for_itself_and_made_up_ones_for_their_address():
+def bearer(*words):
+    return {"Authorization": " ".join(words)}
+
+
+def test_what_was_accepted_counts_for_its_account_and_made_up_tokens_for_their_address():
     app = limited()
     caller = client(app)
-    good = {"Authorization": "Bearer good"}
+    good = bearer("Bearer", "good")
     assert caller.get("/x", headers=good).status_code == 200  # counts for the address: the token is not known yet
     for number in range(2):
-        assert caller.get("/x", headers={"Authorization": f"Bearer made-up-{number}"}).status_code == 200
-    assert caller.get("/x", headers={"Authorization": "Bearer made-up-9"}).status_code == 429
+        assert caller.get("/x", headers=bearer("Bearer", f"made-up-{number}")).status_code == 401
+    assert caller.get("/x", headers=bearer("Bearer", "made-up-9")).status_code == 429
     assert [caller.get("/x", headers=good).status_code for _ in range(4)] == [200, 200, 200, 429]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        bearer("Bearer", "", "good"),
+        bearer("bearer", "good"),
+        bearer("BEARER", "", "", "good", ""),
+        bearer("Bearer", "better"),  # another token of the same account
+        {"Cookie": f"theme=dark; {SESSION_COOKIE}=theirs"},
+    ],
+)
+def test_one_account_is_one_caller_however_it_comes(other):
+    app = limited(limits={"api": (4, 3600)})
+    caller = client(app)
+    good = bearer("Bearer", "good")
+    for headers in (good, other):  # from an address each: neither is known yet
+        assert client(app, address="10.9.9.9").get("/x", headers=headers).status_code == 200
+    answers = [caller.get("/x", headers=headers).status_code for headers in (good, other, good, other, good, other)]
+    assert answers[:3] == [200] * 3 and answers[-2:] == [429] * 2
+
+
+def test_a_token_that_is_no_longer_accepted_counts_for_its_address(monkeypatch):
+    app = limited()
+    assert client(app).get("/x", headers=bearer("Bearer", "best")).status_code == 200
+    monkeypatch.setattr(f"{__name__}.GOOD", GOOD[:2])
+    thief = client(app, address="10.0.0.3")
+    assert [thief.get("/x", headers=bearer("Bearer", "best")).status_code for _ in range(5)] == [401] * 4 + [429]
+    assert client(app, address="10.0.0.4").get("/x", headers=bearer("Bearer", "good")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("lines", "hops", "address"),
+    [
+        (["1.1.1.1"], 1, "1.1.1.1"),
+        (["9.9.9.9, 1.1.1.1"], 1, "1.1.1.1"),
+        (["9.9.9.9", "1.1.1.1"], 1, "1.1.1.1"),  # the caller's own line, and the proxy's
+        (["9.9.9.9", "8.8.8.8, 1.1.1.1"], 1, "1.1.1.1"),
+        (["9.9.9.9", "1.1.1.1, 2.2.2.2"], 2, "1.1.1.1"),
+        (["1.1.1.1"], 2, "1.1.1.1"),
+        (["1.1.1.1:5000"], 1, "1.1.1.1"),
+        (["[2001:db8::1]:443"], 1, "2001:db8::/64"),
+        (["2001:db8::1"], 1, "2001:db8::/64"),
+        (["::ffff:1.1.1.1"], 1, "1.1.1.1"),
+        (["unknown"], 1, "10.0.0.1"),
+        ([""], 1, "10.0.0.1"),
+        ([], 1, "10.0.0.1"),
+    ],
+)
+def test_the_address_is_that_of_who_called_the_outermost_proxy(lines, hops, address):
+    limiter = Limiter(FastAPI(), Settings(trust_forwarded=True, forwarded_hops=hops))
+    headers = [(b"x-forwarded-for", line.encode()) for line in lines]
+    assert limiter._address({"type": "http", "client": ("10.0.0.1", 1), "headers": headers}) == address
 
 
 def test_the_last_forwarded_address_counts_only_where_a_proxy_is_trusted():

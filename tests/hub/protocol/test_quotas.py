@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 
 import httpx
 import pytest
 import sqlalchemy as sa
 
 from adapterhub.db import schema
+from adapterhub.db.schema import now
 from adapterhub.hub import Hub
+from adapterhub.ops import gc
 from adapterhub.settings import MiB
 from tests.hub.conftest import HubServer
 from tests.hub.protocol.wire import batch, commit, create, file, large, post_commit, send, text, upload_of
@@ -199,3 +205,76 @@ def test_the_sizes_of_all_files_are_looked_at_before_any_is_sent(shared_hub_serv
             assert ask(bob, repo, len(data), 1000) == 200  # it may be the one that is there, under another name
             assert ask(bob, create(alice, "alice/asked"), 1001, create_pr="1") == 403
             assert ask(alice, repo, 1001) == 403
+
+
+def test_parts_count_from_when_they_are_announced(shared_hub_server: HubServer) -> None:
+    """A hub whose disk is filled by uploads that are never completed is full all the same."""
+    first, second = text(5 * MiB, "announced"), text(5 * MiB, "another")
+    with shared_hub_server.client("bob") as bob:
+        repo = create(bob, "bob/parts")
+        before = used(bob, "bob")
+        with room(shared_hub_server, "bob", 6 * MiB):
+            upload = upload_of(bob, repo, first)
+            assert used(bob, "bob") == before + len(first)
+            for more in (batch(bob, repo, second), batch(bob, repo, second, parts=False)):
+                assert more.status_code == 403 and "do not fit" in more.text
+            again = upload_of(bob, repo, first)  # a client that was cut off goes on, and pays once
+            assert httpx.URL(again["href"]).path == httpx.URL(upload["href"]).path
+            assert used(bob, "bob") == before + len(first)
+            for number in range(3):
+                part = first[2 * MiB * number :][: 2 * MiB]
+                httpx.put(again["header"][str(number + 1)], content=part, trust_env=False).raise_for_status()
+            httpx.post(again["href"], json={}, trust_env=False).raise_for_status()
+            assert used(bob, "bob") == before + len(first)
+            commit(bob, repo, large("first.txt", first))
+            assert used(bob, "bob") == before + len(first)
+
+
+def test_parts_that_were_given_up_are_given_back(shared_hub_server: HubServer) -> None:
+    data = text(3 * MiB, "given up")
+
+    async def end(hub: Hub) -> None:
+        async with hub.db.write() as conn:
+            await conn.execute(sa.update(schema.upload).values(expires=now() - timedelta(seconds=1)))
+        await gc.expire(hub)
+
+    with shared_hub_server.client("bob") as bob:
+        repo = create(bob, "bob/given-up")
+        before = used(bob, "bob")
+        upload = upload_of(bob, repo, data)
+        httpx.put(upload["header"]["1"], content=data[: 2 * MiB], trust_env=False).raise_for_status()
+        scratch = shared_hub_server.settings.scratch
+        assert [path.stat().st_size for path in scratch.glob("parts-*/1")] == [2 * MiB]
+        shared_hub_server.call(end)
+        assert not [*scratch.glob("parts-*")] and used(bob, "bob") == before
+        late = httpx.put(upload["header"]["2"], content=data[2 * MiB :], trust_env=False)
+        assert late.status_code == 404
+
+
+def test_files_that_arrive_at_once_must_fit_together(shared_hub_server: HubServer) -> None:
+    """Each has an address, which was given while there was room for it alone."""
+    files = [text(900_000, f"at once {number}") for number in range(3)]
+
+    def slowly(data: bytes, ended: threading.Event) -> Iterator[bytes]:
+        yield data[:1000]
+        ended.wait(30)
+        yield data[1000:]
+
+    with shared_hub_server.client("bob") as bob, room(shared_hub_server, "bob", 2_000_000):
+        repo = create(bob, "bob/at-once")
+        addresses = [upload_of(bob, repo, data, parts=False)["href"] for data in files]
+        ended = threading.Event()
+        with ThreadPoolExecutor(2) as pool:
+            running = [
+                pool.submit(httpx.put, address, content=slowly(data, ended), trust_env=False, timeout=60)
+                for address, data in zip(addresses[:2], files)
+            ]
+            try:
+                until = time.monotonic() + 30
+                while len([*shared_hub_server.settings.scratch.glob("in-*")]) < 2 and time.monotonic() < until:
+                    time.sleep(0.02)
+                refused = httpx.put(addresses[2], content=files[2], trust_env=False)
+            finally:
+                ended.set()
+            assert refused.status_code == 403 and "do not fit" in refused.text
+            assert [done.result().status_code for done in running] == [200, 200]
