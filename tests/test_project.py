@@ -54,14 +54,16 @@ ORDER = (
     "adapters.cli",
     "adapters.__init__",
     # The server stands apart: it reads files, not models.
-    *(f"adapterhub.{name}" for name in ("errors", "settings", "signing", "data", "names", "db", "accounts", "content")),
+    *(f"adapterhub.{name}" for name in ("errors", "settings", "signing", "data", "names", "db", "claims")),
+    *(f"adapterhub.{name}" for name in ("accounts", "content")),
     *(f"adapterhub.storage.{name}" for name in ("__init__", "blobs", "disk", "s3", "stores")),
     *(f"adapterhub.{name}" for name in ("hub", "quotas", "http", "repos.__init__", "repos.git", "storage.ingest")),
     *(f"adapterhub.repos.{name}" for name in ("files", "repos", "refs")),
     *(f"adapterhub.index.{name}" for name in ("__init__", "configs", "record", "taxonomy", "base_models")),
     "adapterhub.checks",
     *(f"adapterhub.index.{name}" for name in ("derive", "search", "store", "examine")),
-    *(f"adapterhub.{name}" for name in ("repos", "xet", "index", "api.shared", "ops", "legacy", "web.snippets")),
+    *(f"adapterhub.{name}" for name in ("repos", "ops.__init__", "ops.attempts", "rights", "xet", "index", "api.shared")),
+    *(f"adapterhub.{name}" for name in ("ops", "legacy", "web.snippets")),
     *(f"adapterhub.{name}" for name in ("web", "protocol", "api", "app", "serve", "cli", "__main__", "__init__")),
 )
 
