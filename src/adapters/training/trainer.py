@@ -112,9 +112,10 @@ class AdapterTrainer(Trainer):
         inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor | None, Any, Any]:
         """As in transformers; with `MultiTask` the logits of all heads are in the order of the labels, if they fit."""
-        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
         if isinstance(logits, tuple) and len(logits) == 2 and isinstance(logits[0], list):
             logits = getattr(MultiHeadOutput(head_outputs=logits[0], rows=logits[1]), "logits", logits)
         return loss, logits, labels
