@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -113,7 +113,7 @@ class AdapterTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
         **kwargs: Any,
-    ) -> tuple[Tensor | None, Any, Any]:
+    ) -> Any:
         """As in transformers; with `MultiTask` the logits of all heads are in the order of the labels, if they fit."""
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
         if isinstance(logits, tuple) and len(logits) == 2 and isinstance(logits[0], list):
