@@ -259,7 +259,12 @@ def test_trainers_take_a_quantised_base_that_has_adapters(trainer: Any, tmp_path
     model.merge_adapter("a")
     with pytest.raises(ValueError, match="purely quantized"):
         trainer(model, **options)
+    model.add_adapter("b", config="lora")
+    model.train_adapter("b")
+    trainer(model, **options).train()
+    model.delete_adapter("b")
     model.reset_adapter()
+    model.train_adapter("a")
     model.hf_quantizer.is_trainable = False
     with pytest.raises(ValueError, match="purely quantized"):
         trainer(model, **options)

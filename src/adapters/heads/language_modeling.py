@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput, Seq2SeqLMOutput
 from transformers.utils.generic import ModelOutput
 
@@ -251,7 +251,7 @@ class Seq2SeqLMHead(LanguageModelingHead):
         self.build(model)
 
 
-def ties_embeddings(config: Any) -> bool:
+def ties_embeddings(config: PreTrainedConfig) -> bool:
     """Whether output embeddings of this model are its input embeddings.
 
     transformers 5 sets `tie_word_embeddings` for every T5 and mT5, whether its checkpoint was trained so or
@@ -262,7 +262,7 @@ def ties_embeddings(config: Any) -> bool:
     return bool(getattr(config, "tie_word_embeddings", False))
 
 
-def scales_decoder(config: Any) -> bool:
+def scales_decoder(config: PreTrainedConfig) -> bool:
     """Whether decoder outputs are multiplied by d_model ** -0.5 before heads that read single positions."""
     return bool(getattr(config, "scale_decoder_outputs", False))
 

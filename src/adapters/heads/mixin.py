@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 
 from torch import nn
 
-from adapters.composition.blocks import parse_heads_from_composition
+from adapters.composition.blocks import Child, parse_heads_from_composition
 from adapters.errors import HeadError, UnsupportedError, choices
 from adapters.heads.adding import AddHeadMethods
 from adapters.heads.averaging import average_heads, average_weights
@@ -264,7 +264,7 @@ class FlexibleHeadsMixin(AddHeadMethods, RunHeadsMixin):
         elif self.config.problem_type == MULTILABEL:
             self.config.problem_type = None
 
-    def _activate_heads_for(self, setup: Any) -> None:
+    def _activate_heads_for(self, setup: Child) -> None:
         """Activates the heads named like the last adapters of a set-up, if all of them exist."""
         heads = parse_heads_from_composition(setup)
         if heads is not None and all(name in self.heads for name in head_names(heads)):

@@ -56,7 +56,7 @@ class OutputEmbeddingsMixin(Model):
             return found
         return found[0] if found else None
 
-    def set_output_embeddings(self, new_embeddings: Any) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear | Sequence[nn.Linear]) -> None:
         """Replaces the layer onto the vocabulary of the active head, or, given a list, of the active heads.
 
         Args:
@@ -132,7 +132,7 @@ class OutputEmbeddingsMixin(Model):
         return self._tied_heads()
 
 
-def head_names(heads: Heads | Collection[Any]) -> list[str]:
+def head_names(heads: Heads | Collection[str]) -> list[str]:
     """Names in what can be active.
 
     Raises:

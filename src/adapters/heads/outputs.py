@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
 from transformers.utils.generic import ModelOutput
 
 from adapters.errors import HeadError
@@ -36,7 +37,7 @@ class MultiHeadOutput(ModelOutput):
 
     loss: Tensor | None = None
     head_outputs: list[ModelOutput] | None = None
-    past_key_values: Any = None
+    past_key_values: Cache | None = None
     rows: list[Tensor] | None = None
 
     @property
@@ -61,7 +62,7 @@ class MultiHeadOutput(ModelOutput):
             return super().__getitem__(key)  # type: ignore[no-untyped-call]
         return (self.head_outputs or [])[key]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[ModelOutput]:
         return iter(self.head_outputs or ())
 
     def __len__(self) -> int:

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from adapters.errors import HeadError
 from adapters.heads.outputs import tile
 
-Pooling = Callable[[Any, Tensor, Mapping[str, Any]], Tensor]
+Pooling = Callable[[PreTrainedConfig, Tensor, Mapping[str, Any]], Tensor]
 """(model config, last states of the base model, inputs by name) -> [rows, D]."""
 
 
-def last_token(config: Any, states: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+def last_token(config: PreTrainedConfig, states: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """Decoders: the state of the last position that is not padding.
 
     In rows that start with a token that is the number of such tokens - 1, also if the padding token stands in
@@ -36,7 +37,7 @@ def last_token(config: Any, states: Tensor, inputs: Mapping[str, Any]) -> Tensor
     return states[torch.arange(states.size(0), device=states.device), position.to(states.device)]
 
 
-def last_eos(config: Any, states: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+def last_eos(config: PreTrainedConfig, states: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """Encoder-decoders: the decoder's state where the input has its last end-of-sequence token.
 
     Raises:

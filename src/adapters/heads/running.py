@@ -47,7 +47,7 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
             return self._active_head
         return as_heads(context)
 
-    def _follows_without_heads(self, context: Any) -> bool:
+    def _follows_without_heads(self, context: Heads) -> bool:
         """Whether heads were not asked for by name, but follow from adapters that have no heads."""
         missing = any(name not in self.heads for name in head_names(context))
         return missing and context == parse_heads_from_composition(active_setup(self))
@@ -214,11 +214,11 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
         )
 
 
-def as_heads(heads: Any) -> Heads:
+def as_heads(heads: Heads | AdapterCompositionBlock) -> Heads:
     """What can be active, from what users write: a Stack or Parallel stands for the heads it names."""
     if isinstance(heads, AdapterCompositionBlock) and not isinstance(heads, BatchSplit | MultiTask):
         return parse_heads_from_composition(heads)
-    return heads  # type: ignore[no-any-return]
+    return heads
 
 
 def has_rows(value: object) -> bool:

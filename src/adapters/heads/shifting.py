@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from adapters.heads.base import IGNORE
 
-Shift = Callable[[Any, Tensor], Tensor]
+Shift = Callable[[PreTrainedConfig, Tensor], Tensor]
 """(model config, token ids [B, S]) -> decoder input ids [B, S]."""
 
 
-def start_token_first(config: Any, ids: Tensor) -> Tensor:
+def start_token_first(config: PreTrainedConfig, ids: Tensor) -> Tensor:
     """T5 and BART: the decoder's start token, then all ids but the last."""
     start = ids.new_full((ids.size(0), 1), config.decoder_start_token_id)
     shifted = torch.cat([start, ids[:, :-1]], dim=1)
     return shifted.masked_fill(shifted == IGNORE, config.pad_token_id)
 
 
-def last_token_first(config: Any, ids: Tensor) -> Tensor:
+def last_token_first(config: PreTrainedConfig, ids: Tensor) -> Tensor:
     """mBART: the last token that is not padding, which names the language, then all ids but the last."""
     ids = ids.masked_fill(ids == IGNORE, config.pad_token_id)
     last = (ids != config.pad_token_id).sum(dim=1, keepdim=True) - 1

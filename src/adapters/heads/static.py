@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from adapters.errors import CheckpointError, UnsupportedError, choices
 from adapters.heads.language_modeling import scales_decoder
@@ -197,7 +198,7 @@ def static_key_mapping(class_name: str, head_name: str) -> dict[str, str]:
 def convert_static_head(
     class_name: str,
     state: Mapping[str, Tensor],
-    model_config: Any,
+    model_config: PreTrainedConfig,
     head_name: str,
     *,
     id2label: Mapping[int, str] | None = None,
@@ -231,7 +232,7 @@ def convert_static_head(
     return config, renamed
 
 
-def static_scale(head_type: str, model_config: Any) -> float:
+def static_scale(head_type: str, model_config: PreTrainedConfig) -> float:
     """Factor for the last weight of a converted head, so that it computes what it did.
 
     T5's own question answering reads decoder states as they are, the flexible head scaled by d_model ** -0.5.

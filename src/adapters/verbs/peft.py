@@ -72,7 +72,7 @@ class PeftVerbs:
         if SAVING.get() or not getattr(model, "is_quantized", False):
             return False
         quantizer = getattr(model, "hf_quantizer", None)
-        attached = "_engine" in vars(model) and bool(self._engine.parts) and not self._engine.merged
+        attached = "_engine" in vars(model) and any(name not in self._engine.merged for name in self._engine.parts)
         return attached and (quantizer is None or bool(quantizer.is_trainable))
 
     @_hf_peft_config_loaded.setter
