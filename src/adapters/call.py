@@ -64,6 +64,7 @@ class Call:
         hidden: Input of the attention module that is being computed.
         override: What the next norm must return instead of its own output.
         stacks: The stacks of layers that are running, by id.
+        turns: How often hooks were called that act in some calls of their module only, by id.
         windows: (first, end, numbers, masks) of the last edit of some positions: those of all layers are alike.
     """
 
@@ -85,6 +86,7 @@ class Call:
         self.hidden: Tensor | None = None
         self.override: Tensor | None = None
         self.stacks: dict[int, Running] = {}
+        self.turns: dict[int, int] = {}
         self.windows: tuple[Tensor, Tensor, Any, Any] | None = None
 
     @property

@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 from typing import get_args
 
+from adapters.methods import METHODS
 from adapters.sites import roles
 from adapters.sites.resolve import SITES
 from adapters.sites.roles import ROLES, Kind
@@ -32,3 +33,12 @@ def test_the_page_is_made_of_the_table() -> None:
     script = runpy.run_path(str(root / "scripts" / "places_page.py"))
     assert script["TARGET"] == root / "docs" / "places.md"
     assert script["TARGET"].read_text(encoding="utf-8") == script["page"](), "run scripts/places_page.py"
+
+
+def test_sites_name_no_method() -> None:
+    """What is added at a place is no concern of what says where it is."""
+    folder = Path(roles.__file__).parent
+    names = {method.__name__.lower() for method in METHODS} | {"lora", "bottleneck", "prefix_tuning", "prompt_tuning"}
+    pattern = re.compile(rf"\b({'|'.join(sorted(names))})\b", re.IGNORECASE)
+    found = {path.name: pattern.findall(path.read_text(encoding="utf-8")) for path in folder.rglob("*.py")}
+    assert not {name: words for name, words in found.items() if words}

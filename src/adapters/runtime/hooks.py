@@ -34,6 +34,7 @@ from adapters.sites.resolve import (
     ResidualSite,
     Site,
 )
+from adapters.sites.spec import Turn
 
 if TYPE_CHECKING:
     from adapters.runtime.programs import Programs
@@ -57,6 +58,19 @@ class Plan:
     step: Step
     run: Any
     before: Any = None
+
+
+class OneCall:
+    """Lets a hook act in call `number` of the `calls` that its module has in one forward of the layer."""
+
+    def __init__(self, hook: Any, number: int, calls: int) -> None:
+        self.hook, self.number, self.calls = hook, number, calls
+        self.__func__ = hook.__func__
+
+    def __call__(self, *args: Any) -> Any:
+        turns = CALL.now.turns
+        turn = turns[id(self)] = turns.get(id(self), -1) + 1
+        return self.hook(*args) if turn % self.calls == self.number else None
 
 
 class HookedSite(Generic[SiteT]):
@@ -103,7 +117,15 @@ class HookedSite(Generic[SiteT]):
     def hook(self, tap: str) -> None:
         """Serve a tap, if it is not served yet. Only under the lock of `programs`."""
         if tap not in self.handles:
-            self.handles[tap] = in_order(self.register(tap))
+            handle = self.register(tap)
+            if (turn := self.turn(tap)) is not None:
+                hooks: Any = handle.hooks_dict_ref()
+                hooks[handle.id] = OneCall(hooks[handle.id], *turn)
+            self.handles[tap] = in_order(handle)
+
+    def turn(self, tap: str) -> Turn | None:
+        """In which call of the hooked module a tap is, if not in all."""
+        return self.site.call
 
     def unhook(self, tap: str) -> None:
         """Serve a tap no longer."""
@@ -194,6 +216,9 @@ class HookedResidual(HookedSite[ResidualSite]):
         if tap == "sum":
             return site.norm.register_forward_pre_hook(self.on_sum, prepend=True)
         return site.norm.register_forward_hook(self.on_normed, prepend=True)
+
+    def turn(self, tap: str) -> Turn | None:
+        return {"x": self.site.x_call, "h": self.site.call}.get(tap)
 
     def planned(self, step: Step) -> Plan:
         direct = step.module.direct() if isinstance(step, Adapter) else None

@@ -37,7 +37,12 @@ def merge(engine: Engine, name: str) -> None:
         )
     changes = []
     for part in parts:
-        linear: Any = part.live.site.module  # type: ignore[union-attr]
+        site: Any = part.live.site  # type: ignore[union-attr]
+        if site.call is not None:
+            raise MergeError(
+                f"{site.path} is called {site.call[1]} times in a layer, and {name!r} acts in one call only."
+            )
+        linear: Any = site.module
         changes.append((part.live, linear, part.module.merged(weight_of(linear), linear.bias)))
     with engine.programs.quiet():
         backup = engine.merged[name] = []

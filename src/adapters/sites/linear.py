@@ -29,7 +29,7 @@ def weight_of(module: nn.Module) -> Tensor:
     if not isinstance(weight, Tensor) or not weight.dtype.is_floating_point or weight.dim() != 2:
         raise MergeError(
             f"{type(module).__name__} stores its weight in a packed form, which has no [O, I] matrix to read. "
-            "Use a method that only needs the layer's input and output (lora, ia3), or load the base model in "
+            "Use a method that only needs the layer's input and output, or load the base model in "
             "16 or 32 bit."
         )
     return weight.t() if isinstance(module, Conv1D) else weight

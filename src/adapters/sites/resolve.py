@@ -22,6 +22,7 @@ from adapters.sites.spec import (
     ModelSpec,
     Norm,
     Place,
+    Turn,
 )
 from adapters.sites.specs import SPECS
 
@@ -36,11 +37,11 @@ class Site:
     Attributes:
         role: The place's name (`roles.py`); those of a map with several, fused or shared, joined by "+"; empty where it
             has none.
-        location: The same in listings, and in configs that say where with flags (`selfattn_lora`, `mh_adapter`, ...).
+        location: The same in listings, and in configs that say where with flags.
         layer: Number of the layer, encoder first; -1 for places that belong to the whole model.
         path: Module path, relative to the base model, below which this place's adapters are stored.
         module: The module that is hooked.
-        call: Number of its call in one forward of the layer, for modules that are called several times.
+        call: Which of its calls in one forward of the layer, for modules that are called several times; None for all.
     """
 
     role: str
@@ -48,7 +49,7 @@ class Site:
     layer: int
     path: str
     module: nn.Module
-    call: int = field(default=0, kw_only=True)
+    call: Turn | None = field(default=None, kw_only=True)
 
 
 @dataclass(eq=False)
@@ -80,7 +81,7 @@ class ResidualSite(Site):
 
     x_module: nn.Module | None = field(kw_only=True)
     x_index: int | str = 0
-    x_call: int = 0
+    x_call: Turn | None = None
     norm: nn.Module | None = None
     norm_after: bool = True
     width: int = 0
@@ -319,7 +320,7 @@ class _Layer:
             self.find(place.h.path, role),
             x_module=None if x is None else self.find(x.path, role),
             x_index=0 if x is None else x.argument,
-            x_call=0 if x is None else x.call,
+            x_call=None if x is None else x.call,
             norm=self.find(place.norm, role) if place.norm else None,
             norm_after=place.norm_after,
             width=self._width(role),

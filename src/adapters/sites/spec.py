@@ -13,6 +13,14 @@ from typing import Any, Literal
 from adapters.errors import ConfigError, choices
 from adapters.sites.roles import ROLES, Kind
 
+Turn = tuple[int, int]
+"""(k, n): call number k, counted from 0, of the n calls of a module in one forward of its layer."""
+
+
+def _check_turn(place: At | Linear) -> None:
+    if place.call is not None and not 0 <= place.call[0] < place.call[1]:
+        raise ConfigError(f"{place}: call is (number of the call, from 0; how many calls there are).")
+
 
 @dataclass(frozen=True)
 class At:
@@ -22,13 +30,16 @@ class At:
         path: The module; empty for the layer itself.
         side: Whether the tensor goes "in" or comes "out".
         argument: Position or keyword of the argument that it is; position in what comes out, if that is a tuple.
-        call: Number of the call, for modules that are called several times in one forward of their layer.
+        call: Which call, for modules that are called several times in one forward of their layer; None for all.
     """
 
     path: str
     side: Literal["in", "out"] = "out"
     argument: int | str = 0
-    call: int = 0
+    call: Turn | None = None
+
+    def __post_init__(self) -> None:
+        _check_turn(self)
 
 
 @dataclass(frozen=True)
@@ -66,11 +77,14 @@ class Columns:
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear map; `columns` are those of its output that have this role, by default all of them."""
+    """A linear map; `columns` are those of its output that have this role, by default all. `call` as in `At`."""
 
     path: str
     columns: Columns | None = None
-    call: int = 0
+    call: Turn | None = None
+
+    def __post_init__(self) -> None:
+        _check_turn(self)
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,7 @@ class Branch:
         h: The output, before the sum.
         x: The residual input; None where adapters must do without.
         norm: Path of the norm that is applied to h + x, or empty for pre-LN layers.
-        norm_after: False where `norm` is only what adapters with `original_ln_before` apply to their input.
+        norm_after: False where `norm` is only what adapters may apply to their input.
         holder: Path below which the branch's adapters are children of the model. By default the module of the layer
             that holds the whole branch, sum included, or else `attention_adapters`, `cross_attention_adapters` or
             `output_adapters`.
