@@ -62,8 +62,8 @@ ORDER = (
     *(f"adapterhub.index.{name}" for name in ("__init__", "configs", "record", "taxonomy", "base_models")),
     "adapterhub.checks",
     *(f"adapterhub.index.{name}" for name in ("derive", "search", "store", "examine")),
-    *(f"adapterhub.{name}" for name in ("repos", "ops.__init__", "ops.attempts", "rights", "xet", "index", "api.shared")),
-    *(f"adapterhub.{name}" for name in ("ops", "legacy", "web.snippets")),
+    *(f"adapterhub.{name}" for name in ("repos", "ops.__init__", "ops.attempts", "rights", "xet")),
+    *(f"adapterhub.{name}" for name in ("index", "api.shared", "ops", "legacy", "web.snippets")),
     *(f"adapterhub.{name}" for name in ("web", "protocol", "api", "app", "serve", "cli", "__main__", "__init__")),
 )
 
