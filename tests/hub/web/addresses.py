@@ -56,6 +56,7 @@ PAGES = {
 LOGGED_IN = {
     "/upload": "Upload an adapter",
     "/upload?repo=alice/bert-sst2": "Change alice/bert-sst2",
+    "/confirm": "Your password, please",
     "/settings/profile": "Profile",
     "/settings/tokens": "Access tokens",
     "/organizations/new": "New organisation",
