@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Unprocessable
-from .kinds import HEAD, judge, kind
+from .kinds import HEAD, kind, prove
 from .reading import Buffer, opened
-from .safetensors import header_length, parse_header
 
 __all__ = ["find_secret", "inspect"]
 
@@ -32,15 +31,11 @@ def inspect(path: Path, name: str = "") -> tuple[dict[str, Any] | None, str | No
         Unprocessable: one of the hub's own tokens stands in it.
     """
     with opened(path) as data:
-        danger, found = judge(name, data), kind(data[:HEAD], len(data))
-        if danger is None and found == "text":
+        danger, tensors = prove(name, data)
+        if danger is None and kind(data[:HEAD], len(data)) == "text":
             _refuse_secrets(data, repr(name) if name else "This file")
-        return _header(data) if danger is None and found == "safetensors" else None, danger
-
-
-def _header(data: Buffer) -> dict[str, Any]:
-    tensors = parse_header(data[: header_length(data[:8])], len(data))
-    return {key: [info.dtype, list(info.shape)] for key, info in tensors.items()}
+    header = {key: [info.dtype, list(info.shape)] for key, info in tensors.items()} if tensors is not None else None
+    return header, danger
 
 
 def _refuse_secrets(data: Buffer, shown: str) -> None:

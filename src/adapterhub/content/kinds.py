@@ -9,30 +9,30 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 
 from . import images, models, texts
 from .archives import disguise
 from .reading import Buffer, Malformed
-from .safetensors import InvalidSafetensors, header_length, parse_header
+from .safetensors import InvalidSafetensors, TensorInfo, header_length, parse_header
 
-__all__ = ["ALLOWED", "HEAD", "judge", "kind", "kind_of", "misnamed", "refused_name"]
+__all__ = ["ALLOWED", "HEAD", "judge", "kind", "kind_of", "misnamed", "prove", "refused_name"]
 
 HEAD = 1 << 20  # how many of a file's first bytes `kind` wants to see
 
 
-def safetensors(data: Buffer) -> None:
-    """A header, and tensors that fill the rest without a gap.
+def safetensors(data: Buffer) -> Mapping[str, TensorInfo]:
+    """A header, and tensors that fill the rest without a gap; returns the tensors.
 
     Raises:
         InvalidSafetensors: it is something else.
     """
-    parse_header(data[: header_length(data[:8])], len(data))
+    return parse_header(data[: header_length(data[:8])], len(data))
 
 
 # What may be in a file: how such files must end, and the parser that accepts such bytes and no others.
-ALLOWED: dict[str, tuple[tuple[str, ...], Callable[[Buffer], None]]] = {
+ALLOWED: dict[str, tuple[tuple[str, ...], Callable[[Buffer], Mapping[str, TensorInfo] | None]]] = {
     "safetensors": ((".safetensors",), safetensors),
     "gguf": ((".gguf",), models.gguf),
     "sentencepiece": ((".model", ".spm"), models.sentencepiece),
@@ -72,17 +72,22 @@ _ADVICE = "Save weights as safetensors; other files may be text in UTF-8, images
 
 
 def judge(name: str, data: Buffer) -> str | None:
-    """Why a file must not be kept, in a sentence for its author; None where it may be.
+    """Why a file must not be kept, in a sentence for its author; None where it may be. See `prove`."""
+    return prove(name, data)[0]
+
+
+def prove(name: str, data: Buffer) -> tuple[str | None, Mapping[str, TensorInfo] | None]:
+    """Why a file must not be kept, in a sentence for its author, or None; and the tensors of a safetensors file.
 
     Args:
         name: its path; empty where it is not known yet: then it must be of any of the formats, and `misnamed` must be
             asked when the name is known.
         data: all of its bytes.
     """
-    head, size = data[:HEAD], len(data)
     if name and (refused := refused_name(name)):
-        return refused
-    found = kind(head, size)
+        return refused, None
+    head, tensors = data[:HEAD], None
+    found = kind(head, len(data))
     expected = _expected(name, found) if name else found
     reason = _misnamed(expected, found) if expected and found else None
     if not found and _PICKLE.match(head):
@@ -91,8 +96,8 @@ def judge(name: str, data: Buffer) -> str | None:
     if not reason and expected is None:
         reason = "is neither text in UTF-8 nor of a format that the hub allows"
     if not reason and expected is not None:
-        reason = _disproved(expected, data)
-    return f"{repr(name) if name else 'This file'} {reason}. {_ADVICE}" if reason else None
+        reason, tensors = _proven(expected, data)
+    return (f"{repr(name) if name else 'This file'} {reason}. {_ADVICE}" if reason else None), tensors
 
 
 def misnamed(name: str, data: Buffer, size: int) -> str | None:
@@ -107,7 +112,7 @@ def misnamed(name: str, data: Buffer, size: int) -> str | None:
     expected = _expected(name, found)
     reason = _misnamed(expected, found)
     if not reason and expected == "json":
-        reason = _disproved(expected, data) if size == len(data) else f"should be JSON, but has {size} bytes"
+        reason = _proven(expected, data)[0] if size == len(data) else f"should be JSON, but has {size} bytes"
     return f"{name!r} {reason}. {_ADVICE}" if reason else None
 
 
@@ -167,14 +172,14 @@ def _misnamed(expected: str, found: str | None) -> str | None:
     return f"should be {_called(expected)}, but is {is_found}{wanted}"
 
 
-def _disproved(expected: str, data: Buffer) -> str | None:
+def _proven(expected: str, data: Buffer) -> tuple[str | None, Mapping[str, TensorInfo] | None]:
+    """Why bytes are not of a format, or None; and what its parser found."""
     try:
-        ALLOWED[expected][1](data)
+        return None, ALLOWED[expected][1](data)
     except InvalidSafetensors as error:
-        return f"is not a valid safetensors file. {str(error).rstrip('.')}"
+        return f"is not a valid safetensors file. {str(error).rstrip('.')}", None
     except Malformed as error:
-        return f"should be {_called(expected)}, but it {error}"
-    return None
+        return f"should be {_called(expected)}, but it {error}", None
 
 
 _CALLED = {"text": "text", "json": "JSON", "safetensors": "a safetensors file"}

@@ -13,7 +13,7 @@ from typing import IO, TypeAlias
 __all__ = ["Buffer", "Malformed", "Reader", "mapped", "opened"]
 
 Buffer: TypeAlias = bytes | mmap.mmap  # all of a file; slices are copies, so they are kept short
-MAX_STEPS = 3_000_000
+MAX_STEPS = 1_500_000
 
 
 class Malformed(ValueError):

@@ -43,7 +43,7 @@ def _decodes(decoder: codecs.IncrementalDecoder, block: bytes, *, final: bool) -
 # Read without building it. Runs of items without nesting, which is nearly all of a vocabulary, are one step each.
 
 MAX_JSON = 64 << 20
-_MOST_STEPS, _DEEPEST = 1_000_000, 500
+_MOST_STEPS, _DEEPEST = 600_000, 500
 _SPACE = rb"[ \t\r\n]*"
 _PLAIN = rb'[^"\\\x00-\x1f]*'
 _ESCAPED = rb'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})'
@@ -64,7 +64,7 @@ def json(data: Buffer) -> None:
     """One value of JSON, with Python's `NaN` and `Infinity`.
 
     Raises:
-        Malformed: it is something else, or has more than `MAX_JSON` bytes or a million steps.
+        Malformed: it is something else, or has more than `MAX_JSON` bytes or too many places that are nested.
     """
     if len(data) > MAX_JSON:
         raise Malformed(f"has more than {MAX_JSON >> 20} MiB, which is as much as JSON may have")
