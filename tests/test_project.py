@@ -54,7 +54,8 @@ ORDER = (
     "adapters.cli",
     "adapters.__init__",
     # The server stands apart: it reads files, not models.
-    *(f"adapterhub.{name}" for name in ("errors", "settings", "signing", "data", "names", "db", "accounts", "content")),
+    *(f"adapterhub.{name}" for name in ("errors", "settings", "signing", "data", "names", "db", "claims")),
+    *(f"adapterhub.{name}" for name in ("accounts", "content")),
     *(f"adapterhub.storage.{name}" for name in ("__init__", "blobs", "disk", "s3", "stores")),
     *(f"adapterhub.{name}" for name in ("hub", "quotas", "http", "repos.__init__", "repos.git", "storage.ingest")),
     *(f"adapterhub.repos.{name}" for name in ("files", "repos", "refs")),

@@ -17,13 +17,12 @@ import argon2
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from . import names
+from . import claims, names
 from .db import schema
 from .db.engine import Database, insert
 from .db.lookup import Lookup
 from .db.schema import now
 from .errors import BadRequest, Busy, Conflict, Forbidden, NotFound, Unauthorized
-from .index import claims
 
 __all__ = [
     "ANONYMOUS",

@@ -25,7 +25,7 @@ from ..index.examine import examine
 from ..index.record import Record
 from ..storage import ingest
 from . import discussions, git, refs
-from .files import Entry, Manifest, RepoFiles
+from .files import Entry, Manifest, RepoFiles, require_kinds
 from .repos import Repo, payer_of
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ async def commit(
                 raise
         if not turn:
             apart = {op.path for op in operations if isinstance(op, Put) and op.lfs}
-            await ingest.require_kinds(hub, [entry for path, entry in after.items() if path in apart])
+            await require_kinds(hub, [entry for path, entry in after.items() if path in apart])
         made = _Made.of(onto, after, principal, title.strip(), message.strip())
         if made.tree == head.tree and not create_pull:
             return Committed(head.oid, changed=False)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
 
+from ..content.kinds import HEAD, kind_of, misnamed
+from ..content.reading import mapped
+from ..content.texts import MAX_JSON
 from ..db import schema
-from ..errors import EntryNotFound, TooLarge
+from ..errors import EntryNotFound, TooLarge, Unprocessable
 from ..settings import MiB
 
 if TYPE_CHECKING:
     from ..hub import Hub
 
-__all__ = ["Entry", "Files", "Manifest", "RepoFiles"]
+__all__ = ["Entry", "Files", "Manifest", "RepoFiles", "require_kinds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +94,34 @@ class RepoFiles:
             query = sa.select(schema.blob.c.header).where(schema.blob.c.sha256 == entry.sha256)
             header: dict[str, Any] | None = (await conn.execute(query)).scalar()
             return header
+
+
+async def require_kinds(hub: Hub, entries: Iterable[Entry]) -> None:
+    """Looks again at files whose bytes came without their names, now that they have some.
+
+    Raises:
+        Unprocessable: one is not what its name says.
+        StorageUnavailable: it cannot be read.
+    """
+    if hub.settings.pickle_policy != "refuse":
+        return
+    seen: dict[tuple[str, str], Entry] = {}
+    for entry in entries:
+        seen.setdefault((entry.sha256, kind_of(entry.path)), entry)
+    for (sha256, expected), entry in seen.items():
+        # What they are was proven when they came, all but JSON, which is text until its name is known.
+        wanted = entry.size if expected == "json" and entry.size <= MAX_JSON else min(entry.size, HEAD)
+        with tempfile.SpooledTemporaryFile(HEAD, dir=str(hub.scratch)) as file:
+            async for chunk in hub.blobs.open(sha256, 0, wanted):
+                file.write(chunk)
+            reason = await asyncio.to_thread(_misnamed, file, entry)
+        if reason:
+            raise Unprocessable(reason)
+
+
+def _misnamed(file: tempfile.SpooledTemporaryFile[bytes], entry: Entry) -> str | None:
+    if file.tell() > HEAD:
+        with mapped(file) as data:
+            return misnamed(entry.path, data, entry.size)
+    file.seek(0)
+    return misnamed(entry.path, file.read(), entry.size)

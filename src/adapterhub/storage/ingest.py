@@ -10,7 +10,6 @@ import asyncio
 import errno
 import os
 import secrets
-import tempfile
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import quotas
 from ..content.inspect import inspect
-from ..content.kinds import HEAD, kind_of, misnamed
-from ..content.reading import mapped
-from ..content.texts import MAX_JSON
 from ..db import schema
 from ..db.engine import insert_missing
 from ..db.schema import now
 from ..errors import DiskFull, HubError, StorageUnavailable, TooLarge, Unprocessable
-from ..repos.files import Entry
 from ..repos.git import MAX_POINTER, BlobHash, is_lfs_pointer
 from .blobs import CHUNK
 
@@ -42,7 +37,6 @@ __all__ = [
     "keep",
     "once",
     "renew",
-    "require_kinds",
     "stage",
     "stage_bytes",
     "take_over",
@@ -135,37 +129,6 @@ async def stage(
         if isinstance(error, OSError):
             raise storage_error(error) from error
         raise
-
-
-async def require_kinds(hub: Hub, entries: Iterable[Entry]) -> None:
-    """Looks again at files whose bytes came without their names, now that they have some.
-
-    Raises:
-        Unprocessable: one is not what its name says.
-        StorageUnavailable: it cannot be read.
-    """
-    if hub.settings.pickle_policy != "refuse":
-        return
-    seen: dict[tuple[str, str], Entry] = {}
-    for entry in entries:
-        seen.setdefault((entry.sha256, kind_of(entry.path)), entry)
-    for (sha256, expected), entry in seen.items():
-        # What they are was proven when they came, all but JSON, which is text until its name is known.
-        wanted = entry.size if expected == "json" and entry.size <= MAX_JSON else min(entry.size, HEAD)
-        with tempfile.SpooledTemporaryFile(HEAD, dir=str(hub.scratch)) as file:
-            async for chunk in hub.blobs.open(sha256, 0, wanted):
-                file.write(chunk)
-            reason = await asyncio.to_thread(_misnamed, file, entry)
-        if reason:
-            raise Unprocessable(reason)
-
-
-def _misnamed(file: tempfile.SpooledTemporaryFile[bytes], entry: Entry) -> str | None:
-    if file.tell() > HEAD:
-        with mapped(file) as data:
-            return misnamed(entry.path, data, entry.size)
-    file.seek(0)
-    return misnamed(entry.path, file.read(), entry.size)
 
 
 def storage_error(error: OSError) -> HubError:

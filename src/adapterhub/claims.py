@@ -7,9 +7,9 @@ import re
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .. import names
-from ..db import schema
-from ..errors import Conflict
+from . import names
+from .db import schema
+from .errors import Conflict
 
 __all__ = ["require_unclaimed"]
 
