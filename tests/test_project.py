@@ -43,6 +43,7 @@ ORDER = (
     "adapters.heads",
     "adapters.checkpoint.__init__",
     "adapters.checkpoint.layout",
+    "adapters.checkpoint.atomic",
     "adapters.hub",
     "adapters.checkpoint",
     "adapters.model",

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from adapters.checkpoint.layout import (
-    ADAPTER,
-    description,
-    make_folder,
-    read_json,
-    version_numbers,
-    with_meta,
-    write_interface,
-    write_json,
-)
-from adapters.checkpoint.names import Match, below_base, is_repeated, match, own_prefix, tensors_of
-from adapters.checkpoint.tensors import read_tensors, write_tensors
-from adapters.errors import CheckpointError
+from adapters.checkpoint.atomic import reading
+from adapters.checkpoint.layout import ADAPTER, description, version_numbers, write_interface
+from adapters.checkpoint.names import Match, below_base, converted, is_repeated, match, own_prefix, tensors_of
+from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
+from adapters.checkpoint.undo import Before
+from adapters.errors import AdapterError, CheckpointError
 from adapters.methods.bottleneck import BnConfig
 from adapters.methods.config import AdapterConfig, ConfigUnion, members_of
 from adapters.methods.prefix_tuning import PrefixTuningConfig, flattened
@@ -31,7 +23,7 @@ from adapters.methods.presets import load as load_config
 from adapters.methods.prompt_tuning import PromptTuningConfig
 from adapters.methods.reft import ReftConfig
 from adapters.runtime import merging
-from adapters.runtime.engine import Engine
+from adapters.runtime.engine import Engine, Part
 from adapters.sites.resolve import AttentionSite, LayerSite
 
 logger = logging.getLogger(__name__)
@@ -40,10 +32,10 @@ OLD_ACTIVATIONS = {"gelu": "gelu_new", "gelu_orig": "gelu"}
 """What activations were called before files had a version."""
 
 
-def save_adapter(
-    model: Any, folder: Any, name: str, meta: Mapping[str, Any] | None = None, use_safetensors: bool = True
-) -> Path:
-    """Write the config and the tensors of an adapter.
+def write_adapter(
+    model: Any, folder: Path, name: str, meta: Mapping[str, Any] | None = None, use_safetensors: bool = True
+) -> None:
+    """Write the config and the tensors of an adapter into an existing folder.
 
     Raises:
         AdapterNameError: there is no adapter of this name.
@@ -52,18 +44,17 @@ def save_adapter(
     engine.require(name)
     config = engine.config.get(name)
     assert config is not None
-    path = make_folder(folder)
     prefix = own_prefix(engine)
     tensors = {prefix + key: tensor for key, tensor in tensors_of(engine, engine.parts[name], name).items()}
-    write_tensors(path, ADAPTER, tensors, use_safetensors)
-    write_json(path / ADAPTER.config, with_meta(description(model, name, config.to_dict()), meta))
-    write_interface(model, path)
-    return path
+    data = description(model, name, config.to_dict())
+    write_checkpoint(folder, ADAPTER, data, tensors, meta, use_safetensors)
+    write_interface(model, folder)
 
 
 def load_adapter(
     model: Any,
     folder: Path,
+    before: Before,
     load_as: str | None = None,
     leave_out: Iterable[int] | None = None,
     use_safetensors: bool = True,
@@ -78,8 +69,8 @@ def load_adapter(
         CheckpointError: tensors are missing, unexpected or of another shape; nothing has changed then.
     """
     engine: Engine = model._engine
-    saved = read_json(folder / ADAPTER.config)
-    found = read_tensors(folder, ADAPTER, use_safetensors)
+    with reading(folder):
+        saved, found = read_checkpoint(folder, ADAPTER, use_safetensors)
     stored_name = saved.get("name") or load_as
     if not isinstance(stored_name, str):
         raise CheckpointError(f"{folder / ADAPTER.config} does not say the adapter's name. Pass load_as.")
@@ -89,87 +80,85 @@ def load_adapter(
     config = without_layers(stored_config, left_out, engine) if left_out else stored_config
     hint = _origin(saved, model)
 
-    def read() -> Match:
-        return match_adapter(engine, name, found, stored_name, stored_config, left_out)
+    def read(parts: Sequence[Part]) -> Match:
+        return match_adapter(engine, parts, found, stored_name, stored_config, left_out)
 
     what = f"Adapter {stored_name!r} in {folder}"
-    if name in engine.config:
-        logger.warning("There is an adapter %r already. Its weights are replaced by those in %s.", name, folder)
-        if config != engine.config.get(name):
-            raise CheckpointError(
-                f"{what} has another config than the adapter {name!r} of this model. Give it another name by load_as, "
-                "or delete the adapter first."
-            )
+    if name not in engine.config:
+        add_stored(engine, name, config, read, what, strict, hint, loading_info)
+        return name
+    logger.warning("There is an adapter %r already. Its weights are replaced by those in %s.", name, folder)
+    if config != engine.config.get(name):
+        raise CheckpointError(
+            f"{what} has another config than the adapter {name!r} of this model. Give it another name by load_as, "
+            "or delete the adapter first."
+        )
+    result = read(engine.parts[name])
+    result.check(what, strict, hint, loading_info)
+    before.keep(target for target, _ in result.pairs.values())
+    if name in engine.merged:
         merging.unmerge(engine)
-        _finish(read(), what, strict, hint, loading_info)
-    else:
-        add_and_fill(engine, name, config, read, what, strict, hint, loading_info)
+    result.copy()
     return name
 
 
-def add_and_fill(
+def add_stored(
     engine: Engine,
     name: str,
     config: AdapterConfig,
-    read: Callable[[], Match],
+    read: Callable[[Sequence[Part]], Match],
     what: str,
     strict: bool = True,
     hint: str = "",
     loading_info: dict[str, Any] | None = None,
 ) -> None:
-    """Add an adapter and give it stored values, without drawing the random ones that new adapters start with.
+    """Add an adapter with stored values. It is built without values first, and filled when all has been checked.
 
     Args:
         engine: Of the model.
         name: Name of the new adapter.
         config: Its config.
-        read: Holds the file against the new adapter.
-        what, strict, hint: As for `Match.check`.
-        loading_info: Receives missing_keys and unexpected_keys.
+        read: Holds the file against the modules of the new adapter.
+        what, strict, hint, loading_info: As for `Match.check`.
     Raises:
-        CheckpointError: the file does not fit. The adapter is removed again.
+        CheckpointError: the file does not fit. Nothing has changed then.
     """
-    without_text = without_start(config)
-    with Zeros() if strict else torch.random.fork_rng(devices=[]):
-        engine.add(name, without_text)
-    if without_text is not config:
-        engine.config.delete(name)
-        engine.config.add(name, config)
+    own = without_start(config)
     try:
-        _finish(read(), what, strict, hint, loading_info)
-    except BaseException:
-        engine.delete(name)
+        parts = engine.build(name, own, empty=True)
+    except AdapterError:
         raise
+    except Exception as error:
+        raise CheckpointError(f"{what} cannot be built from its config: {error}") from error
+    result = read(parts)
+    result.check(what, strict, hint, loading_info)
+    if not _fill(parts, result, engine):
+        with torch.random.fork_rng(devices=[]):
+            parts = engine.build(name, own)
+        read(parts).copy()
+    engine.insert(name, config, parts)
 
 
-RANDOM = frozenset(
-    (
-        torch.Tensor.normal_,
-        torch.Tensor.uniform_,
-        nn.init.kaiming_uniform_,
-        nn.init.normal_,
-        nn.init.trunc_normal_,
-        nn.init.uniform_,
-        nn.init.xavier_normal_,
-    )
-)
-"""Functions that fill their first argument with random numbers."""
-
-
-class Zeros(TorchFunctionMode):
-    """In this context parameters that would start at random start at 0. It is faster, and no random state changes."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if function in RANDOM:
-            target = args[0] if args else kwargs["tensor"]
-            with torch.no_grad():
-                return target.zero_()
-        if function is torch.randn:
-            return torch.zeros(*args, **kwargs)
-        return function(*args, **kwargs)
+def _fill(parts: Iterable[Part], stored: Match, engine: Engine) -> bool:
+    """Give the tensors of `parts`, which have no values, those of a file. False, and nothing done, if it lacks some."""
+    sources = {id(target): (name, source) for name, (target, source) in stored.pairs.items()}
+    slots: list[tuple[Any, str, torch.device]] = []
+    for part in parts:
+        device = engine.like(part.live.site if part.live is not None else None).device
+        for module in part.module.modules():
+            for tensors in (module._parameters, module._buffers):
+                slots += [(tensors, key, device) for key, tensor in tensors.items() if tensor is not None]
+    if not all(id(tensors[key]) in sources for tensors, key, _ in slots):
+        return False
+    filled: dict[int, Tensor] = {}
+    for tensors, key, device in slots:
+        empty: Tensor = tensors[key]
+        if id(empty) not in filled:
+            values = converted(*sources[id(empty)], empty.dtype, device).clone(memory_format=torch.contiguous_format)
+            is_parameter = isinstance(empty, nn.Parameter)
+            filled[id(empty)] = nn.Parameter(values, empty.requires_grad) if is_parameter else values
+        tensors[key] = filled[id(empty)]
+    return True
 
 
 def without_start(config: AdapterConfig) -> AdapterConfig:
@@ -183,14 +172,6 @@ def without_start(config: AdapterConfig) -> AdapterConfig:
     return config
 
 
-def _finish(found: Match, what: str, strict: bool, hint: str, loading_info: dict[str, Any] | None) -> None:
-    if loading_info is not None:
-        loading_info["missing_keys"] = list(found.missing)
-        loading_info["unexpected_keys"] = list(found.unexpected)
-    found.check(what, strict, hint)
-    found.copy()
-
-
 def _origin(saved: Mapping[str, Any], model: Any) -> str:
     source = f"{saved.get('model_class')} of type {saved.get('model_type')!r}, hidden size {saved.get('hidden_size')}"
     config = model.config
@@ -200,23 +181,23 @@ def _origin(saved: Mapping[str, Any], model: Any) -> str:
 
 def match_adapter(
     engine: Engine,
-    name: str,
+    parts: Iterable[Part],
     found: Mapping[str, Tensor],
     stored_name: str,
     stored_config: AdapterConfig,
     left_out: set[int] = frozenset(),  # type: ignore[assignment]
 ) -> Match:
-    """Hold the tensors of a file, in which the adapter is called `stored_name`, against the adapter `name`.
+    """Hold the tensors of a file, in which the adapter is called `stored_name`, against the modules of an adapter.
 
     Args:
         engine: Of the model.
-        name: The adapter in the model.
+        parts: The modules, in the model or not yet.
         found: Tensors of the file.
         stored_name: The adapter in the file.
         stored_config: Its config in the file.
         left_out: Layers of the file that the adapter in the model does not have.
     """
-    expected = tensors_of(engine, engine.parts[name], stored_name)
+    expected = tensors_of(engine, parts, stored_name)
     below = below_base(engine, found, expected)
     places: tuple[str, ...] = ()
     if left_out:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -21,15 +21,15 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from adapters.checkpoint.adapters import add_and_fill, match_adapter
+from adapters.checkpoint.adapters import add_stored, match_adapter
 from adapters.checkpoint.layout import INTERFACE_FILE, read_json
-from adapters.checkpoint.names import CONTAINERS, below_base, match, own_prefix, owned, tensors_of
+from adapters.checkpoint.names import CONTAINERS, Match, below_base, match, own_prefix, owned, tensors_of
 from adapters.checkpoint.tensors import load_pickle
 from adapters.errors import CheckpointError
 from adapters.heads.model import HUB, load_config
 from adapters.methods.config import AdapterConfig
 from adapters.runtime.adapters_config import ModelAdaptersConfig
-from adapters.runtime.engine import Engine
+from adapters.runtime.engine import Engine, Part
 from adapters.sites.interface import AdapterModelInterface
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def restore(model: Any, stored: ModelAdaptersConfig, found: Mapping[str, Tensor]
         own = {key: found[key] for key in sorted(owned(found, name))}
         config = cast(AdapterConfig, stored.get(name))
         read = _reader(engine, name, own, config)
-        add_and_fill(engine, name, config, read, f"Adapter {name!r} of the model in {source}")
+        add_stored(engine, name, config, read, f"Adapter {name!r} of the model in {source}")
     for fusion in stored.fusions:
         fusion_config, names = stored.get_fusion(fusion)
         own_name = fusion if fusion in stored.fusion_name_map else None
@@ -175,8 +175,10 @@ def restore(model: Any, stored: ModelAdaptersConfig, found: Mapping[str, Tensor]
         result.copy()
 
 
-def _reader(engine: Engine, name: str, own: Mapping[str, Tensor], config: AdapterConfig) -> Callable[[], Any]:
-    return lambda: match_adapter(engine, name, own, name, config)
+def _reader(
+    engine: Engine, name: str, own: Mapping[str, Tensor], config: AdapterConfig
+) -> Callable[[Sequence[Part]], Match]:
+    return lambda parts: match_adapter(engine, parts, own, name, config)
 
 
 def _stored_interface(path: Any, kwargs: Mapping[str, Any]) -> AdapterModelInterface | None:

@@ -14,9 +14,11 @@ from adapters.checkpoint import embeddings, full_model
 from adapters.checkpoint import fusion as fusion_files
 from adapters.checkpoint import heads as head_files
 from adapters.checkpoint import setup as setup_files
+from adapters.checkpoint.atomic import reading, saving
 from adapters.checkpoint.average import average_adapter
 from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, SETUP_FILE, make_folder, subfolder, write_interface
-from adapters.checkpoint.locate import holds, locate
+from adapters.checkpoint.locate import locate
+from adapters.checkpoint.undo import Before
 from adapters.composition.blocks import Fuse
 from adapters.hub import upload
 from adapters.methods.config import get_adapter_config_hash
@@ -50,21 +52,27 @@ class CheckpointVerbs:
     ) -> None:
         """Save an adapter: its config and its tensors.
 
+        The folder changes as a whole: it holds the old state or the new one, also if the program is killed. Files that
+        are not ours stay. So do other kinds of checkpoints in it, but not the head of an adapter that was there.
+
         Args:
             save_directory: Folder to save in; it is made.
             adapter_name: The adapter.
             meta_dict: More entries for adapter_config.json.
-            custom_weights_loaders: Objects whose `save(save_directory, adapter_name)` is called too.
+            custom_weights_loaders: Objects whose `save(folder, adapter_name)` is called too; what they write into
+                `folder` gets into `save_directory` with the rest.
             use_safetensors: Write adapter.safetensors, or else pytorch_adapter.bin.
             with_head: Save the prediction head of the same name too, or the head of a plain class.
         Raises:
             AdapterNameError: there is no adapter of this name.
         """
-        adapter_files.save_adapter(self, save_directory, adapter_name, meta_dict, use_safetensors)
-        if with_head and head_files.has_head(self, adapter_name):
-            head_files.save_head(self, save_directory, adapter_name, meta_dict, use_safetensors)
-        for loader in custom_weights_loaders or ():
-            loader.save(save_directory, adapter_name)
+        self._engine.require(adapter_name)
+        with saving(save_directory) as folder:
+            adapter_files.write_adapter(self, folder, adapter_name, meta_dict, use_safetensors)
+            if with_head and head_files.has_head(self, adapter_name):
+                head_files.write_head(self, folder, adapter_name, meta_dict, use_safetensors)
+            for loader in custom_weights_loaders or ():
+                loader.save(str(folder), adapter_name)
 
     def load_adapter(
         self,
@@ -118,28 +126,18 @@ class CheckpointVerbs:
         choice = {"source": source, "model_name": model_name, "config": config, "use_safetensors": use_safetensors}
         base_model = self.config.name_or_path  # type: ignore[attr-defined]
         folder = locate(adapter_name_or_path, ADAPTER, version, base_model=base_model, **choice, **kwargs)
-        known = set(self._engine.parts)
-        name = adapter_files.load_adapter(self, folder, load_as, leave_out, use_safetensors, strict, loading_info)
-        try:
-            if with_head and holds(folder, HEAD):
-                head_files.load_head_beside(
-                    self,
-                    folder,
-                    name,
-                    id2label=id2label,
-                    num_labels=num_labels,
-                    use_safetensors=use_safetensors,
-                    set_active=set_active,
-                    strict=strict,
-                )
+        with Before(self) as before:
+            with reading(folder):
+                options = (load_as, leave_out, use_safetensors, strict, loading_info)
+                name = adapter_files.load_adapter(self, folder, before, *options)
+                if with_head:
+                    head_options: dict[str, Any] = {"id2label": id2label, "num_labels": num_labels}
+                    head_options |= {"use_safetensors": use_safetensors, "set_active": set_active, "strict": strict}
+                    head_files.load_head_beside(self, folder, before, name, **head_options)
             for loader in custom_weights_loaders or ():
                 loader.load(str(folder), load_as=name, loading_info=loading_info)
-        except BaseException:
-            if name not in known:
-                self._engine.delete(name)
-            raise
-        if set_active:
-            self.set_active_adapters(name)  # type: ignore[attr-defined]
+            if set_active:
+                self.set_active_adapters(name)  # type: ignore[attr-defined]
         return name
 
     def save_all_adapters(
@@ -157,10 +155,11 @@ class CheckpointVerbs:
             meta_dict, custom_weights_loaders, use_safetensors, with_head: As for `save_adapter`.
         """
         config = self._engine.config
-        for name in config:
-            meta = {**(meta_dict or {}), "config_id": get_adapter_config_hash(config.get(name) or {})}
-            folder = subfolder(save_directory, name)
-            self.save_adapter(folder, name, meta, custom_weights_loaders, use_safetensors, with_head)
+        with saving(save_directory) as folder:
+            for name in config:
+                meta = {**(meta_dict or {}), "config_id": get_adapter_config_hash(config.get(name) or {})}
+                options = (meta, custom_weights_loaders, use_safetensors, with_head)
+                self.save_adapter(subfolder(folder, name), name, *options)
 
     def average_adapter(
         self,
@@ -218,13 +217,15 @@ class CheckpointVerbs:
             AdapterNameError: there is no such fusion.
         """
         name = fusion_name(adapter_names)
-        fusion_files.save_fusion(self, save_directory, name, meta_dict, use_safetensors)
-        if with_head:
-            head = with_head if isinstance(with_head, str) else name
-            if isinstance(with_head, str) or head_files.has_head(self, head):
-                head_files.save_head(self, save_directory, head, meta_dict, use_safetensors)
-        for loader in custom_weights_loaders or ():
-            loader.save(save_directory, name)
+        self._engine.require_fusion(name)
+        with saving(save_directory) as folder:
+            fusion_files.write_fusion(self, folder, name, meta_dict, use_safetensors)
+            if with_head:
+                head = with_head if isinstance(with_head, str) else name
+                if isinstance(with_head, str) or head_files.has_head(self, head):
+                    head_files.write_head(self, folder, head, meta_dict, use_safetensors)
+            for loader in custom_weights_loaders or ():
+                loader.save(str(folder), name)
 
     def load_adapter_fusion(
         self,
@@ -253,21 +254,18 @@ class CheckpointVerbs:
             CheckpointError: tensors are missing, unexpected or of another shape. The model is as it was.
         """
         folder = locate(adapter_fusion_name_or_path, FUSION, use_safetensors=use_safetensors, **kwargs)
-        known = set(self._engine.fusions)
-        name = fusion_files.load_fusion(self, folder, load_as, use_safetensors, strict, loading_info)
-        try:
-            if with_head and holds(folder, HEAD):
-                options = {"use_safetensors": use_safetensors, "set_active": set_active, "strict": strict}
-                head_files.load_head_beside(self, folder, name, **options)
+        with Before(self) as before:
+            with reading(folder):
+                options = (load_as, use_safetensors, strict, loading_info)
+                name = fusion_files.load_fusion(self, folder, before, *options)
+                if with_head:
+                    head_options = {"use_safetensors": use_safetensors, "set_active": set_active, "strict": strict}
+                    head_files.load_head_beside(self, folder, before, name, **head_options)
             for loader in custom_weights_loaders or ():
                 loader.load(str(folder), load_as=name, loading_info=loading_info)
-        except BaseException:
-            if name not in known:
-                self._engine.delete_fusion(name)
-            raise
-        if set_active:
-            names = self._engine.config.get_fusion(name)[1] or []
-            self.set_active_adapters(Fuse(*names, name=name))  # type: ignore[attr-defined]
+            if set_active:
+                names = self._engine.config.get_fusion(name)[1] or []
+                self.set_active_adapters(Fuse(*names, name=name))  # type: ignore[attr-defined]
         return name
 
     def save_all_adapter_fusions(
@@ -283,9 +281,10 @@ class CheckpointVerbs:
             save_directory: Folder of the sub-folders; it is made.
             meta_dict, custom_weights_loaders, use_safetensors: As for `save_adapter_fusion`.
         """
-        for name in self._engine.fusions:
-            folder = subfolder(save_directory, name)
-            self.save_adapter_fusion(folder, name, meta_dict, custom_weights_loaders, use_safetensors)
+        with saving(save_directory) as folder:
+            for name in self._engine.fusions:
+                options = (meta_dict, custom_weights_loaders, use_safetensors)
+                self.save_adapter_fusion(subfolder(folder, name), name, *options)
 
     def save_adapter_setup(
         self,
@@ -438,7 +437,8 @@ class CheckpointVerbs:
         Raises:
             HeadError: there is no such head.
         """
-        head_files.save_head(self, save_directory, head_name, None, use_safetensors)
+        with saving(save_directory) as folder:
+            head_files.write_head(self, folder, head_name, None, use_safetensors)
 
     def load_head(
         self,
@@ -470,7 +470,8 @@ class CheckpointVerbs:
         """
         folder = locate(save_directory, HEAD, use_safetensors=use_safetensors, **kwargs)
         options = (id2label, num_labels, use_safetensors, set_active, strict, loading_info)
-        return head_files.load_head(self, folder, load_as, *options)
+        with Before(self) as before:
+            return head_files.load_head(self, folder, before, load_as, *options)
 
     def save_all_heads(self, save_directory: PathLike, use_safetensors: bool = True) -> None:
         """Save every flexible head in a sub-folder of its name.
@@ -479,8 +480,9 @@ class CheckpointVerbs:
             save_directory: Folder of the sub-folders; it is made.
             use_safetensors: Write safetensors, or else pickle files.
         """
-        for name in getattr(self, "heads", ()):
-            self.save_head(subfolder(save_directory, name), name, use_safetensors)
+        with saving(save_directory) as folder:
+            for name in getattr(self, "heads", ()):
+                self.save_head(subfolder(folder, name), name, use_safetensors)
 
     # -------------------------------------------------------------------------------------------- embeddings
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
@@ -98,7 +99,12 @@ class PredictionHead(_Modules):
         for index, module in enumerate(modules):
             self.add_module(str(index), module)
         self.apply(model._init_weights)
-        self.to(device=model.device, dtype=model.dtype)
+        self._place(model)
+
+    def _place(self, model: PreTrainedModel) -> None:
+        """Takes the device, dtype and mode of `model`; the device `meta` is kept where tensors are made on it."""
+        empty = torch.get_default_device().type == "meta"
+        self.to(device="meta" if empty else model.device, dtype=model.dtype)
         self.train(model.training)
 
     def get_output_embeddings(self) -> nn.Linear | None:

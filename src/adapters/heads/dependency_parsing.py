@@ -97,8 +97,7 @@ class BiaffineParsingHead(PredictionHead):
         width = hidden_size(model)
         self.biaffine_arcs = Biaffine(width, 1, bias_y=False)
         self.biaffine_rels = Biaffine(width, self.config["num_labels"], bias_y=True)
-        self.to(device=model.device, dtype=model.dtype)
-        self.train(model.training)
+        self._place(model)
 
     def forward(
         self,

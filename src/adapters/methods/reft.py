@@ -151,6 +151,9 @@ class OrthogonalRows(nn.Module):
         super().__init__()
         linear = nn.utils.parametrizations.orthogonal(nn.Linear(width, rank, bias=False))
         self.parametrizations = linear.parametrizations
+        if linear.weight.is_meta:  # what sets it decomposes the weight, which has no values
+            chain: Any = self.parametrizations["weight"]  # type: ignore[index]
+            chain[0].base = torch.empty(width, width)
         self._matrix = Derived(self._compute, self)
 
     @property

@@ -7,6 +7,7 @@ sites, never on how many other adapters there are.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -96,10 +97,15 @@ class Engine:
 
         Leaves the model as it was if anything fails.
         """
+        self.insert(name, config, self.build(name, config), overwrite)
+
+    def build(self, name: str, config: AdapterConfig, empty: bool = False) -> list[Part]:
+        """The modules of an adapter, not yet in the model; with `empty` their tensors are on `meta`, without values."""
         parts: list[Part] = []
         try:
-            for member in members_of(config):
-                parts += self._build(name, member, config)
+            with torch.device("meta") if empty else nullcontext():
+                for member in members_of(config):
+                    parts += self._build(name, member, config)
         except ConfigError as error:
             if str(error).startswith("Adapter "):
                 raise
@@ -112,6 +118,10 @@ class Engine:
                     "leave_out keep them apart."
                 )
             taken.add(key)
+        return parts
+
+    def insert(self, name: str, config: AdapterConfig, parts: list[Part], overwrite: bool = False) -> None:
+        """Put what `build` made into the model, in place of an adapter of this name if `overwrite` is set."""
         if overwrite and name in self.parts:
             self.delete(name)
         self.config.add(name, config)
@@ -166,12 +176,17 @@ class Engine:
         return parts
 
     def _placed(self, module: nn.Module, site: Site | None, config: Any) -> nn.Module:
-        """`module` on the device and in the dtype of its site."""
+        """`module` on the device and in the dtype of its site; on `meta` while that is where tensors are made."""
+        like = self.like(site)
+        device = torch.device("meta") if torch.get_default_device().type == "meta" else like.device
+        dtype = getattr(torch, config.dtype) if getattr(config, "dtype", None) else like.dtype
+        return module.to(device=device, dtype=dtype).train(self.base.training)
+
+    def like(self, site: Site | None) -> Tensor:
+        """A tensor of the device and dtype that adapters at `site` have, or what their sites share (None)."""
         modules = [getattr(site, n, None) for n in ("module", "norm", "x_module", "stack")] if site else []
         tensors = (p for m in (*modules, self.base) if m is not None for p in m.parameters())
-        like = next((p for p in tensors if p.is_floating_point()), torch.empty(0))
-        dtype = getattr(torch, config.dtype) if getattr(config, "dtype", None) else like.dtype
-        return module.to(device=like.device, dtype=dtype).train(self.base.training)
+        return next((p for p in tensors if p.is_floating_point()), torch.empty(0, device="cpu"))
 
     def delete(self, name: str) -> None:
         """Remove the adapter `name` and every trace of it."""
