@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.checkpoint.atomic import reading
+from adapters.checkpoint.empty import Empty
 from adapters.checkpoint.layout import ADAPTER, description, version_numbers, write_interface
 from adapters.checkpoint.names import Match, below_base, converted, is_repeated, match, own_prefix, tensors_of
 from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
@@ -125,7 +126,8 @@ def add_stored(
     """
     own = without_start(config)
     try:
-        parts = engine.build(name, own, empty=True)
+        with Empty():
+            parts = engine.build(name, own)
     except AdapterError:
         raise
     except Exception as error:
@@ -154,9 +156,8 @@ def _fill(parts: Iterable[Part], stored: Match, engine: Engine) -> bool:
     for tensors, key, device in slots:
         empty: Tensor = tensors[key]
         if id(empty) not in filled:
-            values = converted(*sources[id(empty)], empty.dtype, device).clone(memory_format=torch.contiguous_format)
-            is_parameter = isinstance(empty, nn.Parameter)
-            filled[id(empty)] = nn.Parameter(values, empty.requires_grad) if is_parameter else values
+            values = converted(*sources[id(empty)], empty.dtype, device)
+            filled[id(empty)] = nn.Parameter(values, empty.requires_grad) if type(empty) is nn.Parameter else values
         tensors[key] = filled[id(empty)]
     return True
 

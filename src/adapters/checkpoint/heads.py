@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adapters.checkpoint.atomic import reading
+from adapters.checkpoint.empty import Empty
 from adapters.checkpoint.layout import HEAD, description, read_json
 from adapters.checkpoint.names import added_tensors, children_state, converted, match, renamed, same
 from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
@@ -188,7 +189,7 @@ def _add(
     """Add a head with stored values. Built-in heads are built without values, and filled when all has been checked."""
 
     def built(empty: bool) -> Any:
-        with torch.device("meta") if empty else torch.random.fork_rng(devices=[]):
+        with Empty() if empty else torch.random.fork_rng(devices=[]):
             model.add_prediction_head_from_config(name, config, overwrite_ok=True, set_active=False)
         return model._get_head(name)
 
@@ -205,7 +206,7 @@ def _add(
         elif key in state:
             head.untie()
             model._heads_changed()
-    head.load_state_dict({key: t.clone() for key, t in state.items()}, strict=False, assign=True)
+    head.load_state_dict(state, strict=False, assign=True)
 
 
 HEAD_FIELDS: Mapping[str, Rule] = {

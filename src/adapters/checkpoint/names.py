@@ -103,9 +103,9 @@ class Match:
 
 
 def converted(name: str, source: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of a file in another dtype and on another device. Raises CheckpointError if that is not possible."""
+    """A copy of a file's tensor in another dtype and on another device. Raises CheckpointError if there is none."""
     try:
-        return source.detach().to(device, dtype)
+        return source.detach().to(device, dtype, copy=True, memory_format=torch.contiguous_format)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise CheckpointError(f"{name} holds {source.dtype}, which cannot be made {dtype}: {error}") from None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
@@ -102,8 +101,8 @@ class PredictionHead(_Modules):
         self._place(model)
 
     def _place(self, model: PreTrainedModel) -> None:
-        """Takes the device, dtype and mode of `model`; the device `meta` is kept where tensors are made on it."""
-        empty = torch.get_default_device().type == "meta"
+        """Takes the device, dtype and mode of `model`; what has no values yet (on `meta`) is not moved."""
+        empty = any(parameter.is_meta for parameter in self.parameters())
         self.to(device="meta" if empty else model.device, dtype=model.dtype)
         self.train(model.training)
 

@@ -7,7 +7,6 @@ sites, never on how many other adapters there are.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -99,13 +98,12 @@ class Engine:
         """
         self.insert(name, config, self.build(name, config), overwrite)
 
-    def build(self, name: str, config: AdapterConfig, empty: bool = False) -> list[Part]:
-        """The modules of an adapter, not yet in the model; with `empty` their tensors are on `meta`, without values."""
+    def build(self, name: str, config: AdapterConfig) -> list[Part]:
+        """The modules of an adapter, not yet in the model."""
         parts: list[Part] = []
         try:
-            with torch.device("meta") if empty else nullcontext():
-                for member in members_of(config):
-                    parts += self._build(name, member, config)
+            for member in members_of(config):
+                parts += self._build(name, member, config)
         except ConfigError as error:
             if str(error).startswith("Adapter "):
                 raise
@@ -176,17 +174,20 @@ class Engine:
         return parts
 
     def _placed(self, module: nn.Module, site: Site | None, config: Any) -> nn.Module:
-        """`module` on the device and in the dtype of its site; on `meta` while that is where tensors are made."""
-        like = self.like(site)
-        device = torch.device("meta") if torch.get_default_device().type == "meta" else like.device
+        """`module` on the device and in the dtype of its site; without values it stays on `meta`."""
+        like, first = self.like(site), next(module.parameters(), None)
         dtype = getattr(torch, config.dtype) if getattr(config, "dtype", None) else like.dtype
-        return module.to(device=device, dtype=dtype).train(self.base.training)
+        if first is None or not first.is_meta:
+            module.to(device=like.device, dtype=dtype)
+        elif first.dtype is not dtype:
+            module.to(dtype=dtype)
+        return module.train(self.base.training)
 
     def like(self, site: Site | None) -> Tensor:
-        """A tensor of the device and dtype that adapters at `site` have, or what their sites share (None)."""
+        """A tensor on the device of adapters at `site`, or of what its sites share (None), and of their usual dtype."""
         modules = [getattr(site, n, None) for n in ("module", "norm", "x_module", "stack")] if site else []
         tensors = (p for m in (*modules, self.base) if m is not None for p in m.parameters())
-        return next((p for p in tensors if p.is_floating_point()), torch.empty(0, device="cpu"))
+        return next((p for p in tensors if p.is_floating_point()), torch.empty(0))
 
     def delete(self, name: str) -> None:
         """Remove the adapter `name` and every trace of it."""
