@@ -16,16 +16,12 @@ from adapters.checkpoint.layout import ADAPTER, description, version_numbers, wr
 from adapters.checkpoint.names import Match, below_base, converted, is_repeated, match, own_prefix, tensors_of
 from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
 from adapters.checkpoint.undo import Before
-from adapters.errors import AdapterError, CheckpointError
-from adapters.methods.bottleneck import BnConfig
-from adapters.methods.config import AdapterConfig, ConfigUnion, members_of
-from adapters.methods.prefix_tuning import PrefixTuningConfig, flattened
+from adapters.errors import AdapterError, CheckpointError, ConfigError
+from adapters.methods import METHODS
+from adapters.methods.config import AdapterConfig, members_of
 from adapters.methods.presets import load as load_config
-from adapters.methods.prompt_tuning import PromptTuningConfig
-from adapters.methods.reft import ReftConfig
 from adapters.runtime import merging
 from adapters.runtime.engine import Engine, Part
-from adapters.sites.resolve import AttentionSite, LayerSite
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +73,8 @@ def load_adapter(
         raise CheckpointError(f"{folder / ADAPTER.config} does not say the adapter's name. Pass load_as.")
     name = load_as or stored_name
     stored_config = stored_adapter_config(saved, found)
-    left_out = set(leave_out or ())
-    config = without_layers(stored_config, left_out, engine) if left_out else stored_config
+    left_out = check_layers(leave_out or (), engine)
+    config = stored_config.without_layers(left_out, layers_of(engine)) if left_out else stored_config
     hint = _origin(saved, model)
 
     def read(parts: Sequence[Part]) -> Match:
@@ -124,7 +120,7 @@ def add_stored(
     Raises:
         CheckpointError: the file does not fit. Nothing has changed then.
     """
-    own = without_start(config)
+    own = config.without_start()
     try:
         with Empty():
             parts = engine.build(name, own)
@@ -160,17 +156,6 @@ def _fill(parts: Iterable[Part], stored: Match, engine: Engine) -> bool:
             filled[id(empty)] = nn.Parameter(values, empty.requires_grad) if type(empty) is nn.Parameter else values
         tensors[key] = filled[id(empty)]
     return True
-
-
-def without_start(config: AdapterConfig) -> AdapterConfig:
-    """`config` for an adapter whose values come from a file, and so not from the model's tokenizer."""
-    if isinstance(config, ConfigUnion):
-        members = [without_start(member) for member in config.configs]
-        same = all(new is old for new, old in zip(members, config.configs))
-        return config if same else ConfigUnion(*members)
-    if isinstance(config, PromptTuningConfig) and config.prompt_init == "from_string":
-        return config.replace(prompt_init="random_uniform")
-    return config
 
 
 def _origin(saved: Mapping[str, Any], model: Any) -> str:
@@ -234,10 +219,8 @@ def stored_adapter_config(saved: Mapping[str, Any], found: Mapping[str, Tensor])
     config = load_config(stored)
     assert config is not None
     if saved.get("type") == "text_task" and not any(".invertible" in f".{key}" for key in found):
-        config = _without_invertible(config)
-    if not _is_flat(config) and any(".prefix_tunings." in f".{k}" and k.endswith(".control_trans") for k in found):
-        config = flattened(config)
-    return config
+        config = config.without_invertible()
+    return config.as_stored(found.keys())
 
 
 def _ignores_alpha(version: Any) -> bool:
@@ -246,36 +229,26 @@ def _ignores_alpha(version: Any) -> bool:
     return name == "adapters" and version_numbers(numbers) < (1, 1, 0)
 
 
-def _without_invertible(config: AdapterConfig) -> AdapterConfig:
-    if isinstance(config, BnConfig) and config.inv_adapter:
-        return config.replace(inv_adapter=None, inv_adapter_reduction_factor=None)
-    return config
-
-
-def _is_flat(config: AdapterConfig) -> bool:
-    return all(member.flat for member in members_of(config) if isinstance(member, PrefixTuningConfig))
-
-
 # Loading without some layers
 
 
-def without_layers(config: AdapterConfig, layers: set[int], engine: Engine) -> AdapterConfig:
-    """`config` for an adapter that has nothing in `layers`."""
-    if isinstance(config, ConfigUnion):
-        return ConfigUnion(*(without_layers(member, layers, engine) for member in config.configs))
-    if isinstance(config, ReftConfig):
-        own = config.layers
-        if own == "all":
-            own = [live.site.layer for live in engine.live if isinstance(live.site, LayerSite)]
-        return config.replace(layers=[layer for layer in own if layer not in layers])
-    stored = config.get("leave_out")
-    return config if stored is None else config.replace(leave_out=sorted({*stored, *layers}))
+def layers_of(engine: Engine) -> list[int]:
+    """Numbers of the layers that have sites."""
+    return sorted({live.site.layer for live in engine.live if live.site.layer >= 0})
+
+
+def check_layers(layers: Iterable[Any], engine: Engine) -> set[int]:
+    """Layers to leave out, as a set. Raises ConfigError if the model does not have them."""
+    known, given = layers_of(engine), list(layers)
+    if unknown := [layer for layer in given if isinstance(layer, bool) or layer not in known]:
+        raise ConfigError(f"leave_out has {unknown}, but this model has no such layers. It has {known}.")
+    return set(given)
 
 
 def without_slots(
     tensors: Mapping[str, Tensor], engine: Engine, name: str, config: AdapterConfig, layers: set[int]
 ) -> dict[str, Tensor]:
-    """Tensors of a file in which prefixes, stored for all layers in one tensor, have no part for `layers`.
+    """Tensors of a file in which what is stored for all layers in one tensor has no part for `layers`.
 
     Args:
         tensors: By name below the base model.
@@ -286,26 +259,19 @@ def without_slots(
     """
     result = dict(tensors)
     for member in members_of(config):
-        if not isinstance(member, PrefixTuningConfig):
-            continue
-        sites: dict[str, list[AttentionSite]] = {}
-        for live in engine.live:
-            if isinstance(live.site, AttentionSite) and live.site.layer not in member.leave_out:
-                sites.setdefault(live.site.location, []).append(live.site)
-        for location, group in sites.items():
-            start = f"prefix_tuning.prefix_tunings.{name}.{location}."
-            kept = [i for i, site in enumerate(group) if site.layer not in layers]
-            for key in [key for key in result if key.startswith(start)]:
-                result[key] = _kept_slots(result[key], key.removeprefix(start), member, len(group), kept)
-                if not kept:
-                    del result[key]
+        for method in METHODS:
+            if not method.shared_container or not method.handles(member):
+                continue
+            sites: dict[str, list[int]] = {}
+            for site in (live.site for live in engine.live if isinstance(live.site, method.site_type)):
+                if site.layer not in member.get("leave_out", ()) and method.acts_at(member, site):
+                    sites.setdefault(site.location, []).append(site.layer)
+            for location, numbers in sites.items():
+                start = f"{method.shared_container}.{name}.{location}."
+                kept = [i for i, layer in enumerate(numbers) if layer not in layers]
+                for key in [key for key in result if key.startswith(start)]:
+                    inner = key.removeprefix(start)
+                    result[key] = method.kept_slots(member, inner, result[key], len(numbers), kept)
+                    if not kept:
+                        del result[key]
     return result
-
-
-def _kept_slots(tensor: Tensor, inner: str, config: PrefixTuningConfig, count: int, kept: list[int]) -> Tensor:
-    """The rows of the slots `kept`, of a tensor with `count` slots."""
-    if inner == "control_trans" and tensor.numel() % (config.prefix_length * count) == 0:
-        return tensor.view(config.prefix_length, count, -1)[:, kept].reshape(-1)
-    if inner.startswith("control_trans.2.") and tensor.shape[0] % count == 0:
-        return tensor.view(count, -1, *tensor.shape[1:])[kept].flatten(0, 1)
-    return tensor

@@ -8,9 +8,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-MAKING = frozenset(
-    (torch.empty, torch.zeros, torch.ones, torch.full, torch.eye, torch.rand, torch.randn, torch.arange)
-)
+MAKING = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.eye, torch.rand, torch.randn, torch.arange))
 """Functions that make tensors."""
 FILLING = frozenset(
     (

@@ -179,11 +179,13 @@ class CheckpointVerbs:
             adapter_list: Names of the adapters, or a dict name -> weight.
             weights: One number per adapter; equal shares by default.
             combine_strategy: "linear" averages every tensor; "lora_linear_only_negate_b" takes the weights' absolute
-                values for A of LoRA; "lora_delta_w_svd" averages the products B A and factorises the result.
+                values for A of LoRA; "lora_delta_w_svd" averages what LoRA adapters do, (alpha / r) B A, and factorises
+                the result: here r and alpha may differ, also at fused projections. "lora_delta_w_svd_unscaled" gives
+                the numbers of older versions: B A without alpha / r, used with the old alpha and the new rank.
             normalize_weights: Divide the weights by their sum.
             overwrite_ok: Replace an adapter of the name `adapter_name`.
             set_active: Activate the new adapter.
-            svd_rank: Rank of the new adapter, with "lora_delta_w_svd".
+            svd_rank: Rank of the new adapter, with "lora_delta_w_svd", whose alpha is `svd_rank` too.
         Raises:
             AdapterNameError: an adapter does not exist, or `adapter_name` is taken.
             MergeError: the adapters differ in their configs, or the strategy does not suit them.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, FrozenInstanceError, dataclass, fields
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -270,6 +270,23 @@ class AdapterConfig(FrozenMapping):
         if self.architecture != type(self).architecture:
             raise self._error("architecture", f"It can only be {type(self).architecture!r} in this class.")
 
+    def as_stored(self: ConfigT, names: Collection[str]) -> ConfigT:
+        """This config as a file with tensors of these names means it."""
+        return self
+
+    def without_invertible(self: ConfigT) -> ConfigT:
+        """This config without invertible adapters."""
+        return self
+
+    def without_start(self: ConfigT) -> ConfigT:
+        """This config for an adapter whose values are known, so that nothing is read to initialise it."""
+        return self
+
+    def without_layers(self: ConfigT, layers: Collection[int], all_layers: Sequence[int]) -> ConfigT:
+        """This config for an adapter that has nothing in `layers`, of a model with `all_layers`."""
+        stored = self.get("leave_out")
+        return self if stored is None else self.replace(leave_out=sorted({*stored, *layers}))
+
     @classmethod
     def from_dict(cls: type[ConfigT], config: Mapping[str, Any]) -> ConfigT:
         if cls is AdapterConfig:
@@ -345,6 +362,26 @@ class ConfigUnion(AdapterConfig):
                         f"architecture {one.architecture!r} and would meet at one place. Give one a leave_out"
                         + (", or opposite mh_adapter and output_adapter." if one.architecture is None else ".")
                     )
+
+    def as_stored(self: ConfigT, names: Collection[str]) -> ConfigT:
+        assert isinstance(self, ConfigUnion)
+        return self._of([member.as_stored(names) for member in self.configs])
+
+    def without_start(self: ConfigT) -> ConfigT:
+        assert isinstance(self, ConfigUnion)
+        return self._of([member.without_start() for member in self.configs])
+
+    def without_layers(self: ConfigT, layers: Collection[int], all_layers: Sequence[int]) -> ConfigT:
+        assert isinstance(self, ConfigUnion)
+        return self._of([member.without_layers(layers, all_layers) for member in self.configs])
+
+    def _of(self, members: list[AdapterConfig]) -> Any:
+        """This union with other members."""
+        if all(new is old for new, old in zip(members, self.configs)):
+            return self
+        changed = copy.copy(self)
+        changed.__dict__["configs"] = members
+        return changed
 
     @classmethod
     def _field_names(cls) -> list[str]:
