@@ -150,7 +150,8 @@ class AdapterModelMixin(CheckpointVerbs):
             AdapterNameError: a name does not exist.
             CompositionError: blocks are nested in a way that means nothing.
         """
-        merging.unmerge(self._engine)
+        if None not in self._engine.merged.values():
+            merging.unmerge(self._engine)
         self._engine.activate(adapter_setup, skip_layers)
         if (activate_heads := getattr(self, "_activate_heads_for", None)) is not None:
             activate_heads(self.active_adapters)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adapters.checkpoint.atomic import reading
 from adapters.checkpoint.empty import Empty
+from adapters.checkpoint.fingerprint import ENTRY, sample, warn_if_other
 from adapters.checkpoint.layout import ADAPTER, description, version_numbers, write_interface
 from adapters.checkpoint.names import Match, below_base, converted, is_repeated, match, own_prefix, tensors_of
 from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
@@ -21,6 +22,7 @@ from adapters.methods import METHODS
 from adapters.methods.config import AdapterConfig, members_of
 from adapters.methods.presets import load as load_config
 from adapters.runtime import merging
+from adapters.runtime.adapters_config import check_name
 from adapters.runtime.engine import Engine, Part
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ def write_adapter(
     assert config is not None
     prefix = own_prefix(engine)
     tensors = {prefix + key: tensor for key, tensor in tensors_of(engine, engine.parts[name], name).items()}
-    data = description(model, name, config.to_dict())
+    data = {**description(model, name, config.to_dict()), ENTRY: sample(engine)}
     write_checkpoint(folder, ADAPTER, data, tensors, meta, use_safetensors)
     write_interface(model, folder)
 
@@ -82,7 +84,9 @@ def load_adapter(
 
     what = f"Adapter {stored_name!r} in {folder}"
     if name not in engine.config:
+        check_name(name)
         add_stored(engine, name, config, read, what, strict, hint, loading_info)
+        warn_if_other(engine, saved, what)
         return name
     logger.warning("There is an adapter %r already. Its weights are replaced by those in %s.", name, folder)
     if config != engine.config.get(name):
@@ -96,6 +100,7 @@ def load_adapter(
     if name in engine.merged:
         merging.unmerge(engine)
     result.copy()
+    warn_if_other(engine, saved, what)
     return name
 
 
@@ -212,8 +217,8 @@ def stored_adapter_config(saved: Mapping[str, Any], found: Mapping[str, Tensor])
     if isinstance(stored, Mapping):
         stored = dict(stored)
         version = saved.get("version")
-        if version is None and stored.get("non_linearity") in OLD_ACTIVATIONS:
-            stored["non_linearity"] = OLD_ACTIVATIONS[stored["non_linearity"]]
+        if version is None and (activation := str(stored.get("non_linearity"))) in OLD_ACTIVATIONS:
+            stored["non_linearity"] = OLD_ACTIVATIONS[activation]
         if stored.get("architecture") == "lora" and _ignores_alpha(version) and "r" in stored:
             stored["alpha"] = stored["r"]
     config = load_config(stored)

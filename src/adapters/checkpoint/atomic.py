@@ -94,6 +94,13 @@ def reading(folder: str | os.PathLike[str]) -> Iterator[None]:
                 ) from None
 
 
+def finish(folder: str | os.PathLike[str]) -> None:
+    """Finish a save that was interrupted, for a folder that others read. Raises CheckpointError as `reading`."""
+    if os.path.isdir(folder):
+        with reading(folder):
+            pass
+
+
 def _complete(path: Path, target: Path, below: str, replaces: Callable[[str], bool]) -> None:
     """Flush what is to be saved, and note what it changes in `target`."""
     saved = {entry.name: entry.is_dir() for entry in path.iterdir()}

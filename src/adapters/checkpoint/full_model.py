@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +23,14 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from transformers.utils.hub import cached_file
 
 from adapters.checkpoint.adapters import add_stored, match_adapter
+from adapters.checkpoint.atomic import finish
 from adapters.checkpoint.layout import INTERFACE_FILE, read_json
-from adapters.checkpoint.names import CONTAINERS, Match, below_base, match, own_prefix, owned, tensors_of
-from adapters.checkpoint.tensors import load_pickle
+from adapters.checkpoint.names import CONTAINERS, Match, below_base, match, own_prefix, owned, renamed, tensors_of
+from adapters.checkpoint.tensors import load_pickle, not_plain
 from adapters.errors import CheckpointError
 from adapters.heads.model import HUB, load_config
 from adapters.methods.config import AdapterConfig
+from adapters.runtime import merging
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.engine import Engine, Part
 from adapters.sites.interface import AdapterModelInterface
@@ -36,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 OURS = tuple(rf"(^|\.){container}\." for container in CONTAINERS)
 """Patterns of tensors that Transformers need not know when it loads a model."""
+MERGED = "merged"
+"""Entry of "adapters" in config.json: names of the adapters that the stored base weights hold already."""
 OLD_KEYS = ("adapter_fusion_models", "adapter_fusion")
 """Keys of config.json in which fusions were once described."""
 
@@ -50,7 +55,8 @@ def described(model: Any) -> Iterator[None]:
     if not len(model.adapters_config):
         yield
         return
-    config.adapters = model.adapters_config.to_dict()
+    merged = list(model._engine.merged)
+    config.adapters = {**model.adapters_config.to_dict(), **({MERGED: merged} if merged else {})}
     try:
         yield
     finally:
@@ -58,7 +64,7 @@ def described(model: Any) -> Iterator[None]:
 
 
 def complete_state(model: Any, state: Mapping[str, Tensor] | None, original_names: bool) -> dict[str, Tensor]:
-    """All tensors of a model, those of adapters and fusions by their names on disk, each tensor once.
+    """All tensors of a model, those of adapters and fusions by their names on disk, each tensor once per adapter.
 
     Args:
         model: The model.
@@ -74,11 +80,11 @@ def complete_state(model: Any, state: Mapping[str, Tensor] | None, original_name
     if original_names:
         base = revert_weight_conversion(model, base)
     prefix = own_prefix(engine)
-    seen: set[int] = set()
-    for memory, (disk, tensor) in ours.items():
-        if id(tensor) not in seen and memory in state:
-            seen.add(id(tensor))
-            base[prefix + disk] = state[memory]
+    owners: dict[int, set[str]] = {}
+    for memory, (disk, tensor, owner) in ours.items():
+        if memory in state and owner not in (before := owners.setdefault(id(tensor), set())):
+            base[prefix + disk] = state[memory].clone() if before else state[memory]
+            before.add(owner)
     return base
 
 
@@ -89,22 +95,33 @@ def with_module_names(model: Any, state: Mapping[str, Tensor]) -> Mapping[str, T
         return state
     memory = {id(tensor): name for name, tensor in own.items()}
     files = complete_state(model, own, True)
-    renamed = {name: memory[id(tensor)] for name, tensor in files.items() if id(tensor) in memory}
-    return {renamed.get(name, name): tensor for name, tensor in state.items()}
+    names = {name: memory[id(tensor)] for name, tensor in files.items() if id(tensor) in memory}
+    prefix = own_prefix(model._engine)
+    names |= {prefix + disk: name for name, (disk, _, _) in _in_memory_names(model).items()}
+    return renamed(state, lambda name: names.get(name, name))
 
 
-def _in_memory_names(model: Any) -> dict[str, tuple[str, Tensor]]:
-    """Name in the model's state dict -> name on disk below the base model, and tensor, of all that is ours."""
+def _in_memory_names(model: Any) -> dict[str, tuple[str, Tensor, str]]:
+    """Name in the model's state dict -> name on disk below the base model, tensor and owner, of all that is ours."""
     engine: Engine = model._engine
     start = own_prefix(engine)
-    names: dict[str, tuple[str, Tensor]] = {}
+    names: dict[str, tuple[str, Tensor, str]] = {}
     for group in (engine.parts, engine.fusions):
         for name, parts in group.items():
             for part in parts:
                 for inner, tensor in part.module.state_dict(keep_vars=True).items():
                     disk = f"{engine.spec.disk_name(part.path)}.{name}.{inner}"
-                    names[f"{start}{part.path}.{name}.{inner}"] = disk, tensor
+                    names[f"{start}{part.path}.{name}.{inner}"] = disk, tensor, name
     return names
+
+
+def is_replaced(path: str, variant: str | None, has_interface: bool) -> bool:
+    """Whether a file in the folder of a whole model goes if it is not saved anew: weights, in whatever parts."""
+    if path == INTERFACE_FILE:
+        return not has_interface
+    name = rf"model{re.escape(f'.{variant}' if variant else '')}"
+    index = rf"model\.safetensors\.index{re.escape(f'.{variant}' if variant else '')}\.json"
+    return re.fullmatch(rf"{name}(-\d+-of-\d+)?\.safetensors|{index}", path) is not None
 
 
 # Loading
@@ -124,6 +141,8 @@ def from_pretrained(
     Raises:
         CheckpointError: tensors of an adapter are missing or of another shape.
     """
+    if path is not None:
+        finish(path)
     state = kwargs.get("state_dict")
     interface = kwargs.pop("interface", None)
     if path is not None:
@@ -132,27 +151,31 @@ def from_pretrained(
         kwargs["config"] = config
     else:
         config = kwargs["config"] = copy.deepcopy(kwargs.get("config"))
-    stored = _taken_adapters(config)
+    stored, merged = _taken_adapters(config)
     result = parent(path, *args, **kwargs)
     model = result[0] if isinstance(result, tuple) else result
     if "_engine" not in vars(model):
         model._init_adapters(ModelAdaptersConfig(), interface)
     if stored is not None:
         wanted = [*stored, *stored.fusions]
-        found = _chosen(state, wanted) if state is not None else _read(path, wanted, kwargs)
+        found = _chosen(state, wanted, "state_dict") if state is not None else _read(path, wanted, kwargs)
         restore(model, stored, found, f"{path}")
+        for name in merged:
+            merging.assume_merged(model._engine, name)
     return result
 
 
-def _taken_adapters(config: Any) -> ModelAdaptersConfig | None:
-    """The register in a model's config, which is left without it."""
+def _taken_adapters(config: Any) -> tuple[ModelAdaptersConfig | None, list[str]]:
+    """The register in a model's config, which is left without it, and the names of merged adapters."""
     if config is None or not (data := getattr(config, "adapters", None)):
-        return None
+        return None, []
+    merged = [name for name in data.get(MERGED) or () if name in (data.get("adapters") or ())]
+    data = {key: value for key, value in data.items() if key != MERGED}
     old = {key: getattr(config, key, None) for key in OLD_KEYS}
     for key in ("adapters", *OLD_KEYS):
         if hasattr(config, key):
             delattr(config, key)
-    return ModelAdaptersConfig.from_dict(data, old["adapter_fusion_models"], old["adapter_fusion"])
+    return ModelAdaptersConfig.from_dict(data, old["adapter_fusion_models"], old["adapter_fusion"]), merged
 
 
 def restore(model: Any, stored: ModelAdaptersConfig, found: Mapping[str, Tensor], source: str) -> None:
@@ -194,9 +217,13 @@ def _stored_interface(path: Any, kwargs: Mapping[str, Any]) -> AdapterModelInter
         raise CheckpointError(f"{file} does not hold an interface: {error}") from None
 
 
-def _chosen(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+def _chosen(state: Mapping[str, Tensor], names: Iterable[str], source: str) -> dict[str, Tensor]:
     keys = set().union(*(owned(state, name) for name in names))
-    return {key: tensor for key, tensor in state.items() if key in keys}
+    found = {key: tensor for key, tensor in state.items() if key in keys}
+    for key, tensor in found.items():
+        if problem := not_plain(tensor):
+            raise CheckpointError(f"{source} holds {type(tensor).__name__} under {key!r}, which is {problem}.")
+    return found
 
 
 def _read(path: Any, names: list[str], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -248,7 +275,7 @@ def _shards(index: Path, names: list[str]) -> list[str]:
 
 def _read_file(path: Path, names: list[str]) -> dict[str, Tensor]:
     if path.suffix != ".safetensors":
-        return _chosen(load_pickle(path), names)
+        return _chosen(load_pickle(path), names, str(path))
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             keys = set().union(*(owned(file.keys(), name) for name in names))

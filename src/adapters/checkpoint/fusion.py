@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from adapters.checkpoint.atomic import reading
+from adapters.checkpoint.fingerprint import ENTRY, sample, warn_if_other
 from adapters.checkpoint.layout import FUSION, description
 from adapters.checkpoint.names import below_base, match, own_prefix, tensors_of
 from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
@@ -37,7 +38,7 @@ def write_fusion(
     assert config is not None
     prefix = own_prefix(engine)
     tensors = {prefix + key: tensor for key, tensor in tensors_of(engine, engine.fusions[name], name).items()}
-    data = {**description(model, name, config.to_dict()), "adapter_names": names}
+    data = {**description(model, name, config.to_dict()), "adapter_names": names, ENTRY: sample(engine)}
     write_checkpoint(folder, FUSION, data, tensors, meta, use_safetensors)
 
 
@@ -82,6 +83,7 @@ def load_fusion(
     result.check(what, strict, loading_info=loading_info)
     before.keep(target for target, _ in result.pairs.values())
     result.copy()
+    warn_if_other(engine, saved, what)
     return name
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adapters.checkpoint.atomic import reading
 from adapters.checkpoint.empty import Empty
+from adapters.checkpoint.fingerprint import ENTRY, sample, warn_if_other
 from adapters.checkpoint.layout import HEAD, description, read_json
 from adapters.checkpoint.names import added_tensors, children_state, converted, match, renamed, same
 from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
@@ -92,6 +93,7 @@ def write_head(
         data = description(model, None, None)
         labels = {label: int(index) for index, label in (model.config.id2label or {}).items()}
         data |= {"label2id": labels, "num_labels": model.config.num_labels}
+    data[ENTRY] = sample(model._engine)
     write_checkpoint(folder, HEAD, data, tensors, meta, use_safetensors)
 
 
@@ -138,6 +140,7 @@ def load_head(
         before.keep(target for target, _ in result.pairs.values())
         result.copy()
         _set_labels(model, id2label or labels)
+        warn_if_other(model._engine, saved, what)
         return None
     config = saved.get("config")
     if config is None:
@@ -174,6 +177,7 @@ def load_head(
     _add(model, name, config, own, what, strict, loading_info)
     if set_active:
         model.active_head = name
+    warn_if_other(model._engine, saved, what)
     return name
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from adapters.checkpoint.atomic import reading
+from adapters.checkpoint.atomic import finish, reading
 from adapters.checkpoint.layout import ADAPTER, EMBEDDING_FILE, FUSION, HEAD, KINDS, SETUP_FILE, CheckpointKind
 from adapters.errors import CheckpointError, CheckpointNotFound, choices
 from adapters.hub import session
@@ -40,6 +40,8 @@ FILES = [f for kind in KINDS for f in (kind.config, *kind.weights)] + [
     EMBEDDING_FILE,
 ]
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+PEFT_WEIGHTS = {"adapter_model.safetensors", "adapter_model.bin"}
+"""Files by which an adapter of PEFT is known."""
 SOURCES = ("local", "hf", "ah")
 
 
@@ -82,8 +84,7 @@ def locate(
     kwargs.pop("revision", None)
     local = None if source in ("hf", "ah") else _local(name, bool(kwargs.get("force_download")))
     if local is not None:
-        with reading(local):  # what was interrupted may have sub-folders for `subfolder`
-            pass
+        finish(local)
         if config is not None or model_name is not None:
             logger.warning("config and model_name are not used for %s: its stored config is.", name)
         folder = local
@@ -117,6 +118,8 @@ def _require(folder: Path, needs: CheckpointKind | str) -> None:
             return
         expected = f"{needs.config} and {' or '.join(needs.weights)}"
     names = sorted(entry.name for entry in folder.iterdir())[:20] if folder.is_dir() else []
+    if needs is ADAPTER and PEFT_WEIGHTS.intersection(names):
+        raise CheckpointNotFound(_of_peft(str(folder)))
     raise CheckpointNotFound(f"{folder} does not hold {expected}. It holds: {', '.join(names) or 'nothing'}.")
 
 
@@ -216,8 +219,8 @@ def _names(needs: CheckpointKind | str, inner: str, use_safetensors: bool) -> It
 def _lacking(repo: str, files: Sequence[str], needs: CheckpointKind | str, inner: str) -> str:
     place = f"{repo}, folder {inner!r}," if inner else repo
     shown = ", ".join(sorted(files)[:20]) or "nothing"
-    if needs is ADAPTER and {"adapter_model.safetensors", "adapter_model.bin"} & set(files):
-        return f"{place} holds an adapter of PEFT. Load it with peft.PeftModel.from_pretrained(model, {repo!r})."
+    if needs is ADAPTER and {f"{inner}/{name}" if inner else name for name in PEFT_WEIGHTS} & set(files):
+        return _of_peft(place, repo)
     first = needs.config if isinstance(needs, CheckpointKind) else needs
     noun = needs.noun if isinstance(needs, CheckpointKind) else "set-up of adapters"
     parts = f"{first} and {' or '.join(needs.weights)}" if isinstance(needs, CheckpointKind) else first
@@ -226,6 +229,14 @@ def _lacking(repo: str, files: Sequence[str], needs: CheckpointKind | str, inner
     if needs is ADAPTER and SETUP_FILE in files:
         hint = " It holds a set-up: use load_adapter_setup."
     return f"{place} holds no {noun}, which is {parts}.{hint} It holds: {shown}."
+
+
+def _of_peft(place: str, source: str | None = None) -> str:
+    return (
+        f"{place} holds an adapter in the format of PEFT, which is another one than ours. Load it with "
+        f"peft.PeftModel.from_pretrained(model, {source or place!r}), into a model without adapters.init; to use "
+        "what it does here, merge it there (merge_and_unload), save that model and open it."
+    )
 
 
 def _from_url(url: str, again: bool) -> Path:

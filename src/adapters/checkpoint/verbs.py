@@ -16,7 +16,7 @@ from adapters.checkpoint import heads as head_files
 from adapters.checkpoint import setup as setup_files
 from adapters.checkpoint.atomic import reading, saving
 from adapters.checkpoint.average import average_adapter
-from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, SETUP_FILE, make_folder, subfolder, write_interface
+from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, SETUP_FILE, subfolder, write_interface
 from adapters.checkpoint.locate import locate
 from adapters.checkpoint.undo import Before
 from adapters.composition.blocks import Fuse
@@ -585,10 +585,16 @@ class CheckpointVerbs:
             state_dict = full_model.complete_state(self, state_dict, save_original_format)
             save_original_format = False
         options |= {"state_dict": state_dict, "save_original_format": save_original_format}
-        if is_main_process:
-            write_interface(self, make_folder(save_directory))
-        with full_model.described(self):
+        if not is_main_process:
             super().save_pretrained(save_directory, **options)  # type: ignore[misc]
+            return
+        if push_to_hub:
+            options.setdefault("repo_id", os.path.basename(os.path.normpath(save_directory)))
+        has_interface = self._engine.interface is not None
+        with saving(save_directory, lambda path: full_model.is_replaced(path, variant, has_interface)) as folder:
+            write_interface(self, folder)
+            with full_model.described(self):
+                super().save_pretrained(folder, **options)  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As in torch. Tensors may also have their names in files, by which the HF Trainer gives them back.

@@ -365,17 +365,17 @@ class ConfigUnion(AdapterConfig):
 
     def as_stored(self: ConfigT, names: Collection[str]) -> ConfigT:
         assert isinstance(self, ConfigUnion)
-        return self._of([member.as_stored(names) for member in self.configs])
+        return self._of([member.as_stored(names) for member in self.configs])  # type: ignore[return-value]
 
     def without_start(self: ConfigT) -> ConfigT:
         assert isinstance(self, ConfigUnion)
-        return self._of([member.without_start() for member in self.configs])
+        return self._of([member.without_start() for member in self.configs])  # type: ignore[return-value]
 
     def without_layers(self: ConfigT, layers: Collection[int], all_layers: Sequence[int]) -> ConfigT:
         assert isinstance(self, ConfigUnion)
-        return self._of([member.without_layers(layers, all_layers) for member in self.configs])
+        return self._of([member.without_layers(layers, all_layers) for member in self.configs])  # type: ignore[return-value]
 
-    def _of(self, members: list[AdapterConfig]) -> Any:
+    def _of(self, members: list[AdapterConfig]) -> ConfigUnion:
         """This union with other members."""
         if all(new is old for new, old in zip(members, self.configs)):
             return self

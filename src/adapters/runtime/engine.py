@@ -77,7 +77,7 @@ class Engine:
         self.parts: dict[str, list[Part]] = {}
         self.fusions: dict[str, list[Part]] = {}
         self.shared: dict[str, list[str]] = {}
-        self.merged: dict[str, list[tuple[Live[Any], Tensor, Tensor | None]]] = {}
+        self.merged: dict[str, list[tuple[Live[Any], Tensor, Tensor | None]] | None] = {}
         self.entry = Entry(self)
         self.replication = Replication(self)
         self._touched: set[Live[Any]] = set()

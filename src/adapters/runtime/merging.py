@@ -48,11 +48,30 @@ def merge(engine: Engine, name: str) -> None:
         part.live.unhook()
 
 
+def assume_merged(engine: Engine, name: str) -> None:
+    """Take the base weights for ones that hold the adapter `name` already. Those from before are not known."""
+    engine.merged[name] = None
+    for part in engine.parts[name]:
+        if isinstance(part.module, LinearAdapter) and part.live is not None:
+            part.live.suspended = True
+            part.live.unhook()
+
+
 @torch.no_grad()
 def unmerge(engine: Engine) -> None:
-    """Take merged adapters out of the base weights: the weights from before come back, bit for bit."""
+    """Take merged adapters out of the base weights: the weights from before come back, bit for bit.
+
+    Raises:
+        MergeError: they are not known, because the model was saved while the adapter was merged.
+    """
     while engine.merged:
-        _, backup = engine.merged.popitem()
+        name, backup = next(iter(engine.merged.items()))
+        if backup is None:
+            raise MergeError(
+                f"Adapter {name!r} was merged when this model was saved, and the base weights from before were not "
+                "saved. Load the base model, and the adapter into it, to have them apart."
+            )
+        del engine.merged[name]
         for live, weight, bias in backup:
             assert isinstance(live.site, LinearSite)
             assign(live.site.module, weight, bias)
