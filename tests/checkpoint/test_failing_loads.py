@@ -1,4 +1,4 @@
-"""Does a load that fails leave the model as it was, to the bit, whatever is wrong with the files, with an error of ours?"""
+"""Does a load that fails leave the model as it was, to the bit, with an error of ours, whatever is wrong?"""
 
 from __future__ import annotations
 
@@ -200,12 +200,14 @@ def fuzz(kind: str, rounds: int, seed: int, folder: Path) -> int:
     return failed
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch, about the odd tensors
 @pytest.mark.parametrize("kind", SAVED)
 def test_mutated_files(kind: str, tmp_path: Path) -> None:
     assert fuzz(kind, 25, 0, tmp_path) > 5
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("kind", SAVED)
 def test_many_mutated_files(kind: str, seed: int, tmp_path: Path) -> None:
@@ -220,11 +222,11 @@ def changed(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**data, **changes}))
 
 
-def refused(model: Any, load: Callable[[], Any], match: str) -> None:
+def refused(model: Any, load: Callable[[], Any], match: str | None = None) -> None:
     before = snapshot(model)
     with pytest.raises(AdapterError, match=match):
         load()
-    assert_same(before, model, match)
+    assert_same(before, model, str(match))
 
 
 def test_a_bad_head_leaves_the_adapter(tmp_path: Path) -> None:
@@ -282,7 +284,7 @@ def test_sizes_are_checked_before_anything_is_made(method: str, change: dict[str
     source.save_adapter(tmp_path, "a")
     changed(tmp_path / ADAPTER.config, config={**CONFIGS[method].to_dict(), **change})
     model = build("bert")
-    refused(model, lambda: model.load_adapter(tmp_path), "")
+    refused(model, lambda: model.load_adapter(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -304,7 +306,7 @@ def test_values_of_heads(change: dict[str, Any], tmp_path: Path) -> None:
     source.save_head(tmp_path, "a")
     changed(tmp_path / HEAD.config, config={**source.heads["a"].config, **change})
     model = model_with_all(2)
-    refused(model, lambda: model.load_head(tmp_path), "")
+    refused(model, lambda: model.load_head(tmp_path))
 
 
 # Two names of one tensor

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, FrozenInstanceError, dataclass, fields
+from math import isfinite
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from adapters.errors import ConfigError, choices
@@ -33,7 +34,7 @@ class Rule(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and isfinite(value))
 
 
 def number(low: float, high: float = float("inf"), *, above: bool = False, below: bool = False) -> Rule:
@@ -85,10 +86,10 @@ flag = Rule("True or False", lambda value: isinstance(value, bool))
 real = Rule("a number", _is_number)
 text = Rule("a string", lambda value: isinstance(value, str))
 nothing = Rule("None", lambda value: value is None)
-decimal = Rule("a float (with a decimal point)", lambda value: isinstance(value, float) and value == value)
+decimal = Rule("a float (with a decimal point)", lambda value: isinstance(value, float) and isfinite(value))
 probability = number(0, 1)
 layer_numbers = list_of(integer(0))
-seed = nothing | integer(0)
+seed = nothing | Rule("an integer in [0, 2 ** 64)", lambda value: integer(0).holds(value) and value < 2**64)
 
 KNOWN_ACTIVATIONS = frozenset(
     ("gelu", "gelu_10", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "hardswish", "leakyrelu")
