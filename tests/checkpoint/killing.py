@@ -137,16 +137,19 @@ KINDS: dict[str, Kind] = {
 }
 
 
-STEPS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "open", "shutil.rmtree")
+STEPS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "open")
 """Audit events of operations on files."""
 
 
-def killed_at(step: int) -> Callable[[str, tuple[Any, ...]], None]:
-    """An audit hook that ends the process before operation number `step`."""
+def killed_at(step: int, folder: Path) -> Callable[[str, tuple[Any, ...]], None]:
+    """An audit hook that ends the process before operation number `step` that changes something in a folder."""
     passed = count()
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event in STEPS and next(passed) == step:
+        if event not in STEPS or not str(args[0]).startswith(str(folder)):
+            return
+        writes = event != "open" or (args[2] & (os.O_WRONLY | os.O_RDWR))
+        if writes and next(passed) == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return hook
@@ -178,7 +181,7 @@ def main(kind: Kind, kills: int, seed: int) -> None:
         for number in range(kills) if kills else count():
             if not (child := os.fork()):
                 if not kills:
-                    sys.addaudithook(killed_at(number))
+                    sys.addaudithook(killed_at(number, folder))
                 for v in count(version) if kills else (version,):
                     save(folder, v)
                 os._exit(0)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapters import Fuse, Stack
-from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, SETUP_FILE
+from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD
 from adapters.errors import AdapterError, CheckpointError
 from tests.contract.cases import CONFIGS, ONE_OF_EACH, carrying
 from tests.heads.models import add_head, tiny
@@ -131,9 +131,10 @@ def mutate_tensors(path: Path, chance: random.Random) -> str:
 
 
 def mutate(folder: Path, chance: random.Random) -> str:
-    files = [path for path in sorted(folder.rglob("*")) if path.name != SETUP_FILE or chance.random() < 0.7]
-    path = chance.choice([path for path in files if path.is_file()])
-    return mutate_json(path, chance) if path.suffix == ".json" else mutate_tensors(path, chance)
+    """Break one or two files of a folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    chosen = chance.sample(files, chance.choice([1, 1, 1, 2]))
+    return " and ".join((mutate_json if path.suffix == ".json" else mutate_tensors)(path, chance) for path in chosen)
 
 
 def model_with_all(seed: int) -> Any:
@@ -183,7 +184,7 @@ def fuzz(kind: str, rounds: int, seed: int, folder: Path) -> int:
         broken = folder / "broken"
         shutil.rmtree(broken, ignore_errors=True)
         shutil.copytree(folder / chance.choice(["safe", "pickle"]), broken)
-        what = f"round {number}: {' and '.join(mutate(broken, chance) for _ in range(chance.choice([1, 1, 1, 2])))}"
+        what = f"round {number}: {mutate(broken, chance)}"
         models = models or [model_with_all(2), empty_model()]
         for model in models:
             before, started = snapshot(model), time.process_time()
