@@ -297,13 +297,12 @@ class AdapterConfig(FrozenMapping):
         return super().from_dict(config)
 
     @classmethod
-    def load(cls, config: Any, download_kwargs: Mapping[str, Any] | None = None, **kwargs: Any) -> AdapterConfig | None:
+    def load(cls, config: Any, **kwargs: Any) -> AdapterConfig | None:
         """Finds a config by whatever names it.
 
         Args:
             config: A config, its dict, an identifier ("lora"), a config string ("lora[r=4]|prefix_tuning") or
                 the path of a JSON file.
-            download_kwargs: Ignored; configs are never downloaded.
             kwargs: Fields to change in the config; those that are None are ignored.
         Returns:
             The config, or None if `config` is empty.
@@ -312,7 +311,7 @@ class AdapterConfig(FrozenMapping):
         """
         from adapters.methods.presets import load
 
-        return load(config, download_kwargs=download_kwargs, **kwargs)
+        return load(config, **kwargs)
 
 
 @dataclass(eq=False)
