@@ -44,6 +44,7 @@ ORDER = (
     "adapters.runtime",
     "adapters.heads",
     "adapters.checkpoint.layout",
+    "adapters.checkpoint.atomic",
     "adapters.hub",
     "adapters.checkpoint",
     "adapters.verbs",

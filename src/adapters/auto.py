@@ -14,6 +14,7 @@ from transformers.models.auto.configuration_auto import (  # type: ignore[attr-d
     model_type_to_module_name,
 )
 
+from adapters.checkpoint.atomic import finish
 from adapters.heads.model import EncoderDecoderHeadModel, HeadModel, argument_names, make_signature
 from adapters.heads.pooling import Pooling, last_eos, last_token
 from adapters.heads.shifting import Shift, last_token_first, start_token_first
@@ -149,6 +150,12 @@ class AutoAdapterModel(_BaseAutoModelClass):
     """
 
     _model_mapping = ADAPTER_MODEL_MAPPING  # type: ignore[assignment]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in Transformers; a save into the folder that was interrupted is finished first."""
+        finish(pretrained_model_name_or_path)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapters import ConfigUnion, LoReftConfig, PrefixTuningConfig
 from adapters.checkpoint.layout import ADAPTER
-from adapters.errors import CheckpointError
+from adapters.errors import CheckpointError, ConfigError
 from tests.contract.cases import carrying, every_pair
 from tests.tiny import build, infer, inputs, perturb
 
@@ -97,3 +97,12 @@ def test_other_layers_must_be_complete(tmp_path: Path) -> None:
     save_file({key: t for key, t in tensors.items() if "layer.1" not in key}, tmp_path / ADAPTER.safetensors)
     with pytest.raises(CheckpointError, match=r"missing: encoder\.layer\.1"):
         build("bert").load_adapter(tmp_path, leave_out=[0])
+
+
+@pytest.mark.parametrize("left_out", [[99], [0, -1], ["0"], [True]])
+def test_layers_that_are_not_there(left_out: list[Any], tmp_path: Path) -> None:
+    stored("bert", "lora", tmp_path)
+    model = build("bert")
+    with pytest.raises(ConfigError, match=rf"leave_out has .*{left_out[-1]}.*It has \[0, 1\]"):
+        model.load_adapter(tmp_path, leave_out=left_out)
+    assert not list(model.adapters_config)

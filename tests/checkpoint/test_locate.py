@@ -137,3 +137,10 @@ def test_unknown_arguments(saved: Path) -> None:
 def test_arguments_of_the_past(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     build("bert").load_adapter(saved, config="lora", model_name="bert-base-uncased")
     assert "its stored config is" in caplog.text
+
+
+def test_a_folder_of_peft(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointNotFound, match=r"format of PEFT.*peft\.PeftModel\.from_pretrained"):
+        locate.locate(tmp_path, ADAPTER)

@@ -40,6 +40,7 @@ OTHERWISE: dict[str, tuple[str, str]] = {
         "padding of shorter prefixes is masked",
     ),
     r"^vit__comp_ia3__.*parallel": ("main/", "every row of Parallel is that of its own adapter"),
+    r"svd": (r"(\[\w+\] )?main/", "SVD averaging averages what adapters do, alpha and r included"),
     r"__average_linear__.*_inv$": ("main/", "bijections are averaged with the rest"),
     r"__phm_dim2_learn_false$": (
         r"grads\.(grad_norms\[.*phm_rule\]|trainable_numel)",

@@ -3,48 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from adapters.checkpoint.layout import (
-    ADAPTER,
-    description,
-    make_folder,
-    read_json,
-    version_numbers,
-    with_meta,
-    write_interface,
-    write_json,
-)
-from adapters.checkpoint.names import Match, below_base, is_repeated, match, own_prefix, tensors_of
-from adapters.checkpoint.tensors import read_tensors, write_tensors
-from adapters.errors import CheckpointError
-from adapters.methods.bottleneck import BnConfig
-from adapters.methods.config import AdapterConfig, ConfigUnion, members_of
+from adapters.checkpoint.atomic import reading
+from adapters.checkpoint.empty import Empty
+from adapters.checkpoint.fingerprint import ENTRY, sample, warn_if_other
+from adapters.checkpoint.layout import ADAPTER, description, version_numbers, write_interface
+from adapters.checkpoint.names import Match, below_base, converted, is_repeated, match, own_prefix, tensors_of
+from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
+from adapters.checkpoint.undo import Before
+from adapters.errors import AdapterError, CheckpointError, ConfigError
+from adapters.methods import METHODS
+from adapters.methods.config import AdapterConfig, members_of
 from adapters.methods.places import selects
-from adapters.methods.prefix_tuning import PrefixTuningConfig, flattened
 from adapters.methods.presets import load as load_config
-from adapters.methods.prompt_tuning import PromptTuningConfig
-from adapters.methods.reft import ReftConfig
 from adapters.runtime import merging
-from adapters.runtime.engine import Engine
-from adapters.sites.resolve import AttentionSite, LayerSite
+from adapters.runtime.adapters_config import check_name
+from adapters.runtime.engine import Engine, Part
 
 logger = logging.getLogger(__name__)
+
+CHAINED = "chained"
+"""Entry of adapter_config.json: whether all of the adapter acts where others come before it in a `Stack`."""
 
 OLD_ACTIVATIONS = {"gelu": "gelu_new", "gelu_orig": "gelu"}
 """What activations were called before files had a version."""
 
 
-def save_adapter(
-    model: Any, folder: Any, name: str, meta: Mapping[str, Any] | None = None, use_safetensors: bool = True
-) -> Path:
-    """Write the config and the tensors of an adapter.
+def write_adapter(
+    model: Any, folder: Path, name: str, meta: Mapping[str, Any] | None = None, use_safetensors: bool = True
+) -> None:
+    """Write the config and the tensors of an adapter into an existing folder.
 
     Raises:
         AdapterNameError: there is no adapter of this name.
@@ -53,18 +47,19 @@ def save_adapter(
     engine.require(name)
     config = engine.config.get(name)
     assert config is not None
-    path = make_folder(folder)
     prefix = own_prefix(engine)
     tensors = {prefix + key: tensor for key, tensor in tensors_of(engine, engine.parts[name], name).items()}
-    write_tensors(path, ADAPTER, tensors, use_safetensors)
-    write_json(path / ADAPTER.config, with_meta(description(model, name, config.to_dict()), meta))
-    write_interface(model, path)
-    return path
+    data = {**description(model, name, config.to_dict()), ENTRY: sample(engine)}
+    if not engine.is_chained(name):
+        data[CHAINED] = False
+    write_checkpoint(folder, ADAPTER, data, tensors, meta, use_safetensors)
+    write_interface(model, folder)
 
 
 def load_adapter(
     model: Any,
     folder: Path,
+    before: Before,
     load_as: str | None = None,
     leave_out: Iterable[int] | None = None,
     use_safetensors: bool = True,
@@ -79,117 +74,101 @@ def load_adapter(
         CheckpointError: tensors are missing, unexpected or of another shape; nothing has changed then.
     """
     engine: Engine = model._engine
-    saved = read_json(folder / ADAPTER.config)
-    found = read_tensors(folder, ADAPTER, use_safetensors)
+    with reading(folder):
+        saved, found = read_checkpoint(folder, ADAPTER, use_safetensors)
     stored_name = saved.get("name") or load_as
     if not isinstance(stored_name, str):
         raise CheckpointError(f"{folder / ADAPTER.config} does not say the adapter's name. Pass load_as.")
     name = load_as or stored_name
     stored_config = stored_adapter_config(saved, found)
-    left_out = set(leave_out or ())
-    config = without_layers(stored_config, left_out, engine) if left_out else stored_config
+    left_out = check_layers(leave_out or (), engine)
+    config = stored_config.without_layers(left_out, layers_of(engine)) if left_out else stored_config
     hint = _origin(saved, model)
 
-    def read() -> Match:
-        return match_adapter(engine, name, found, stored_name, stored_config, left_out)
+    def read(parts: Sequence[Part]) -> Match:
+        return match_adapter(engine, parts, found, stored_name, stored_config, left_out)
 
     what = f"Adapter {stored_name!r} in {folder}"
-    if name in engine.config:
-        logger.warning("There is an adapter %r already. Its weights are replaced by those in %s.", name, folder)
-        if config != engine.config.get(name):
-            raise CheckpointError(
-                f"{what} has another config than the adapter {name!r} of this model. Give it another name by load_as, "
-                "or delete the adapter first."
-            )
+    if name not in engine.config:
+        check_name(name)
+        add_stored(engine, name, config, read, what, strict, hint, loading_info)
+        if not _is_chained(saved):
+            engine.act_first_only(name)
+        warn_if_other(engine, saved, what)
+        return name
+    logger.warning("There is an adapter %r already. Its weights are replaced by those in %s.", name, folder)
+    if config != engine.config.get(name):
+        raise CheckpointError(
+            f"{what} has another config than the adapter {name!r} of this model. Give it another name by load_as, "
+            "or delete the adapter first."
+        )
+    result = read(engine.parts[name])
+    result.check(what, strict, hint, loading_info)
+    before.keep(target for target, _ in result.pairs.values())
+    if name in engine.merged:
         merging.unmerge(engine)
-        _finish(read(), what, strict, hint, loading_info)
-    else:
-        add_and_fill(engine, name, config, read, what, strict, hint, loading_info)
+    result.copy()
+    warn_if_other(engine, saved, what)
     return name
 
 
-def add_and_fill(
+def add_stored(
     engine: Engine,
     name: str,
     config: AdapterConfig,
-    read: Callable[[], Match],
+    read: Callable[[Sequence[Part]], Match],
     what: str,
     strict: bool = True,
     hint: str = "",
     loading_info: dict[str, Any] | None = None,
 ) -> None:
-    """Add an adapter and give it stored values, without drawing the random ones that new adapters start with.
+    """Add an adapter with stored values. It is built without values first, and filled when all has been checked.
 
     Args:
         engine: Of the model.
         name: Name of the new adapter.
         config: Its config.
-        read: Holds the file against the new adapter.
-        what, strict, hint: As for `Match.check`.
-        loading_info: Receives missing_keys and unexpected_keys.
+        read: Holds the file against the modules of the new adapter.
+        what, strict, hint, loading_info: As for `Match.check`.
     Raises:
-        CheckpointError: the file does not fit. The adapter is removed again.
+        CheckpointError: the file does not fit. Nothing has changed then.
     """
-    without_text = without_start(config)
-    with Zeros() if strict else torch.random.fork_rng(devices=[]):
-        engine.add(name, without_text)
-    if without_text is not config:
-        engine.config.delete(name)
-        engine.config.add(name, config)
+    own = config.without_start()
     try:
-        _finish(read(), what, strict, hint, loading_info)
-    except BaseException:
-        engine.delete(name)
+        with Empty():
+            parts = engine.build(name, own)
+    except AdapterError:
         raise
+    except Exception as error:
+        raise CheckpointError(f"{what} cannot be built from its config: {error}") from error
+    result = read(parts)
+    result.check(what, strict, hint, loading_info)
+    if not _fill(parts, result, engine):
+        with torch.random.fork_rng(devices=[]):
+            parts = engine.build(name, own)
+        read(parts).copy()
+    engine.insert(name, config, parts)
 
 
-RANDOM = frozenset(
-    (
-        torch.Tensor.normal_,
-        torch.Tensor.uniform_,
-        nn.init.kaiming_uniform_,
-        nn.init.normal_,
-        nn.init.trunc_normal_,
-        nn.init.uniform_,
-        nn.init.xavier_normal_,
-    )
-)
-"""Functions that fill their first argument with random numbers."""
-
-
-class Zeros(TorchFunctionMode):
-    """In this context parameters that would start at random start at 0. It is faster, and no random state changes."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if function in RANDOM:
-            target = args[0] if args else kwargs["tensor"]
-            with torch.no_grad():
-                return target.zero_()
-        if function is torch.randn:
-            return torch.zeros(*args, **kwargs)
-        return function(*args, **kwargs)
-
-
-def without_start(config: AdapterConfig) -> AdapterConfig:
-    """`config` for an adapter whose values come from a file, and so not from the model's tokenizer."""
-    if isinstance(config, ConfigUnion):
-        members = [without_start(member) for member in config.configs]
-        same = all(new is old for new, old in zip(members, config.configs))
-        return config if same else ConfigUnion(*members)
-    if isinstance(config, PromptTuningConfig) and config.prompt_init == "from_string":
-        return config.replace(prompt_init="random_uniform")
-    return config
-
-
-def _finish(found: Match, what: str, strict: bool, hint: str, loading_info: dict[str, Any] | None) -> None:
-    if loading_info is not None:
-        loading_info["missing_keys"] = list(found.missing)
-        loading_info["unexpected_keys"] = list(found.unexpected)
-    found.check(what, strict, hint)
-    found.copy()
+def _fill(parts: Iterable[Part], stored: Match, engine: Engine) -> bool:
+    """Give the tensors of `parts`, which have no values, those of a file. False, and nothing done, if it lacks some."""
+    sources = {id(target): (name, source) for name, (target, source) in stored.pairs.items()}
+    slots: list[tuple[Any, str, torch.device]] = []
+    for part in parts:
+        device = engine.like(part.live.site if part.live is not None else None).device
+        for module in part.module.modules():
+            for tensors in (module._parameters, module._buffers):
+                slots += [(tensors, key, device) for key, tensor in tensors.items() if tensor is not None]
+    if not all(id(tensors[key]) in sources for tensors, key, _ in slots):
+        return False
+    filled: dict[int, Tensor] = {}
+    for tensors, key, device in slots:
+        empty: Tensor = tensors[key]
+        if id(empty) not in filled:
+            values = converted(*sources[id(empty)], empty.dtype, device)
+            filled[id(empty)] = nn.Parameter(values, empty.requires_grad) if type(empty) is nn.Parameter else values
+        tensors[key] = filled[id(empty)]
+    return True
 
 
 def _origin(saved: Mapping[str, Any], model: Any) -> str:
@@ -201,23 +180,23 @@ def _origin(saved: Mapping[str, Any], model: Any) -> str:
 
 def match_adapter(
     engine: Engine,
-    name: str,
+    parts: Iterable[Part],
     found: Mapping[str, Tensor],
     stored_name: str,
     stored_config: AdapterConfig,
     left_out: set[int] = frozenset(),  # type: ignore[assignment]
 ) -> Match:
-    """Hold the tensors of a file, in which the adapter is called `stored_name`, against the adapter `name`.
+    """Hold the tensors of a file, in which the adapter is called `stored_name`, against the modules of an adapter.
 
     Args:
         engine: Of the model.
-        name: The adapter in the model.
+        parts: The modules, in the model or not yet.
         found: Tensors of the file.
         stored_name: The adapter in the file.
         stored_config: Its config in the file.
         left_out: Layers of the file that the adapter in the model does not have.
     """
-    expected = tensors_of(engine, engine.parts[name], stored_name)
+    expected = tensors_of(engine, parts, stored_name)
     below = below_base(engine, found, expected)
     places: tuple[str, ...] = ()
     if left_out:
@@ -246,17 +225,15 @@ def stored_adapter_config(saved: Mapping[str, Any], found: Mapping[str, Tensor])
     if isinstance(stored, Mapping):
         stored = dict(stored)
         version = saved.get("version")
-        if version is None and stored.get("non_linearity") in OLD_ACTIVATIONS:
-            stored["non_linearity"] = OLD_ACTIVATIONS[stored["non_linearity"]]
+        if version is None and (activation := str(stored.get("non_linearity"))) in OLD_ACTIVATIONS:
+            stored["non_linearity"] = OLD_ACTIVATIONS[activation]
         if stored.get("architecture") == "lora" and _ignores_alpha(version) and "r" in stored:
             stored["alpha"] = stored["r"]
     config = load_config(stored)
     assert config is not None
     if saved.get("type") == "text_task" and not any(".invertible" in f".{key}" for key in found):
-        config = _without_invertible(config)
-    if not _is_flat(config) and any(".prefix_tunings." in f".{k}" and k.endswith(".control_trans") for k in found):
-        config = flattened(config)
-    return config
+        config = config.without_invertible()
+    return config.as_stored(found.keys())
 
 
 def _ignores_alpha(version: Any) -> bool:
@@ -265,36 +242,32 @@ def _ignores_alpha(version: Any) -> bool:
     return name == "adapters" and version_numbers(numbers) < (1, 1, 0)
 
 
-def _without_invertible(config: AdapterConfig) -> AdapterConfig:
-    if isinstance(config, BnConfig) and config.inv_adapter:
-        return config.replace(inv_adapter=None, inv_adapter_reduction_factor=None)
-    return config
-
-
-def _is_flat(config: AdapterConfig) -> bool:
-    return all(member.flat for member in members_of(config) if isinstance(member, PrefixTuningConfig))
+def _is_chained(saved: Mapping[str, Any]) -> bool:
+    """Whether a stored adapter was trained with a library that chains all methods in a `Stack`: see `chains`."""
+    stored, (name, _, numbers) = saved.get(CHAINED), str(saved.get("version")).partition(".")
+    return stored if isinstance(stored, bool) else name == "adapters" and version_numbers(numbers) >= (2, 0, 0)
 
 
 # Loading without some layers
 
 
-def without_layers(config: AdapterConfig, layers: set[int], engine: Engine) -> AdapterConfig:
-    """`config` for an adapter that has nothing in `layers`."""
-    if isinstance(config, ConfigUnion):
-        return ConfigUnion(*(without_layers(member, layers, engine) for member in config.configs))
-    if isinstance(config, ReftConfig):
-        own = config.layers
-        if own == "all":
-            own = sorted({live.site.layer for live in engine.live if isinstance(live.site, LayerSite)})
-        return config.replace(layers=[layer for layer in own if layer not in layers])
-    stored = config.get("leave_out")
-    return config if stored is None else config.replace(leave_out=sorted({*stored, *layers}))
+def layers_of(engine: Engine) -> list[int]:
+    """Numbers of the layers that have sites."""
+    return sorted({live.site.layer for live in engine.live if live.site.layer >= 0})
+
+
+def check_layers(layers: Iterable[Any], engine: Engine) -> set[int]:
+    """Layers to leave out, as a set. Raises ConfigError if the model does not have them."""
+    known, given = layers_of(engine), list(layers)
+    if unknown := [layer for layer in given if isinstance(layer, bool) or layer not in known]:
+        raise ConfigError(f"leave_out has {unknown}, but this model has no such layers. It has {known}.")
+    return set(given)
 
 
 def without_slots(
     tensors: Mapping[str, Tensor], engine: Engine, name: str, config: AdapterConfig, layers: set[int]
 ) -> dict[str, Tensor]:
-    """Tensors of a file in which prefixes, stored for all layers in one tensor, have no part for `layers`.
+    """Tensors of a file in which what is stored for all layers in one tensor has no part for `layers`.
 
     Args:
         tensors: By name below the base model.
@@ -305,27 +278,21 @@ def without_slots(
     """
     result = dict(tensors)
     for member in members_of(config):
-        if not isinstance(member, PrefixTuningConfig):
-            continue
-        sites: dict[str, list[AttentionSite]] = {}
-        for live in engine.live:
-            left_out = live.site.layer in member.leave_out or selects(member, live.site) is False
-            if isinstance(live.site, AttentionSite) and not left_out:
-                sites.setdefault(live.site.location, []).append(live.site)
-        for location, group in sites.items():
-            start = f"prefix_tuning.prefix_tunings.{name}.{location}."
-            kept = [i for i, site in enumerate(group) if site.layer not in layers]
-            for key in [key for key in result if key.startswith(start)]:
-                result[key] = _kept_slots(result[key], key.removeprefix(start), member, len(group), kept)
-                if not kept:
-                    del result[key]
+        for method in METHODS:
+            if not method.shared_container or not method.handles(member):
+                continue
+            sites: dict[str, list[int]] = {}
+            for site in (live.site for live in engine.live if isinstance(live.site, method.site_type)):
+                named = selects(member, site)
+                acts = method.acts_at(member, site) if named is None else named
+                if acts and site.layer not in member.get("leave_out", ()):
+                    sites.setdefault(site.location, []).append(site.layer)
+            for location, numbers in sites.items():
+                start = f"{method.shared_container}.{name}.{location}."
+                kept = [i for i, layer in enumerate(numbers) if layer not in layers]
+                for key in [key for key in result if key.startswith(start)]:
+                    inner = key.removeprefix(start)
+                    result[key] = method.kept_slots(member, inner, result[key], len(numbers), kept)
+                    if not kept:
+                        del result[key]
     return result
-
-
-def _kept_slots(tensor: Tensor, inner: str, config: PrefixTuningConfig, count: int, kept: list[int]) -> Tensor:
-    """The rows of the slots `kept`, of a tensor with `count` slots."""
-    if inner == "control_trans" and tensor.numel() % (config.prefix_length * count) == 0:
-        return tensor.view(config.prefix_length, count, -1)[:, kept].reshape(-1)
-    if inner.startswith("control_trans.2.") and tensor.shape[0] % count == 0:
-        return tensor.view(count, -1, *tensor.shape[1:])[kept].flatten(0, 1)
-    return tensor

@@ -2,14 +2,17 @@
 
     linear                        every tensor: sum_i w_i t_i
     lora_linear_only_negate_b     A = sum_i |w_i| A_i,  B = sum_i w_i B_i
-    lora_delta_w_svd              B A = best approximation of rank `svd_rank` to sum_i w_i B_i A_i
+    lora_delta_w_svd              B A = best approximation of rank `svd_rank` to sum_i w_i (alpha_i / r_i) B_i A_i
+    lora_delta_w_svd_unscaled     B A = the same to sum_i w_i B_i A_i, with alpha as it was: what older versions made
 
 Papers: Chronopoulou et al. 2023, arXiv:2311.09344 (linear); Zhang et al. 2023, arXiv:2306.14870 (negate_b).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -22,9 +25,10 @@ from adapters.methods.lora import LoRAConfig
 from adapters.runtime import merging
 from adapters.runtime.engine import Engine
 
-NO_MATTER = ("dropout", "init_weights", "init_weights_seed", "stochastic_depth")
+MEANINGLESS = ("dropout", "init_weights", "init_weights_seed", "stochastic_depth")
 """Fields in which averaged adapters may differ: they do not change what weights mean."""
-STRATEGIES = ("linear", "lora_linear_only_negate_b", "lora_delta_w_svd")
+SVD, OLD_SVD = "lora_delta_w_svd", "lora_delta_w_svd_unscaled"
+STRATEGIES = ("linear", "lora_linear_only_negate_b", SVD, OLD_SVD)
 
 State = dict[str, Tensor]
 
@@ -52,7 +56,7 @@ def average_adapter(
         raise AdapterNameError(f"There is an adapter {name!r} already. Choose another name, or pass overwrite_ok=True.")
     if strategy not in STRATEGIES:
         raise MergeError(f"There is no combine_strategy {strategy!r}. {choices(strategy, STRATEGIES)}")
-    config = _common_config(engine, list(shares))
+    config = _common_config(engine, list(shares), ("r", "alpha") if strategy == SVD else ())
     if strategy != "linear" and not isinstance(config, LoRAConfig):
         raise MergeError(f"combine_strategy={strategy!r} is for LoRA, but the adapters are {type(config).__name__}.")
     states = [tensors_of(engine, engine.parts[adapter], name) for adapter in shares]
@@ -62,25 +66,22 @@ def average_adapter(
             result = _linear(states, factors)
         elif strategy == "lora_linear_only_negate_b":
             result = _negate_b(states, factors)
+        elif strategy == OLD_SVD:
+            result = _svd(states, factors, svd_rank, strategy)
+            config = config.replace(r=svd_rank)
         else:
-            result, config = _svd(states, factors, config, svd_rank)
-    if name in engine.config:
-        merging.unmerge(engine)
-        engine.delete(name)
-    _add(engine, name, config, result)
-
-
-def _add(engine: Engine, name: str, config: AdapterConfig, values: State) -> None:
+            scalings = [own["alpha"] / own["r"] for own in map(engine.config.get, shares) if own is not None]
+            effects = [factor * scaling for factor, scaling in zip(factors, scalings, strict=True)]
+            result = _svd(states, effects, svd_rank, strategy)
+            config = config.replace(r=svd_rank, alpha=svd_rank)
     with torch.random.fork_rng(devices=[]):
-        engine.add(name, config)
-    try:
-        targets = tensors_of(engine, engine.parts[name], name)
-        with torch.no_grad():
-            for key, target in targets.items():
-                target.copy_(values[key])
-    except BaseException:
-        engine.delete(name)
-        raise
+        parts = engine.build(name, config.without_start())
+    with torch.no_grad():
+        for key, target in tensors_of(engine, parts, name).items():
+            target.copy_(result[key])
+    if name in engine.merged:
+        merging.unmerge(engine)
+    engine.insert(name, config, parts, overwrite=True)
 
 
 def _shares(
@@ -95,6 +96,8 @@ def _shares(
         weights, normalize = [1.0] * len(names), True
     if len(weights) != len(names):
         raise MergeError(f"There are {len(weights)} weights for {len(names)} adapters. Give one per adapter.")
+    if odd := [w for w in weights if not isinstance(w, Real) or isinstance(w, bool) or not math.isfinite(w)]:
+        raise MergeError(f"The weight {odd[0]!r} is no finite number. Give one number per adapter.")
     total = sum(weights) if normalize else 1.0
     if total == 0:
         raise MergeError(f"Weights {list(weights)} sum to zero. Pass normalize_weights=False to use them as they are.")
@@ -104,23 +107,24 @@ def _shares(
     return shares
 
 
-def _common_config(engine: Engine, names: list[str]) -> AdapterConfig:
+def _common_config(engine: Engine, names: list[str], free: Sequence[str] = ()) -> AdapterConfig:
+    """The config of the first adapter, if the others mean the same; fields in `free` may differ."""
     configs = [engine.config.get(name) for name in names]
     first = configs[0]
     assert first is not None
     for name, config in zip(names, configs):
-        if config is None or _meaning(config.to_dict()) != _meaning(first.to_dict()):
+        if config is None or _meaning(config.to_dict(), free) != _meaning(first.to_dict(), free):
             raise MergeError(
                 f"Adapters {names[0]!r} and {name!r} have different configs, so there is no average: {first!r} and "
-                f"{config!r}. They may differ only in {', '.join(NO_MATTER)}."
+                f"{config!r}. They may differ only in {', '.join((*MEANINGLESS, *free))}."
             )
     return first
 
 
-def _meaning(data: Any) -> Any:
+def _meaning(data: Any, free: Sequence[str]) -> Any:
     if isinstance(data, Mapping):
-        return {key: _meaning(value) for key, value in data.items() if key not in NO_MATTER}
-    return [_meaning(value) for value in data] if isinstance(data, list) else data
+        return {key: _meaning(value, free) for key, value in data.items() if key not in (*MEANINGLESS, *free)}
+    return [_meaning(value, free) for value in data] if isinstance(data, list) else data
 
 
 def _sum(tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
@@ -152,11 +156,13 @@ def _kind(key: str, strategy: str) -> str:
     return inner
 
 
-def _svd(
-    states: list[State], factors: list[float], config: AdapterConfig, rank: int | None
-) -> tuple[State, AdapterConfig]:
-    strategy = "lora_delta_w_svd"
-    if rank is None or rank < 1:
+def _svd(states: list[State], factors: list[float], rank: int | None, strategy: str) -> State:
+    """A [rank, I] and B [O, rank] of all places: the best approximation to sum_i f_i B_i A_i.
+
+    At a fused projection every adapted part has blocks of its own, A [n r, I] and B [n O', r], and its own
+    approximation.
+    """
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise MergeError(f"combine_strategy={strategy!r} needs svd_rank, an integer of at least 1; it is {rank!r}.")
     result: State = {}
     for key in states[0]:
@@ -165,16 +171,16 @@ def _svd(
         other = f"{key.removesuffix('lora_A')}lora_B"
         if other not in states[0]:
             raise MergeError(f"combine_strategy={strategy!r} is for LoRA, but there is no {other}.")
-        if states[0][key].shape[0] != states[0][other].shape[1]:
-            raise MergeError(
-                f"combine_strategy={strategy!r} is not defined for adapters at a fused projection, such as {key}. "
-                "Use 'linear'."
-            )
-        delta = _sum([(state[other] @ state[key]).float() for state in states], factors)
-        u, s, v = torch.linalg.svd(delta, full_matrices=False)
-        if rank > len(s):
-            raise MergeError(f"svd_rank={rank} is above {len(s)}, the largest rank that {key} can have.")
-        result[key], result[other] = v[:rank], u[:, :rank] * s[:rank]
+        parts = states[0][key].shape[0] // states[0][other].shape[1]
+        downs, ups = [], []
+        for part in range(parts):
+            blocks = [(own[other].chunk(parts)[part], own[key].chunk(parts)[part]) for own in states]
+            u, s, v = torch.linalg.svd(_sum([b.float() @ a.float() for b, a in blocks], factors), full_matrices=False)
+            if rank > len(s):
+                raise MergeError(f"svd_rank={rank} is above {len(s)}, the largest rank that {key} can have.")
+            downs.append(v[:rank])
+            ups.append(u[:, :rank] * s[:rank])
+        result[key], result[other] = torch.cat(downs), torch.cat(ups)
     if set(result) != set(states[0]):
         raise MergeError(f"combine_strategy={strategy!r} is for LoRA, which these adapters are not. Use 'linear'.")
-    return result, config.replace(r=rank)
+    return result

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from adapters.checkpoint.layout import EMBEDDING_FILE, TOKENIZER_FOLDER, make_folder, replacing
-from adapters.checkpoint.tensors import load_pickle
+from adapters.checkpoint.atomic import reading, saving
+from adapters.checkpoint.layout import EMBEDDING_FILE, TOKENIZER_FOLDER
+from adapters.checkpoint.tensors import load_pickle, not_plain
 from adapters.errors import AdapterNameError, CheckpointError, CheckpointNotFound, ConfigError, choices
 
 DEFAULT = "default"
@@ -161,12 +162,11 @@ def save_embeddings(model: Any, folder: str | os.PathLike[str], name: str, token
     """
     sets = sets_of(model)
     sets.require(name)
-    path = make_folder(folder)
     weight = sets.loaded[name].weight.detach().to("cpu").clone()
-    with replacing(path / EMBEDDING_FILE) as temporary:
-        torch.save(weight, temporary)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(path / TOKENIZER_FOLDER)
+    with saving(folder, lambda path: path.split("/")[0] == TOKENIZER_FOLDER) as path:
+        torch.save(weight, path / EMBEDDING_FILE)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(path / TOKENIZER_FOLDER)
 
 
 def load_embeddings(model: Any, folder: str | os.PathLike[str], name: str) -> Any:
@@ -180,16 +180,21 @@ def load_embeddings(model: Any, folder: str | os.PathLike[str], name: str) -> An
         AdapterNameError: the name is taken.
     """
     file = Path(folder, EMBEDDING_FILE)
-    if not file.is_file():
-        raise EmbeddingNotFound(f"There is no file {file}.")
-    weight = load_pickle(file)
     sets = sets_of(model)
     width = sets.module.weight.shape[1]
-    if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[1] != width:
-        given = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise CheckpointError(f"{file} holds {given}, but this model needs a tensor of {width} columns.")
-    tokenizer = None
-    if Path(folder, TOKENIZER_FOLDER).is_dir():
-        tokenizer = AutoTokenizer.from_pretrained(Path(folder, TOKENIZER_FOLDER))
+    with reading(folder):
+        if not file.is_file():
+            raise EmbeddingNotFound(f"There is no file {file}.")
+        weight = load_pickle(file)
+        if problem := not_plain(weight):
+            raise CheckpointError(f"{file} holds {type(weight).__name__}, which is {problem}.")
+        if weight.dim() != 2 or weight.shape[1] != width or not weight.is_floating_point():
+            raise CheckpointError(
+                f"{file} holds {weight.dtype} of shape {tuple(weight.shape)}, but this model needs floating point "
+                f"numbers in {width} columns."
+            )
+        tokenizer = None
+        if Path(folder, TOKENIZER_FOLDER).is_dir():
+            tokenizer = AutoTokenizer.from_pretrained(Path(folder, TOKENIZER_FOLDER))
     sets.add(name, weight)
     return tokenizer

@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -21,21 +22,27 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from adapters.checkpoint.adapters import add_and_fill, match_adapter
+from adapters.checkpoint.adapters import add_stored, match_adapter
+from adapters.checkpoint.atomic import finish
 from adapters.checkpoint.layout import INTERFACE_FILE, read_json
-from adapters.checkpoint.names import CONTAINERS, below_base, match, own_prefix, owned, tensors_of
-from adapters.checkpoint.tensors import load_pickle
+from adapters.checkpoint.names import CONTAINERS, Match, below_base, match, own_prefix, owned, renamed, tensors_of
+from adapters.checkpoint.tensors import load_pickle, not_plain
 from adapters.errors import CheckpointError
 from adapters.heads.model import HUB, load_config
 from adapters.methods.config import AdapterConfig
 from adapters.methods.interface import AdapterModelInterface
+from adapters.runtime import merging
 from adapters.runtime.adapters_config import ModelAdaptersConfig
-from adapters.runtime.engine import Engine
+from adapters.runtime.engine import Engine, Part
 
 logger = logging.getLogger(__name__)
 
 OURS = tuple(rf"(^|\.){container}\." for container in CONTAINERS)
 """Patterns of tensors that Transformers need not know when it loads a model."""
+UNCHAINED = "unchained"
+"""Entry of "adapters" in config.json: names of those that act only where they come first in a `Stack`; all in old files."""
+MERGED = "merged"
+"""Entry of "adapters" in config.json: names of the adapters that the stored base weights hold already."""
 OLD_KEYS = ("adapter_fusion_models", "adapter_fusion")
 """Keys of config.json in which fusions were once described."""
 
@@ -50,7 +57,10 @@ def described(model: Any) -> Iterator[None]:
     if not len(model.adapters_config):
         yield
         return
-    config.adapters = model.adapters_config.to_dict()
+    engine: Engine = model._engine
+    merged, unchained = list(engine.merged), [name for name in engine.parts if not engine.is_chained(name)]
+    register = model.adapters_config.to_dict()
+    config.adapters = {**register, UNCHAINED: unchained, **({MERGED: merged} if merged else {})}
     try:
         yield
     finally:
@@ -58,7 +68,7 @@ def described(model: Any) -> Iterator[None]:
 
 
 def complete_state(model: Any, state: Mapping[str, Tensor] | None, original_names: bool) -> dict[str, Tensor]:
-    """All tensors of a model, those of adapters and fusions by their names on disk, each tensor once.
+    """All tensors of a model, those of adapters and fusions by their names on disk, each tensor once per adapter.
 
     Args:
         model: The model.
@@ -74,11 +84,11 @@ def complete_state(model: Any, state: Mapping[str, Tensor] | None, original_name
     if original_names:
         base = revert_weight_conversion(model, base)
     prefix = own_prefix(engine)
-    seen: set[int] = set()
-    for memory, (disk, tensor) in ours.items():
-        if id(tensor) not in seen and memory in state:
-            seen.add(id(tensor))
-            base[prefix + disk] = state[memory]
+    owners: dict[int, set[str]] = {}
+    for memory, (disk, tensor, owner) in ours.items():
+        if memory in state and owner not in (before := owners.setdefault(id(tensor), set())):
+            base[prefix + disk] = state[memory].clone() if before else state[memory]
+            before.add(owner)
     return base
 
 
@@ -89,22 +99,33 @@ def with_module_names(model: Any, state: Mapping[str, Tensor]) -> Mapping[str, T
         return state
     memory = {id(tensor): name for name, tensor in own.items()}
     files = complete_state(model, own, True)
-    renamed = {name: memory[id(tensor)] for name, tensor in files.items() if id(tensor) in memory}
-    return {renamed.get(name, name): tensor for name, tensor in state.items()}
+    names = {name: memory[id(tensor)] for name, tensor in files.items() if id(tensor) in memory}
+    prefix = own_prefix(model._engine)
+    names |= {prefix + disk: name for name, (disk, _, _) in _in_memory_names(model).items()}
+    return renamed(state, lambda name: names.get(name, name))
 
 
-def _in_memory_names(model: Any) -> dict[str, tuple[str, Tensor]]:
-    """Name in the model's state dict -> name on disk below the base model, and tensor, of all that is ours."""
+def _in_memory_names(model: Any) -> dict[str, tuple[str, Tensor, str]]:
+    """Name in the model's state dict -> name on disk below the base model, tensor and owner, of all that is ours."""
     engine: Engine = model._engine
     start = own_prefix(engine)
-    names: dict[str, tuple[str, Tensor]] = {}
+    names: dict[str, tuple[str, Tensor, str]] = {}
     for group in (engine.parts, engine.fusions):
         for name, parts in group.items():
             for part in parts:
                 for inner, tensor in part.module.state_dict(keep_vars=True).items():
                     disk = f"{engine.names.on_disk(part.path)}.{name}.{inner}"
-                    names[f"{start}{part.path}.{name}.{inner}"] = disk, tensor
+                    names[f"{start}{part.path}.{name}.{inner}"] = disk, tensor, name
     return names
+
+
+def is_replaced(path: str, variant: str | None, has_interface: bool) -> bool:
+    """Whether a file in the folder of a whole model goes if it is not saved anew: weights, in whatever parts."""
+    if path == INTERFACE_FILE:
+        return not has_interface
+    name = rf"model{re.escape(f'.{variant}' if variant else '')}"
+    index = rf"model\.safetensors\.index{re.escape(f'.{variant}' if variant else '')}\.json"
+    return re.fullmatch(rf"{name}(-\d+-of-\d+)?\.safetensors|{index}", path) is not None
 
 
 # Loading
@@ -124,6 +145,8 @@ def from_pretrained(
     Raises:
         CheckpointError: tensors of an adapter are missing or of another shape.
     """
+    if path is not None:
+        finish(path)
     state = kwargs.get("state_dict")
     interface = kwargs.pop("interface", None)
     if path is not None:
@@ -132,27 +155,35 @@ def from_pretrained(
         kwargs["config"] = config
     else:
         config = kwargs["config"] = copy.deepcopy(kwargs.get("config"))
-    stored = _taken_adapters(config)
+    stored, unchained, merged = _taken_adapters(config)
     result = parent(path, *args, **kwargs)
     model = result[0] if isinstance(result, tuple) else result
     if "_engine" not in vars(model):
         model._init_adapters(ModelAdaptersConfig(), interface)
     if stored is not None:
         wanted = [*stored, *stored.fusions]
-        found = _chosen(state, wanted) if state is not None else _read(path, wanted, kwargs)
+        found = _chosen(state, wanted, "state_dict") if state is not None else _read(path, wanted, kwargs)
         restore(model, stored, found, f"{path}")
+        for name in unchained:
+            model._engine.act_first_only(name)
+        for name in merged:
+            merging.assume_merged(model._engine, name)
     return result
 
 
-def _taken_adapters(config: Any) -> ModelAdaptersConfig | None:
-    """The register in a model's config, which is left without it."""
+def _taken_adapters(config: Any) -> tuple[ModelAdaptersConfig | None, list[str], list[str]]:
+    """The register in a model's config, which is left without it; the names under `UNCHAINED` and under `MERGED`."""
     if config is None or not (data := getattr(config, "adapters", None)):
-        return None
+        return None, [], []
+    names = list(data.get("adapters") or ())
+    unchained = [name for name in data.get(UNCHAINED, names) or () if name in names]
+    merged = [name for name in data.get(MERGED) or () if name in names]
+    data = {key: value for key, value in data.items() if key not in (UNCHAINED, MERGED)}
     old = {key: getattr(config, key, None) for key in OLD_KEYS}
     for key in ("adapters", *OLD_KEYS):
         if hasattr(config, key):
             delattr(config, key)
-    return ModelAdaptersConfig.from_dict(data, old["adapter_fusion_models"], old["adapter_fusion"])
+    return ModelAdaptersConfig.from_dict(data, old["adapter_fusion_models"], old["adapter_fusion"]), unchained, merged
 
 
 def restore(model: Any, stored: ModelAdaptersConfig, found: Mapping[str, Tensor], source: str) -> None:
@@ -162,7 +193,7 @@ def restore(model: Any, stored: ModelAdaptersConfig, found: Mapping[str, Tensor]
         own = {key: found[key] for key in sorted(owned(found, name))}
         config = cast(AdapterConfig, stored.get(name))
         read = _reader(engine, name, own, config)
-        add_and_fill(engine, name, config, read, f"Adapter {name!r} of the model in {source}")
+        add_stored(engine, name, config, read, f"Adapter {name!r} of the model in {source}")
     for fusion in stored.fusions:
         fusion_config, names = stored.get_fusion(fusion)
         own_name = fusion if fusion in stored.fusion_name_map else None
@@ -175,8 +206,10 @@ def restore(model: Any, stored: ModelAdaptersConfig, found: Mapping[str, Tensor]
         result.copy()
 
 
-def _reader(engine: Engine, name: str, own: Mapping[str, Tensor], config: AdapterConfig) -> Callable[[], Any]:
-    return lambda: match_adapter(engine, name, own, name, config)
+def _reader(
+    engine: Engine, name: str, own: Mapping[str, Tensor], config: AdapterConfig
+) -> Callable[[Sequence[Part]], Match]:
+    return lambda parts: match_adapter(engine, parts, own, name, config)
 
 
 def _stored_interface(path: Any, kwargs: Mapping[str, Any]) -> AdapterModelInterface | None:
@@ -192,9 +225,13 @@ def _stored_interface(path: Any, kwargs: Mapping[str, Any]) -> AdapterModelInter
         raise CheckpointError(f"{file} does not hold an interface: {error}") from None
 
 
-def _chosen(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+def _chosen(state: Mapping[str, Tensor], names: Iterable[str], source: str) -> dict[str, Tensor]:
     keys = set().union(*(owned(state, name) for name in names))
-    return {key: tensor for key, tensor in state.items() if key in keys}
+    found = {key: tensor for key, tensor in state.items() if key in keys}
+    for key, tensor in found.items():
+        if problem := not_plain(tensor):
+            raise CheckpointError(f"{source} holds {type(tensor).__name__} under {key!r}, which is {problem}.")
+    return found
 
 
 def _read(path: Any, names: list[str], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -246,7 +283,7 @@ def _shards(index: Path, names: list[str]) -> list[str]:
 
 def _read_file(path: Path, names: list[str]) -> dict[str, Tensor]:
     if path.suffix != ".safetensors":
-        return _chosen(load_pickle(path), names)
+        return _chosen(load_pickle(path), names, str(path))
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             keys = set().union(*(owned(file.keys(), name) for name in names))

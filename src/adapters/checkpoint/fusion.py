@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 
-from adapters.checkpoint.layout import FUSION, description, make_folder, read_json, with_meta, write_json
+from adapters.checkpoint.atomic import reading
+from adapters.checkpoint.fingerprint import ENTRY, sample, warn_if_other
+from adapters.checkpoint.layout import FUSION, description
 from adapters.checkpoint.names import below_base, match, own_prefix, tensors_of
-from adapters.checkpoint.tensors import read_tensors, write_tensors
-from adapters.errors import AdapterNameError, CheckpointError, choices
+from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
+from adapters.checkpoint.undo import Before
+from adapters.composition.fusion_config import AdapterFusionConfig
+from adapters.errors import CheckpointError
 from adapters.runtime.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -20,31 +24,28 @@ logger = logging.getLogger(__name__)
 CONTAINER = "adapter_fusion_layer"
 
 
-def save_fusion(
-    model: Any, folder: Any, name: str, meta: Mapping[str, Any] | None = None, use_safetensors: bool = True
-) -> Path:
-    """Write the config and the tensors of a fusion.
+def write_fusion(
+    model: Any, folder: Path, name: str, meta: Mapping[str, Any] | None = None, use_safetensors: bool = True
+) -> None:
+    """Write the config and the tensors of a fusion into an existing folder.
 
     Raises:
         AdapterNameError: there is no fusion of this name.
     """
     engine: Engine = model._engine
-    if name not in engine.fusions:
-        raise AdapterNameError(f"There is no fusion {name!r}. {choices(name, engine.fusions)}")
+    engine.require_fusion(name)
     config, names = engine.config.get_fusion(name)
     assert config is not None
-    path = make_folder(folder)
     prefix = own_prefix(engine)
     tensors = {prefix + key: tensor for key, tensor in tensors_of(engine, engine.fusions[name], name).items()}
-    write_tensors(path, FUSION, tensors, use_safetensors)
-    data = {**description(model, name, config.to_dict()), "adapter_names": names}
-    write_json(path / FUSION.config, with_meta(data, meta))
-    return path
+    data = {**description(model, name, config.to_dict()), "adapter_names": names, ENTRY: sample(engine)}
+    write_checkpoint(folder, FUSION, data, tensors, meta, use_safetensors)
 
 
 def load_fusion(
     model: Any,
     folder: Path,
+    before: Before,
     load_as: str | None = None,
     use_safetensors: bool = True,
     strict: bool = True,
@@ -56,11 +57,12 @@ def load_fusion(
         Its name in the model.
     Raises:
         AdapterNameError: an adapter that it fuses is not there.
-        CheckpointError: tensors are missing, unexpected or of another shape; nothing has changed then.
+        CheckpointError: tensors are missing, unexpected or of another shape, or the model has a fusion of this name
+            that fuses other adapters or has another config. The caller's `before` brings the model back.
     """
     engine: Engine = model._engine
-    saved = read_json(folder / FUSION.config)
-    found = read_tensors(folder, FUSION, use_safetensors)
+    with reading(folder):
+        saved, found = read_checkpoint(folder, FUSION, use_safetensors)
     stored_name = saved.get("name")
     if not isinstance(stored_name, str) or not stored_name:
         raise CheckpointError(f"{folder / FUSION.config} does not say the fusion's name.")
@@ -68,26 +70,36 @@ def load_fusion(
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise CheckpointError(f"{folder / FUSION.config} has adapter_names {names!r}. A list of names is needed.")
     name = load_as or stored_name
-    exists = name in engine.fusions
-    if exists:
+    what = f"Fusion {stored_name!r} in {folder}"
+    if name in engine.fusions:
+        _check_equal(engine, name, names, AdapterFusionConfig.load(saved.get("config")), what)
         logger.warning("There is a fusion %r already. Its weights are replaced by those in %s.", name, folder)
     else:
         with torch.random.fork_rng(devices=[]):
             engine.add_fusion(names, saved.get("config"), None if name == ",".join(names) else name)
-    try:
-        expected = tensors_of(engine, engine.fusions[name], stored_name)
-        below = below_base(engine, found, expected)
-        result = match(expected, below, lambda key: is_other(key, stored_name))
-        if loading_info is not None:
-            loading_info["missing_keys"] = list(result.missing)
-            loading_info["unexpected_keys"] = list(result.unexpected)
-        result.check(f"Fusion {stored_name!r} in {folder}", strict)
-        result.copy()
-    except BaseException:
-        if not exists:
-            engine.delete_fusion(name)
-        raise
+    expected = tensors_of(engine, engine.fusions[name], stored_name)
+    below = below_base(engine, found, expected)
+    result = match(expected, below, lambda key: is_other(key, stored_name))
+    result.check(what, strict, loading_info=loading_info)
+    before.keep(target for target, _ in result.pairs.values())
+    result.copy()
+    warn_if_other(engine, saved, what)
     return name
+
+
+def _check_equal(engine: Engine, name: str, names: list[str], config: AdapterFusionConfig, what: str) -> None:
+    """Raise CheckpointError unless the model's fusion `name` fuses these adapters, by this config."""
+    own_config, own_names = engine.config.get_fusion(name)
+    if sorted(own_names or ()) != sorted(names):
+        raise CheckpointError(
+            f"{what} fuses {', '.join(names)}, but the fusion {name!r} of this model {', '.join(own_names or ())}. "
+            "Give it another name by load_as, or delete the fusion first."
+        )
+    if own_config != config:
+        raise CheckpointError(
+            f"{what} has another config than the fusion {name!r} of this model. Give it another name by load_as, or "
+            "delete the fusion first."
+        )
 
 
 def is_other(key: str, name: str) -> bool:

@@ -10,12 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.checkpoint.layout import HEAD, description, make_folder, read_json, with_meta, write_json
-from adapters.checkpoint.names import Match, added_tensors, children_state, match
-from adapters.checkpoint.tensors import read_tensors, write_tensors
+from adapters.checkpoint.atomic import reading
+from adapters.checkpoint.empty import Empty
+from adapters.checkpoint.fingerprint import ENTRY, sample, warn_if_other
+from adapters.checkpoint.layout import HEAD, description, read_json
+from adapters.checkpoint.names import added_tensors, children_state, converted, match, renamed, same
+from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
+from adapters.checkpoint.undo import Before
 from adapters.errors import CheckpointError, HeadError, UnsupportedError, choices
 from adapters.heads.mixin import FlexibleHeadsMixin
+from adapters.heads.registry import HEADS
 from adapters.heads.static import convert_static_head, find_static_head
+from adapters.methods.config import Rule, flag, integer, nothing, probability, text
 from adapters.runtime.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -55,18 +61,18 @@ def has_head(model: Any, name: str | None = None) -> bool:
     return name in model.heads if has_flexible_heads(model) else bool(static_head(model))
 
 
-def save_head(
+def write_head(
     model: Any,
-    folder: Any,
+    folder: Path,
     name: str | None = None,
     meta: Mapping[str, Any] | None = None,
     use_safetensors: bool = True,
-) -> Path:
-    """Write a head.
+) -> None:
+    """Write a head into an existing folder.
 
     Args:
         model: The model.
-        folder: Where to; it is made.
+        folder: Where to.
         name: The flexible head; by default the active one. Not used for plain classes, which have one head.
         meta: More entries for the config file.
         use_safetensors: Write safetensors, or else a pickle file.
@@ -87,15 +93,14 @@ def save_head(
         data = description(model, None, None)
         labels = {label: int(index) for index, label in (model.config.id2label or {}).items()}
         data |= {"label2id": labels, "num_labels": model.config.num_labels}
-    path = make_folder(folder)
-    write_tensors(path, HEAD, tensors, use_safetensors)
-    write_json(path / HEAD.config, with_meta(data, meta))
-    return path
+    data[ENTRY] = sample(model._engine)
+    write_checkpoint(folder, HEAD, data, tensors, meta, use_safetensors)
 
 
 def load_head(
     model: Any,
     folder: Path,
+    before: Before,
     load_as: str | None = None,
     id2label: Mapping[int, str] | None = None,
     num_labels: int | None = None,
@@ -109,6 +114,7 @@ def load_head(
     Args:
         model: The model.
         folder: Where the head lies.
+        before: Brings the model back if this fails.
         load_as: Name in the model; by default as it was saved. Needed for the head of a plain class.
         id2label: Names of the labels, instead of the stored ones.
         num_labels: Labels, a count, of a plain class's head that becomes a flexible one; by default as stored.
@@ -122,20 +128,26 @@ def load_head(
         HeadError: the head is of another class.
         CheckpointError: tensors are missing, unexpected or of another shape; nothing has changed then.
     """
-    saved = read_json(folder / HEAD.config)
-    found = read_tensors(folder, HEAD, use_safetensors)
+    with reading(folder):
+        saved, found = read_checkpoint(folder, HEAD, use_safetensors)
     source = str(saved.get("model_class"))
     what = f"The head of {source} in {folder}"
+    labels = _swapped(saved.get("label2id"), what)
     if not has_flexible_heads(model):
         _check_class(model, saved, what)
         result = match(static_head(model), found, lambda key: _belongs_to_base(model, key))
-        _finish(result, what, strict, loading_info)
-        _set_labels(model, id2label or _swapped(saved.get("label2id")))
+        result.check(what, strict, loading_info=loading_info)
+        before.keep(target for target, _ in result.pairs.values())
+        result.copy()
+        _set_labels(model, id2label or labels)
+        warn_if_other(model._engine, saved, what)
         return None
     config = saved.get("config")
     if config is None:
         if load_as is None:
             raise HeadError(f"{what} has no name. Pass load_as to name the flexible head that it becomes.")
+        count = num_labels or saved.get("num_labels")
+        check_head_config({"num_labels": count} if count is not None else {}, what)
         config, found = convert_static_head(
             source,
             found,
@@ -143,57 +155,88 @@ def load_head(
             load_as,
             id2label=id2label,
             label2id=saved.get("label2id"),
-            num_labels=num_labels or saved.get("num_labels"),
+            num_labels=count,
         )
-        name = stored_name = load_as
+        name = load_as
+        stored_name: Any = load_as
     else:
         _check_class(model, saved, what)
-        stored_name = str(saved.get("name"))
+        stored_name = saved.get("name") or load_as
+        if not isinstance(stored_name, str):
+            raise CheckpointError(f"{folder / HEAD.config} has the name {stored_name!r}. Pass load_as.")
         name = load_as or stored_name
         if not isinstance(config, Mapping):
             raise CheckpointError(f"{what} has config {config!r}. A dict is needed.")
         config = dict(config)
         if id2label is not None:
             config["label2id"] = {label: int(index) for index, label in id2label.items()}
-    own = {k.removeprefix(f"heads.{stored_name}."): t for k, t in found.items() if _is_of(k, stored_name)}
-    with _Undo(model, name):
-        with torch.random.fork_rng(devices=[]):
-            model.add_prediction_head_from_config(name, config, overwrite_ok=True, set_active=False)
-        expected = model._get_head(name).state_dict(keep_vars=True)
-        _finish(match(expected, own, lambda key: False), what, strict, loading_info)
+    check_head_config(config, what)
+    start = f"heads.{stored_name}."
+    own = renamed({k: t for k, t in found.items() if _is_of(k, stored_name)}, lambda key: key.removeprefix(start))
+    _check_sizes(config, own, what)
+    _add(model, name, config, own, what, strict, loading_info)
     if set_active:
         model.active_head = name
+    warn_if_other(model._engine, saved, what)
     return name
 
 
-class _Undo:
-    """Puts the head `name`, the active heads and the labels back if what is done meanwhile fails."""
+def _add(
+    model: Any,
+    name: str,
+    config: Mapping[str, Any],
+    own: Mapping[str, Tensor],
+    what: str,
+    strict: bool,
+    loading_info: dict[str, Any] | None,
+) -> None:
+    """Add a head with stored values. Built-in heads are built without values, and filled when all has been checked."""
 
-    def __init__(self, model: Any, name: str) -> None:
-        self.model, self.name = model, name
-        self.before = model._modules["heads"]._modules.get(name)
-        self.active = model._active_head
-        self.labels = model.config.id2label, model.config.label2id
+    def built(empty: bool) -> Any:
+        with Empty() if empty else torch.random.fork_rng(devices=[]):
+            model.add_prediction_head_from_config(name, config, overwrite_ok=True, set_active=False)
+        return model._get_head(name)
 
-    def __enter__(self) -> None:
-        pass
+    head = built(empty=config.get("head_type") in HEADS)
+    result = match(head.state_dict(keep_vars=True), own, lambda key: False)
+    result.check(what, strict, loading_info=loading_info)
+    state = {key: converted(key, t, target.dtype, model.device) for key, (target, t) in result.pairs.items()}
+    if result.missing:
+        head = built(empty=False)
+    if getattr(head, "tied", False):
+        key, embeddings = f"{len(head) - 1}.weight", head.get_output_embeddings().weight
+        if key in state and same(state[key], embeddings):
+            del state[key]
+        elif key in state:
+            head.untie()
+            model._heads_changed()
+    head.load_state_dict(state, strict=False, assign=True)
 
-    def __exit__(self, kind: Any, *args: Any) -> None:
-        if kind is None:
-            return
-        self.model.delete_head(self.name)
-        if self.before is not None:
-            self.model.add_prediction_head(self.before, overwrite_ok=True, set_active=False)
-        self.model._active_head = self.active
-        self.model.config.id2label, self.model.config.label2id = self.labels
+
+HEAD_FIELDS: Mapping[str, Rule] = {
+    "head_type": text,
+    "num_labels": integer(1),
+    "num_choices": integer(1),
+    "layers": integer(1),
+    "vocab_size": nothing | integer(1),
+    "embedding_size": nothing | integer(1),
+    "activation_function": nothing | text,
+    "dropout_prob": nothing | probability,
+    "bias": flag,
+    "use_pooler": flag,
+    "layer_norm": flag,
+    "shift_labels": flag,
+    "multilabel": flag,
+}
+"""What fields of stored head configs may hold, where they are there."""
 
 
-def _finish(result: Match, what: str, strict: bool, loading_info: dict[str, Any] | None) -> None:
-    if loading_info is not None:
-        loading_info["missing_keys"] = list(result.missing)
-        loading_info["unexpected_keys"] = list(result.unexpected)
-    result.check(what, strict)
-    result.copy()
+def check_head_config(config: Mapping[str, Any], what: str) -> None:
+    """Raise CheckpointError if a stored head config has a value that no head can have."""
+    for name, rule in HEAD_FIELDS.items():
+        if name in config and not rule.holds(config[name]):
+            raise CheckpointError(f"{what}: {name} is {config[name]!r} in its config. Allowed: {rule.allowed}.")
+    _swapped(config.get("label2id"), what)
 
 
 def _is_of(key: str, name: str) -> bool:
@@ -225,8 +268,23 @@ def _check_class(model: Any, saved: Mapping[str, Any], what: str) -> None:
         raise HeadError(f"{what} does not suit {own}. Open the model as {source}, or load without head.")
 
 
-def _swapped(label2id: Mapping[str, Any] | None) -> dict[int, str] | None:
-    return None if label2id is None else {int(index): label for label, index in label2id.items()}
+def _check_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raise CheckpointError if a stored head config asks for more than its tensors can hold, before it is built."""
+    widest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    limits = {"layers": len(tensors), "num_labels": widest, "vocab_size": widest, "embedding_size": widest}
+    for name, limit in limits.items():
+        if (config.get(name) or 0) > max(limit, 1):
+            raise CheckpointError(f"{what} has {name} {config[name]} in its config, but tensors for at most {limit}.")
+
+
+def _swapped(label2id: Any, what: str) -> dict[int, str] | None:
+    """Id -> label, of a stored mapping of labels to ids. Raises CheckpointError if it is none."""
+    if label2id is None:
+        return None
+    try:
+        return {int(index): str(label) for label, index in label2id.items()}
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        raise CheckpointError(f"{what} has label2id {label2id!r}. Allowed: an id, a whole number, per label.") from None
 
 
 def _set_labels(model: Any, id2label: Mapping[int, str] | None) -> None:
@@ -235,15 +293,24 @@ def _set_labels(model: Any, id2label: Mapping[int, str] | None) -> None:
         model.config.label2id = {label: int(index) for index, label in id2label.items()}
 
 
-def load_head_beside(model: Any, folder: Path, name: str, **kwargs: Any) -> str | None:
+def load_head_beside(model: Any, folder: Path, before: Before, name: str, **kwargs: Any) -> str | None:
     """Load the head that lies beside an adapter, if this model can have it; otherwise say so in the log.
 
     Args:
         model: The model.
         folder: Where the adapter lies.
+        before: Brings the model back if this fails.
         name: Of the adapter, and of the head.
         kwargs: As for `load_head`.
     """
+    if missing := [part for part in (HEAD.config, HEAD.weights) if not _is_there(folder, part)]:
+        if len(missing) == 2:
+            return None
+        absent = missing[0] if isinstance(missing[0], str) else " or ".join(missing[0])
+        raise CheckpointError(
+            f"{folder} holds half of a prediction head: there is no {absent}. Save the head again, or load without it "
+            "(with_head=False)."
+        )
     saved = read_json(folder / HEAD.config)
     try:
         if has_flexible_heads(model) and saved.get("config") is None:
@@ -255,4 +322,8 @@ def load_head_beside(model: Any, folder: Path, name: str, **kwargs: Any) -> str 
     except (HeadError, UnsupportedError) as error:
         logger.warning("Adapter %r is loaded without its prediction head. %s", name, error)
         return None
-    return load_head(model, folder, load_as=name if has_flexible_heads(model) else None, **kwargs)
+    return load_head(model, folder, before, load_as=name if has_flexible_heads(model) else None, **kwargs)
+
+
+def _is_there(folder: Path, names: str | tuple[str, ...]) -> bool:
+    return any((folder / name).is_file() for name in ((names,) if isinstance(names, str) else names))

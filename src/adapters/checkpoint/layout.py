@@ -21,9 +21,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -33,10 +31,10 @@ from adapters.errors import AdapterNameError, CheckpointError, CheckpointNotFoun
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The three files of one kind of checkpoint."""
+class CheckpointKind:
+    """The three files of one kind of checkpoint. `noun` is for messages."""
 
-    kind: str
+    noun: str
     config: str
     safetensors: str
     pickle: str
@@ -46,15 +44,21 @@ class Layout:
         """Names that the weights may have, ours first."""
         return self.safetensors, self.pickle
 
+    @property
+    def files(self) -> set[str]:
+        """All names that its files may have."""
+        return {self.config, *self.weights}
 
-ADAPTER = Layout("adapter", "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin")
-HEAD = Layout("prediction head", "head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
-FUSION = Layout(
+
+ADAPTER = CheckpointKind("adapter", "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin")
+HEAD = CheckpointKind("prediction head", "head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
+FUSION = CheckpointKind(
     "AdapterFusion",
     "adapter_fusion_config.json",
     "model_adapter_fusion.safetensors",
     "pytorch_model_adapter_fusion.bin",
 )
+KINDS = ADAPTER, HEAD, FUSION
 SETUP_FILE = "adapter_setup.json"
 INTERFACE_FILE = "adapter_interface.json"
 EMBEDDING_FILE = "embedding.pt"
@@ -90,27 +94,14 @@ def write_interface(model: Any, folder: Path) -> None:
         write_json(folder / INTERFACE_FILE, data)
 
 
-def with_meta(data: dict[str, Any], meta: Mapping[str, Any] | None) -> dict[str, Any]:
+def with_meta(data: Mapping[str, Any], meta: Mapping[str, Any] | None) -> dict[str, Any]:
     """`data` and those entries of `meta` that it does not have."""
     return {**(meta or {}), **data}
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place once all went well; a crash leaves the old file."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: Path, data: Mapping[str, Any], sort_keys: bool = True) -> None:
     """Write `data` as UTF-8 JSON with indent 2."""
-    content = json.dumps(data, indent=2, sort_keys=sort_keys)
-    with replacing(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    path.write_text(json.dumps(data, indent=2, sort_keys=sort_keys), encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -143,6 +134,23 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     except (FileExistsError, NotADirectoryError):
         raise CheckpointError(f"{folder} is a file. Give the path of a folder to save in.") from None
     return folder
+
+
+def superseded(saved: Collection[str], present: Collection[str]) -> set[str]:
+    """Which files of a folder do not belong to its new state, although nothing of this name is saved.
+
+    A kind of checkpoint that is saved replaces all its files. An adapter, fusion or set-up that is saved without a head
+    has none from now on, unless the folder holds another of them, whose head it may be.
+
+    Args:
+        saved: Names that are being saved.
+        present: Names in the folder.
+    """
+    gone = {name for kind in KINDS if kind.config in saved for name in kind.files}
+    owners = {ADAPTER.config, FUSION.config, SETUP_FILE}
+    if owners.intersection(saved) and not owners.intersection(present).difference(saved):
+        gone |= HEAD.files
+    return gone.intersection(present).difference(saved)
 
 
 def subfolder(folder: str | os.PathLike[str], name: str) -> Path:

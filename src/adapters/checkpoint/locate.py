@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from adapters.checkpoint.layout import ADAPTER, EMBEDDING_FILE, FUSION, HEAD, SETUP_FILE, Layout
+from adapters.checkpoint.atomic import finish, reading
+from adapters.checkpoint.layout import ADAPTER, EMBEDDING_FILE, FUSION, HEAD, KINDS, SETUP_FILE, CheckpointKind
 from adapters.errors import CheckpointError, CheckpointNotFound, choices
 from adapters.hub import session
 from adapters.hub.download import NoRepository, NotCached, fetch
@@ -34,17 +35,19 @@ ADAPTER_CACHE = os.path.join(
 )
 """Where archives from URLs are kept."""
 
-FILES = [f for layout in (ADAPTER, HEAD, FUSION) for f in (layout.config, *layout.weights)] + [
+FILES = [f for kind in KINDS for f in (kind.config, *kind.weights)] + [
     SETUP_FILE,
     EMBEDDING_FILE,
 ]
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+PEFT_WEIGHTS = {"adapter_model.safetensors", "adapter_model.bin"}
+"""Files by which an adapter of PEFT is known."""
 SOURCES = ("local", "hf", "ah")
 
 
 def locate(
     path: str | os.PathLike[str],
-    needs: Layout | str,
+    needs: CheckpointKind | str,
     version: str | None = None,
     *,
     source: str | None = None,
@@ -81,6 +84,7 @@ def locate(
     kwargs.pop("revision", None)
     local = None if source in ("hf", "ah") else _local(name, bool(kwargs.get("force_download")))
     if local is not None:
+        finish(local)
         if config is not None or model_name is not None:
             logger.warning("config and model_name are not used for %s: its stored config is.", name)
         folder = local
@@ -94,16 +98,17 @@ def locate(
         }
         folder = _from_hub(name, revision, source, model_name or base_model, config, wanted)
     folder = folder / inner
-    _require(folder, needs)
+    with reading(folder):
+        _require(folder, needs)
     return folder
 
 
-def holds(folder: Path, layout: Layout) -> bool:
+def holds(folder: Path, kind: CheckpointKind) -> bool:
     """Whether a complete checkpoint of this kind lies in the folder."""
-    return (folder / layout.config).is_file() and any((folder / name).is_file() for name in layout.weights)
+    return (folder / kind.config).is_file() and any((folder / name).is_file() for name in kind.weights)
 
 
-def _require(folder: Path, needs: Layout | str) -> None:
+def _require(folder: Path, needs: CheckpointKind | str) -> None:
     if isinstance(needs, str):
         if (folder / needs).is_file():
             return
@@ -113,6 +118,8 @@ def _require(folder: Path, needs: Layout | str) -> None:
             return
         expected = f"{needs.config} and {' or '.join(needs.weights)}"
     names = sorted(entry.name for entry in folder.iterdir())[:20] if folder.is_dir() else []
+    if needs is ADAPTER and PEFT_WEIGHTS.intersection(names):
+        raise CheckpointNotFound(_of_peft(str(folder)))
     raise CheckpointNotFound(f"{folder} does not hold {expected}. It holds: {', '.join(names) or 'nothing'}.")
 
 
@@ -164,7 +171,7 @@ def _config_name(config: Any) -> str | None:
 
 
 def wanted_files(
-    repo: str, files: Sequence[str], needs: Layout | str, inner: str = "", use_safetensors: bool = True
+    repo: str, files: Sequence[str], needs: CheckpointKind | str, inner: str = "", use_safetensors: bool = True
 ) -> list[str]:
     """Those files of a repository that a checkpoint consists of; no pickles where there are safetensors.
 
@@ -183,48 +190,53 @@ def wanted_files(
     chosen = [f"{prefix}{SETUP_FILE}"] if needs == SETUP_FILE else []
     for folder in sorted(folder for folder in folders if "/" not in folder and folder != ".."):
         place = f"{prefix}{folder}/" if folder else prefix
-        for layout in _layouts(needs):
-            weights = layout.weights if use_safetensors else reversed(layout.weights)
-            chosen += [f"{place}{layout.config}", *[f"{place}{w}" for w in weights if f"{place}{w}" in files][:1]]
+        for kind in _kinds(needs):
+            weights = kind.weights if use_safetensors else reversed(kind.weights)
+            chosen += [f"{place}{kind.config}", *[f"{place}{w}" for w in weights if f"{place}{w}" in files][:1]]
     chosen = [file for file in chosen if file in files]
-    first = needs.config if isinstance(needs, Layout) else needs
-    if f"{prefix}{first}" not in chosen or (isinstance(needs, Layout) and not _has_weights(chosen, prefix, needs)):
+    first = needs.config if isinstance(needs, CheckpointKind) else needs
+    lacks_weights = isinstance(needs, CheckpointKind) and not {f"{prefix}{w}" for w in needs.weights} & {*chosen}
+    if f"{prefix}{first}" not in chosen or lacks_weights:
         raise CheckpointNotFound(_lacking(repo, files, needs, inner))
     return chosen
 
 
-def _has_weights(files: Sequence[str], prefix: str, layout: Layout) -> bool:
-    return any(f"{prefix}{name}" in files for name in layout.weights)
-
-
-def _layouts(needs: Layout | str) -> tuple[Layout, ...]:
-    if not isinstance(needs, Layout):
+def _kinds(needs: CheckpointKind | str) -> tuple[CheckpointKind, ...]:
+    if not isinstance(needs, CheckpointKind):
         return ADAPTER, HEAD, FUSION
     return (needs,) if needs is HEAD else (needs, HEAD)
 
 
-def _names(needs: Layout | str, inner: str, use_safetensors: bool) -> Iterator[str]:
+def _names(needs: CheckpointKind | str, inner: str, use_safetensors: bool) -> Iterator[str]:
     """Where the files of a checkpoint lie, if a repository has them all."""
     prefix = f"{inner}/" if inner else ""
-    if not isinstance(needs, Layout):
+    if not isinstance(needs, CheckpointKind):
         yield f"{prefix}{needs}"
-    for layout in _layouts(needs):
-        yield from (f"{prefix}{layout.config}", f"{prefix}{layout.weights[not use_safetensors]}")
+    for kind in _kinds(needs):
+        yield from (f"{prefix}{kind.config}", f"{prefix}{kind.weights[not use_safetensors]}")
 
 
-def _lacking(repo: str, files: Sequence[str], needs: Layout | str, inner: str) -> str:
+def _lacking(repo: str, files: Sequence[str], needs: CheckpointKind | str, inner: str) -> str:
     place = f"{repo}, folder {inner!r}," if inner else repo
     shown = ", ".join(sorted(files)[:20]) or "nothing"
-    if needs is ADAPTER and {"adapter_model.safetensors", "adapter_model.bin"} & set(files):
-        return f"{place} holds an adapter of PEFT. Load it with peft.PeftModel.from_pretrained(model, {repo!r})."
-    first = needs.config if isinstance(needs, Layout) else needs
-    kind = needs.kind if isinstance(needs, Layout) else "set-up of adapters"
-    parts = f"{first} and {' or '.join(needs.weights)}" if isinstance(needs, Layout) else first
+    if needs is ADAPTER and {f"{inner}/{name}" if inner else name for name in PEFT_WEIGHTS} & set(files):
+        return _of_peft(place, repo)
+    first = needs.config if isinstance(needs, CheckpointKind) else needs
+    noun = needs.noun if isinstance(needs, CheckpointKind) else "set-up of adapters"
+    parts = f"{first} and {' or '.join(needs.weights)}" if isinstance(needs, CheckpointKind) else first
     places = sorted(file.rpartition("/")[0] for file in files if file.endswith(f"/{first}"))
     hint = f" There is one in {', '.join(places)}: pass subfolder={places[0]!r}." if places else ""
     if needs is ADAPTER and SETUP_FILE in files:
         hint = " It holds a set-up: use load_adapter_setup."
-    return f"{place} holds no {kind}, which is {parts}.{hint} It holds: {shown}."
+    return f"{place} holds no {noun}, which is {parts}.{hint} It holds: {shown}."
+
+
+def _of_peft(place: str, source: str | None = None) -> str:
+    return (
+        f"{place} holds an adapter in the format of PEFT, which is another one than ours. Load it with "
+        f"peft.PeftModel.from_pretrained(model, {source or place!r}), into a model without adapters.init; to use "
+        "what it does here, merge it there (merge_and_unload), save that model and open it."
+    )
 
 
 def _from_url(url: str, again: bool) -> Path:

@@ -69,14 +69,18 @@ class Match:
     unexpected: dict[str, Tensor] = field(default_factory=dict)
     mismatched: dict[str, str] = field(default_factory=dict)
 
-    def check(self, what: str, strict: bool = True, hint: str = "") -> None:
+    def check(self, what: str, strict: bool = True, hint: str = "", loading_info: dict[str, Any] | None = None) -> None:
         """Raise CheckpointError if tensors do not fit; with strict=False only if shapes do not.
 
         Args:
             what: Words for the error, such as "Adapter 'a' in ./folder".
             strict: Whether missing and unexpected tensors are errors, or are only logged.
             hint: Sentences at the end of the error.
+            loading_info: Receives missing_keys and unexpected_keys.
         """
+        if loading_info is not None:
+            loading_info["missing_keys"] = list(self.missing)
+            loading_info["unexpected_keys"] = list(self.unexpected)
         lines = [f"missing: {name} {_shape(tensor)}" for name, tensor in self.missing.items()]
         lines += [f"unexpected: {name} {_shape(tensor)}" for name, tensor in self.unexpected.items()]
         if lines and not strict:
@@ -88,9 +92,22 @@ class Match:
 
     @torch.no_grad()
     def copy(self) -> None:
-        """Put the file's values into the model."""
-        for target, source in self.pairs.values():
-            target.copy_(source)
+        """Put the file's values into the model, after all have been converted.
+
+        Raises:
+            CheckpointError: a tensor cannot be converted.
+        """
+        values = {n: converted(n, source, t.dtype, t.device) for n, (t, source) in self.pairs.items()}
+        for name, (target, _) in self.pairs.items():
+            target.copy_(values[name])
+
+
+def converted(name: str, source: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A copy of a file's tensor in another dtype and on another device. Raises CheckpointError if there is none."""
+    try:
+        return source.detach().to(device, dtype, copy=True, memory_format=torch.contiguous_format)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise CheckpointError(f"{name} holds {source.dtype}, which cannot be made {dtype}: {error}") from None
 
 
 def _shape(tensor: Tensor) -> str:
@@ -104,9 +121,16 @@ def match(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], ignore: C
         expected: What the model needs. Of several names for one tensor the file needs to have only one.
         found: What the file has.
         ignore: Which names of the file do not matter.
+    Raises:
+        CheckpointError: two names of one tensor have other values in the file.
     """
     result = Match()
-    covered = {id(tensor) for name, tensor in expected.items() if name in found}
+    covered: dict[int, str] = {}
+    for name, target in expected.items():
+        if name in found:
+            first = covered.setdefault(id(target), name)
+            if first != name and not same(found[first], found[name]):
+                raise two_names(first, name)
     for name, target in expected.items():
         if name not in found:
             if id(target) not in covered:
@@ -125,6 +149,36 @@ def _problem(target: Tensor, source: Tensor) -> str:
     if target.is_floating_point() and not source.is_floating_point():
         return f"holds {source.dtype} in the file and {target.dtype} in the model"
     return ""
+
+
+def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """The tensors of a file by other names.
+
+    Two names may become one only where the tensors are equal to the bit, as in files that hold a tensor again under
+    another name: then nothing depends on which is taken.
+
+    Raises:
+        CheckpointError: two names with different tensors become one.
+    """
+    sources: dict[str, str] = {}
+    for name in found:
+        first = sources.setdefault(rename(name), name)
+        if first != name and not same(found[first], found[name]):
+            raise two_names(first, name)
+    return {new: found[old] for new, old in sources.items()}
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are of one type and shape, and hold the same values."""
+    return one.dtype is other.dtype and one.shape == other.shape and torch.equal(one, other)
+
+
+def two_names(one: str, other: str) -> CheckpointError:
+    """The error for a file in which two names mean one tensor and hold different ones."""
+    return CheckpointError(
+        f"The file holds {one} and {other}, which are two names of one tensor, with different values. Which of them is "
+        "meant cannot be told. Remove the wrong one from the file."
+    )
 
 
 def tensors_of(engine: Engine, parts: Iterable[Part], name: str) -> dict[str, Tensor]:
@@ -156,14 +210,22 @@ def below_base(engine: Engine, found: Mapping[str, Tensor], expected: Iterable[s
     Args:
         engine: The model they are loaded into.
         found: The file's tensors.
-        expected: Names that are looked for; the prefix under which most of them are found is taken.
+        expected: Names that are looked for; the prefix under which most of them are found is taken first.
+    Raises:
+        CheckpointError: two names become one, and their tensors differ.
     """
-    renamed = {_modern(name): tensor for name, tensor in found.items()}
+    modern = renamed(found, _modern)
     names = list(expected)
     classes = (engine.root, engine.base)
     prefixes = dict.fromkeys(["", *(f"{c.base_model_prefix}." for c in classes), *(f"{p}." for p in OTHER_PREFIXES)])
-    best = max(prefixes, key=lambda prefix: sum(prefix + name in renamed for name in names))
-    return {name.removeprefix(best): tensor for name, tensor in renamed.items()}
+    best = max(prefixes, key=lambda prefix: sum(prefix + name in modern for name in names))
+    known = set(names)
+
+    def below(name: str) -> str:
+        candidates = [name.removeprefix(prefix) for prefix in (best, *prefixes)]
+        return next((candidate for candidate in candidates if candidate in known), candidates[0])
+
+    return renamed(modern, below)
 
 
 def _modern(name: str) -> str:

@@ -7,15 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapters.checkpoint.layout import (
-    SETUP_FILE,
-    VERSION,
-    make_folder,
-    read_json,
-    subfolder,
-    with_meta,
-    write_json,
-)
+from torch import Tensor
+
+from adapters.checkpoint.atomic import reading, saving
+from adapters.checkpoint.heads import has_flexible_heads, static_head
+from adapters.checkpoint.layout import SETUP_FILE, VERSION, read_json, subfolder, with_meta, write_json
+from adapters.checkpoint.undo import Before
 from adapters.composition.blocks import AdapterCompositionBlock, Fuse
 from adapters.errors import CheckpointError, CompositionError, HeadError
 from adapters.heads.output_embeddings import head_names
@@ -38,7 +35,7 @@ def save_setup(
     head_setup: Any = None,
     meta: Mapping[str, Any] | None = None,
     **kwargs: Any,
-) -> Path:
+) -> None:
     """Write a composition, and its adapters, fusions and heads.
 
     Args:
@@ -63,23 +60,24 @@ def save_setup(
     known = getattr(model, "heads", {})
     if missing := [name for name in heads if name not in known]:
         raise HeadError(f"There is no head {missing[0]!r} to save with the set-up.")
-    path = make_folder(folder)
     for name in sorted(block.flatten()):
-        model.save_adapter(subfolder(path, name), name, with_head=False, **kwargs)
-    for name in fusions:
-        model.save_adapter_fusion(subfolder(path, name), name, with_head=False, **kwargs)
-    kwargs.pop("custom_weights_loaders", None)
-    for name in heads:
-        model.save_head(subfolder(path, name), name, **kwargs)
-    if head_setup is True:
-        model.save_head(path, **kwargs)
+        engine.require(name)
     data = {
         "adapter_setup": _to_dict(setup if isinstance(setup, str) else block),
         "head_setup": head_setup.to_dict() if isinstance(head_setup, AdapterCompositionBlock) else head_setup,
         "version": VERSION,
     }
-    write_json(path / SETUP_FILE, with_meta(data, meta), sort_keys=False)
-    return path
+    with saving(folder) as path:
+        for name in sorted(block.flatten()):
+            model.save_adapter(subfolder(path, name), name, with_head=False, **kwargs)
+        for name in fusions:
+            model.save_adapter_fusion(subfolder(path, name), name, with_head=False, **kwargs)
+        kwargs.pop("custom_weights_loaders", None)
+        for name in heads:
+            model.save_head(subfolder(path, name), name, **kwargs)
+        if head_setup is True:
+            model.save_head(path, **kwargs)
+        write_json(path / SETUP_FILE, with_meta(data, meta), sort_keys=False)
 
 
 def _to_dict(setup: Any) -> dict[str, Any]:
@@ -96,24 +94,17 @@ def load_setup(model: Any, folder: Path, set_active: bool = False, **kwargs: Any
     Raises:
         CheckpointError: a part of it does not fit; the adapters, fusions and heads that it added are removed again.
     """
-    engine: Engine = model._engine
-    saved = read_json(folder / SETUP_FILE)
-    if not isinstance(saved.get("adapter_setup"), Mapping):
-        raise CheckpointError(f"{folder / SETUP_FILE} has no entry 'adapter_setup'.")
-    setup = AdapterCompositionBlock.from_dict(saved["adapter_setup"])
-    heads = saved.get("head_setup")
-    head_setup = AdapterCompositionBlock.from_dict(heads) if isinstance(heads, Mapping) else heads
-    names = sorted(setup.flatten()) if isinstance(setup, AdapterCompositionBlock) else [setup]
-    fusions = sorted({fuse.name for fuse in fuse_blocks(setup)})
-    new_heads = [] if head_setup is True else head_names(head_setup)
-    before = set(engine.parts), set(engine.fusions), set(getattr(model, "heads", ()))
-    try:
+    with reading(folder), Before(model) as before:
+        setup, head_setup = _stored(folder)
+        names = sorted(setup.flatten()) if isinstance(setup, AdapterCompositionBlock) else [setup]
+        fusions = sorted({fuse.name for fuse in fuse_blocks(setup)})
+        before.keep(_tensors(model, names, fusions, head_setup is True))
         for name in names:
             model.load_adapter(str(subfolder(folder, name)), load_as=name, with_head=False, **kwargs)
         for name in fusions:
             model.load_adapter_fusion(str(subfolder(folder, name)), load_as=name, with_head=False, **kwargs)
         kwargs.pop("custom_weights_loaders", None)
-        for name in new_heads:
+        for name in [] if head_setup is True else head_names(head_setup):
             model.load_head(str(subfolder(folder, name)), load_as=name, set_active=False, **kwargs)
         if head_setup is True:
             model.load_head(str(folder), set_active=False, **kwargs)
@@ -121,17 +112,34 @@ def load_setup(model: Any, folder: Path, set_active: bool = False, **kwargs: Any
             model.set_active_adapters(setup)
             if head_setup is not None and head_setup is not True:
                 model.active_head = head_setup
-    except BaseException:
-        _remove_new(model, before)
-        raise
     return setup, head_setup
 
 
-def _remove_new(model: Any, before: tuple[set[str], set[str], set[str]]) -> None:
+def _stored(folder: Path) -> tuple[Any, Any]:
+    """The composition of a folder, and its heads: a name, a list or block of names, True, or None."""
+    file = folder / SETUP_FILE
+    saved = read_json(file)
+    if not isinstance(saved.get("adapter_setup"), Mapping):
+        raise CheckpointError(f"{file} has no entry 'adapter_setup'.")
+    setup = AdapterCompositionBlock.from_dict(saved["adapter_setup"])
+    if setup is None:
+        raise CheckpointError(f"{file} names no adapter.")
+    heads = saved.get("head_setup")
+    if isinstance(heads, Mapping):
+        return setup, AdapterCompositionBlock.from_dict(heads)
+    names = heads if isinstance(heads, list) else [heads]
+    if not (heads is None or heads is True or all(isinstance(name, str) for name in names)):
+        raise CheckpointError(
+            f"{file} has head_setup {heads!r}. Allowed: null, true, a name, a list of names, a block."
+        )
+    return setup, heads
+
+
+def _tensors(model: Any, names: list[str], fusions: list[str], with_head: bool) -> Iterator[Tensor]:
+    """The tensors of a model that are written into where it has these adapters and fusions already."""
     engine: Engine = model._engine
-    for fusion in set(engine.fusions) - before[1]:
-        engine.delete_fusion(fusion)
-    for name in set(engine.parts) - before[0]:
-        model.delete_adapter(name)
-    for head in set(getattr(model, "heads", ())) - before[2]:
-        model.delete_head(head)
+    for parts in (*(engine.parts.get(name, []) for name in names), *(engine.fusions.get(name, []) for name in fusions)):
+        for part in parts:
+            yield from part.module.state_dict(keep_vars=True).values()
+    if with_head and not has_flexible_heads(model):
+        yield from static_head(model).values()

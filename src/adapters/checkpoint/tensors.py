@@ -1,7 +1,8 @@
-"""How do tensors get into a file and out again? Whole files, no code in them, one error for all that is unreadable."""
+"""How do a config and its tensors get into files and out? Whole files, no code in them, one error for all damage."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
 from collections.abc import Mapping
@@ -9,34 +10,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from adapters.checkpoint.layout import Layout, replacing
+from adapters.checkpoint.layout import CheckpointKind, read_json, with_meta, write_json
 from adapters.errors import CheckpointError, CheckpointNotFound
 
 logger = logging.getLogger(__name__)
 
+DIGEST = "weights_digest"
+"""Entry of config files and of safetensors metadata that is equal in files that were saved together."""
 
-def write_tensors(folder: Path, layout: Layout, tensors: Mapping[str, Tensor], use_safetensors: bool = True) -> None:
-    """Write a checkpoint's tensors; one that has several names is written under each.
+
+def write_checkpoint(
+    folder: Path,
+    kind: CheckpointKind,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any] | None = None,
+    use_safetensors: bool = True,
+) -> None:
+    """Write a config and its tensors; a tensor that has several names is written under each.
 
     Args:
         folder: An existing folder.
-        layout: Which file names to use.
+        kind: Which file names to use.
+        config: Content of the config file.
         tensors: Names as on disk -> tensors as in the model.
+        meta: More entries for the config file.
         use_safetensors: Write safetensors, or else a pickle file.
     """
     memory: set[int] = set()
     plain = {name: _on_its_own(tensor, memory) for name, tensor in tensors.items()}
-    written, other = layout.weights if use_safetensors else reversed(layout.weights)
-    with replacing(folder / written) as temporary:
-        if use_safetensors:
-            save_file(plain, temporary, metadata={"format": "pt"})
-        else:
-            torch.save(plain, temporary)
-    (folder / other).unlink(missing_ok=True)
+    if use_safetensors:
+        digest = _digest(plain)
+        config = {**config, DIGEST: digest}
+        save_file(plain, folder / kind.safetensors, metadata={"format": "pt", DIGEST: digest})
+    else:
+        torch.save(plain, folder / kind.pickle)
+    write_json(folder / kind.config, with_meta(config, meta))
 
 
 def _on_its_own(tensor: Tensor, memory: set[int]) -> Tensor:
@@ -49,31 +62,58 @@ def _on_its_own(tensor: Tensor, memory: set[int]) -> Tensor:
     return plain
 
 
-def read_tensors(folder: Path, layout: Layout, use_safetensors: bool = True) -> dict[str, Tensor]:
-    """Read a checkpoint's tensors, from whichever file lies there.
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits that depend on every name, type, shape and value."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def read_checkpoint(
+    folder: Path, kind: CheckpointKind, use_safetensors: bool = True
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Content of the config file, and the tensors of whichever file lies beside it.
 
     Args:
-        folder: Where they were saved.
-        layout: Which file names to look for.
-        use_safetensors: Which file to take if both lie there.
+        folder: Where they were saved; to be read inside of `atomic.reading`.
+        kind: Which file names to look for.
+        use_safetensors: Which file of tensors to take if both lie there.
     Raises:
-        CheckpointNotFound: there is neither file.
-        CheckpointError: the file is damaged, or holds anything but named tensors.
+        CheckpointNotFound: a file is not there.
+        CheckpointError: a file is damaged or holds other things, or the two were not saved together.
     """
-    for name in layout.weights if use_safetensors else reversed(layout.weights):
+    config = read_json(folder / kind.config)
+    for name in kind.weights if use_safetensors else reversed(kind.weights):
         path = folder / name
         if path.is_file():
-            if use_safetensors and name == layout.pickle:
-                logger.info("%s has no %s, so %s is read.", folder, layout.safetensors, name)
-            return read_safetensors(path) if name == layout.safetensors else read_pickle(path)
-    raise CheckpointNotFound(f"{folder} has no weights: neither {' nor '.join(layout.weights)}.")
+            break
+    else:
+        raise CheckpointNotFound(f"{folder} has no weights: neither {' nor '.join(kind.weights)}.")
+    if name == kind.pickle:
+        if use_safetensors:
+            logger.info("%s has no %s, so %s is read.", folder, kind.safetensors, name)
+        return config, read_pickle(path)
+    tensors, metadata = _read_safetensors(path)
+    if DIGEST in metadata and DIGEST in config and metadata[DIGEST] != config[DIGEST]:
+        raise CheckpointError(
+            f"{path} and {kind.config} beside it were not saved together: their entries {DIGEST!r} differ. Save the "
+            f"{kind.noun} again, or bring the two files of one state together."
+        )
+    return config, tensors
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file."""
+    return _read_safetensors(path)[0]
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     try:
-        return dict(load_file(path, device="cpu"))
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
 
 
@@ -83,9 +123,20 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(data, Mapping):
         raise CheckpointError(f"{path} holds {type(data).__name__}, but a dict of tensors is needed.")
     for name, tensor in data.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.is_meta:
-            raise CheckpointError(f"{path} holds {type(tensor).__name__} under {name!r}, but only tensors are allowed.")
+        if problem := "not a string" if not isinstance(name, str) else not_plain(tensor):
+            raise CheckpointError(f"{path} holds {type(tensor).__name__} under {name!r}, which is {problem}.")
     return dict(data)
+
+
+def not_plain(value: Any) -> str:
+    """Why something cannot be a stored tensor; empty if it can."""
+    if not isinstance(value, Tensor):
+        return "no tensor: only tensors are allowed"
+    if type(value) not in (Tensor, torch.nn.Parameter):
+        return "a subclass of torch.Tensor: only plain tensors are allowed"
+    odd = {"on device 'meta'": value.is_meta, "quantised": value.is_quantized, "nested": value.is_nested}
+    odd["sparse"] = value.layout is not torch.strided
+    return next((f"{word}: only dense tensors with values are allowed" for word, holds in odd.items() if holds), "")
 
 
 def load_pickle(path: Path) -> Any:

@@ -14,9 +14,11 @@ from adapters.checkpoint import embeddings, full_model
 from adapters.checkpoint import fusion as fusion_files
 from adapters.checkpoint import heads as head_files
 from adapters.checkpoint import setup as setup_files
+from adapters.checkpoint.atomic import reading, saving
 from adapters.checkpoint.average import average_adapter
-from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, SETUP_FILE, make_folder, subfolder, write_interface
-from adapters.checkpoint.locate import holds, locate
+from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, SETUP_FILE, subfolder, write_interface
+from adapters.checkpoint.locate import locate
+from adapters.checkpoint.undo import Before
 from adapters.composition.blocks import Fuse
 from adapters.hub import upload
 from adapters.methods.config import get_adapter_config_hash
@@ -50,21 +52,27 @@ class CheckpointVerbs:
     ) -> None:
         """Save an adapter: its config and its tensors.
 
+        The folder changes as a whole: it holds the old state or the new one, also if the program is killed. Files that
+        are not ours stay. So do other kinds of checkpoints in it, but not the head of an adapter that was there.
+
         Args:
             save_directory: Folder to save in; it is made.
             adapter_name: The adapter.
             meta_dict: More entries for adapter_config.json.
-            custom_weights_loaders: Objects whose `save(save_directory, adapter_name)` is called too.
+            custom_weights_loaders: Objects whose `save(folder, adapter_name)` is called too; what they write into
+                `folder` gets into `save_directory` with the rest.
             use_safetensors: Write adapter.safetensors, or else pytorch_adapter.bin.
             with_head: Save the prediction head of the same name too, or the head of a plain class.
         Raises:
             AdapterNameError: there is no adapter of this name.
         """
-        adapter_files.save_adapter(self, save_directory, adapter_name, meta_dict, use_safetensors)
-        if with_head and head_files.has_head(self, adapter_name):
-            head_files.save_head(self, save_directory, adapter_name, meta_dict, use_safetensors)
-        for loader in custom_weights_loaders or ():
-            loader.save(save_directory, adapter_name)
+        self._engine.require(adapter_name)
+        with saving(save_directory) as folder:
+            adapter_files.write_adapter(self, folder, adapter_name, meta_dict, use_safetensors)
+            if with_head and head_files.has_head(self, adapter_name):
+                head_files.write_head(self, folder, adapter_name, meta_dict, use_safetensors)
+            for loader in custom_weights_loaders or ():
+                loader.save(str(folder), adapter_name)
 
     def load_adapter(
         self,
@@ -118,28 +126,18 @@ class CheckpointVerbs:
         choice = {"source": source, "model_name": model_name, "config": config, "use_safetensors": use_safetensors}
         base_model = self.config.name_or_path  # type: ignore[attr-defined]
         folder = locate(adapter_name_or_path, ADAPTER, version, base_model=base_model, **choice, **kwargs)
-        known = set(self._engine.parts)
-        name = adapter_files.load_adapter(self, folder, load_as, leave_out, use_safetensors, strict, loading_info)
-        try:
-            if with_head and holds(folder, HEAD):
-                head_files.load_head_beside(
-                    self,
-                    folder,
-                    name,
-                    id2label=id2label,
-                    num_labels=num_labels,
-                    use_safetensors=use_safetensors,
-                    set_active=set_active,
-                    strict=strict,
-                )
+        with Before(self) as before:
+            with reading(folder):
+                options = (load_as, leave_out, use_safetensors, strict, loading_info)
+                name = adapter_files.load_adapter(self, folder, before, *options)
+                if with_head:
+                    head_options: dict[str, Any] = {"id2label": id2label, "num_labels": num_labels}
+                    head_options |= {"use_safetensors": use_safetensors, "set_active": set_active, "strict": strict}
+                    head_files.load_head_beside(self, folder, before, name, **head_options)
             for loader in custom_weights_loaders or ():
                 loader.load(str(folder), load_as=name, loading_info=loading_info)
-        except BaseException:
-            if name not in known:
-                self._engine.delete(name)
-            raise
-        if set_active:
-            self.set_active_adapters(name)  # type: ignore[attr-defined]
+            if set_active:
+                self.set_active_adapters(name)  # type: ignore[attr-defined]
         return name
 
     def save_all_adapters(
@@ -157,10 +155,11 @@ class CheckpointVerbs:
             meta_dict, custom_weights_loaders, use_safetensors, with_head: As for `save_adapter`.
         """
         config = self._engine.config
-        for name in config:
-            meta = {**(meta_dict or {}), "config_id": get_adapter_config_hash(config.get(name) or {})}
-            folder = subfolder(save_directory, name)
-            self.save_adapter(folder, name, meta, custom_weights_loaders, use_safetensors, with_head)
+        with saving(save_directory) as folder:
+            for name in config:
+                meta = {**(meta_dict or {}), "config_id": get_adapter_config_hash(config.get(name) or {})}
+                options = (meta, custom_weights_loaders, use_safetensors, with_head)
+                self.save_adapter(subfolder(folder, name), name, *options)
 
     def average_adapter(
         self,
@@ -180,11 +179,13 @@ class CheckpointVerbs:
             adapter_list: Names of the adapters, or a dict name -> weight.
             weights: One number per adapter; equal shares by default.
             combine_strategy: "linear" averages every tensor; "lora_linear_only_negate_b" takes the weights' absolute
-                values for A of LoRA; "lora_delta_w_svd" averages the products B A and factorises the result.
+                values for A of LoRA; "lora_delta_w_svd" averages what LoRA adapters do, (alpha / r) B A, and factorises
+                the result: here r and alpha may differ, also at fused projections. "lora_delta_w_svd_unscaled" gives
+                the numbers of older versions: B A without alpha / r, used with the old alpha and the new rank.
             normalize_weights: Divide the weights by their sum.
             overwrite_ok: Replace an adapter of the name `adapter_name`.
             set_active: Activate the new adapter.
-            svd_rank: Rank of the new adapter, with "lora_delta_w_svd".
+            svd_rank: Rank of the new adapter, with "lora_delta_w_svd", whose alpha is `svd_rank` too.
         Raises:
             AdapterNameError: an adapter does not exist, or `adapter_name` is taken.
             MergeError: the adapters differ in their configs, or the strategy does not suit them.
@@ -218,13 +219,15 @@ class CheckpointVerbs:
             AdapterNameError: there is no such fusion.
         """
         name = fusion_name(adapter_names)
-        fusion_files.save_fusion(self, save_directory, name, meta_dict, use_safetensors)
-        if with_head:
-            head = with_head if isinstance(with_head, str) else name
-            if isinstance(with_head, str) or head_files.has_head(self, head):
-                head_files.save_head(self, save_directory, head, meta_dict, use_safetensors)
-        for loader in custom_weights_loaders or ():
-            loader.save(save_directory, name)
+        self._engine.require_fusion(name)
+        with saving(save_directory) as folder:
+            fusion_files.write_fusion(self, folder, name, meta_dict, use_safetensors)
+            if with_head:
+                head = with_head if isinstance(with_head, str) else name
+                if isinstance(with_head, str) or head_files.has_head(self, head):
+                    head_files.write_head(self, folder, head, meta_dict, use_safetensors)
+            for loader in custom_weights_loaders or ():
+                loader.save(str(folder), name)
 
     def load_adapter_fusion(
         self,
@@ -253,21 +256,18 @@ class CheckpointVerbs:
             CheckpointError: tensors are missing, unexpected or of another shape. The model is as it was.
         """
         folder = locate(adapter_fusion_name_or_path, FUSION, use_safetensors=use_safetensors, **kwargs)
-        known = set(self._engine.fusions)
-        name = fusion_files.load_fusion(self, folder, load_as, use_safetensors, strict, loading_info)
-        try:
-            if with_head and holds(folder, HEAD):
-                options = {"use_safetensors": use_safetensors, "set_active": set_active, "strict": strict}
-                head_files.load_head_beside(self, folder, name, **options)
+        with Before(self) as before:
+            with reading(folder):
+                options = (load_as, use_safetensors, strict, loading_info)
+                name = fusion_files.load_fusion(self, folder, before, *options)
+                if with_head:
+                    head_options = {"use_safetensors": use_safetensors, "set_active": set_active, "strict": strict}
+                    head_files.load_head_beside(self, folder, before, name, **head_options)
             for loader in custom_weights_loaders or ():
                 loader.load(str(folder), load_as=name, loading_info=loading_info)
-        except BaseException:
-            if name not in known:
-                self._engine.delete_fusion(name)
-            raise
-        if set_active:
-            names = self._engine.config.get_fusion(name)[1] or []
-            self.set_active_adapters(Fuse(*names, name=name))  # type: ignore[attr-defined]
+            if set_active:
+                names = self._engine.config.get_fusion(name)[1] or []
+                self.set_active_adapters(Fuse(*names, name=name))  # type: ignore[attr-defined]
         return name
 
     def save_all_adapter_fusions(
@@ -283,9 +283,10 @@ class CheckpointVerbs:
             save_directory: Folder of the sub-folders; it is made.
             meta_dict, custom_weights_loaders, use_safetensors: As for `save_adapter_fusion`.
         """
-        for name in self._engine.fusions:
-            folder = subfolder(save_directory, name)
-            self.save_adapter_fusion(folder, name, meta_dict, custom_weights_loaders, use_safetensors)
+        with saving(save_directory) as folder:
+            for name in self._engine.fusions:
+                options = (meta_dict, custom_weights_loaders, use_safetensors)
+                self.save_adapter_fusion(subfolder(folder, name), name, *options)
 
     def save_adapter_setup(
         self,
@@ -438,7 +439,8 @@ class CheckpointVerbs:
         Raises:
             HeadError: there is no such head.
         """
-        head_files.save_head(self, save_directory, head_name, None, use_safetensors)
+        with saving(save_directory) as folder:
+            head_files.write_head(self, folder, head_name, None, use_safetensors)
 
     def load_head(
         self,
@@ -470,7 +472,8 @@ class CheckpointVerbs:
         """
         folder = locate(save_directory, HEAD, use_safetensors=use_safetensors, **kwargs)
         options = (id2label, num_labels, use_safetensors, set_active, strict, loading_info)
-        return head_files.load_head(self, folder, load_as, *options)
+        with Before(self) as before:
+            return head_files.load_head(self, folder, before, load_as, *options)
 
     def save_all_heads(self, save_directory: PathLike, use_safetensors: bool = True) -> None:
         """Save every flexible head in a sub-folder of its name.
@@ -479,8 +482,9 @@ class CheckpointVerbs:
             save_directory: Folder of the sub-folders; it is made.
             use_safetensors: Write safetensors, or else pickle files.
         """
-        for name in getattr(self, "heads", ()):
-            self.save_head(subfolder(save_directory, name), name, use_safetensors)
+        with saving(save_directory) as folder:
+            for name in getattr(self, "heads", ()):
+                self.save_head(subfolder(folder, name), name, use_safetensors)
 
     # -------------------------------------------------------------------------------------------- embeddings
 
@@ -581,10 +585,16 @@ class CheckpointVerbs:
             state_dict = full_model.complete_state(self, state_dict, save_original_format)
             save_original_format = False
         options |= {"state_dict": state_dict, "save_original_format": save_original_format}
-        if is_main_process:
-            write_interface(self, make_folder(save_directory))
-        with full_model.described(self):
+        if not is_main_process:
             super().save_pretrained(save_directory, **options)  # type: ignore[misc]
+            return
+        if push_to_hub:
+            options.setdefault("repo_id", os.path.basename(os.path.normpath(save_directory)))
+        has_interface = self._engine.interface is not None
+        with saving(save_directory, lambda path: full_model.is_replaced(path, variant, has_interface)) as folder:
+            write_interface(self, folder)
+            with full_model.described(self):
+                super().save_pretrained(folder, **options)  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As in torch. Tensors may also have their names in files, by which the HF Trainer gives them back.

@@ -373,7 +373,7 @@ def _from_dict(data: Any, level: int) -> Child:
         if len(children) != 1 or not (children[0] is None or isinstance(children[0], str)):
             raise CompositionError(f"A stored block of type 'single' has children {children!r}. It needs one name.")
         return children[0]
-    if kind not in BLOCK_TYPES:
+    if not isinstance(kind, str) or kind not in BLOCK_TYPES:
         raise CompositionError(f"Stored block type {kind!r} is unknown. {choices(kind, [*BLOCK_TYPES, 'single'])}")
     kwargs = dict(data.get("kwargs") or {})
     if kind == "Average":

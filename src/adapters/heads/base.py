@@ -113,8 +113,12 @@ class PredictionHead(_Modules):
     def _adjust(self, model: PreTrainedModel) -> None:
         """Initialises the modules and gives them device, dtype and mode of the model; on `meta` they stay there."""
         self.apply(model._init_weights)
-        on_meta = any(parameter.is_meta for parameter in self.parameters())
-        self.to(device=None if on_meta else model.device, dtype=model.dtype)
+        self._place(model)
+
+    def _place(self, model: PreTrainedModel) -> None:
+        """Takes the device, dtype and mode of `model`; what has no values yet (on `meta`) is not moved."""
+        empty = any(parameter.is_meta for parameter in self.parameters())
+        self.to(device=None if empty else model.device, dtype=model.dtype)
         self.train(model.training)
 
     def get_output_embeddings(self) -> nn.Linear | None:

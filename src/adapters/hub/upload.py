@@ -16,6 +16,7 @@ import transformers
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
 from adapters._version import __version__
+from adapters.checkpoint.atomic import saving
 from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, INTERFACE_FILE, SETUP_FILE, make_folder, read_json
 from adapters.errors import AdapterNameError, ConfigError, choices
 from adapters.hub import session
@@ -172,7 +173,8 @@ def _upload(info: CardInfo, folder: Path, to: Destination, owned: Callable[[str]
         present = _prepare(api, to)
         card = _card(info, to, CARD in present)
         if to.local_path is not None:
-            shutil.copytree(folder, make_folder(to.local_path), dirs_exist_ok=True)
+            with saving(to.local_path) as copy:
+                shutil.copytree(folder, copy, dirs_exist_ok=True)
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path, file) for path, file in files.items()
         ]

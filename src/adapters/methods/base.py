@@ -106,6 +106,19 @@ class AdapterModule(MethodModule, Generic[S]):
         """What the modules at all `sites` share, or None."""
         return None
 
+    @classmethod
+    def kept_slots(cls, config: Any, inner: str, tensor: Tensor, count: int, kept: list[int]) -> Tensor:
+        """A stored tensor of what `count` sites of one location share, for those sites alone whose numbers are kept.
+
+        Args:
+            config: Config of the adapter.
+            inner: Name of the tensor below the location's module.
+            tensor: The tensor.
+            count: Sites that share it in the file.
+            kept: Numbers of the sites that stay.
+        """
+        return tensor
+
     def bind(self, shared: nn.Module | None) -> None:
         """Receive what `shared` returned. Not registered as a child: it is stored once, at the base model."""
 

@@ -183,6 +183,9 @@ class BnConfig(AdapterConfig):
             config["inv_adapter_reduction_factor"] = old.get("reduction_factor")
         return super().from_dict(config)
 
+    def without_invertible(self) -> BnConfig:
+        return self if self.inv_adapter is None else self.replace(inv_adapter=None, inv_adapter_reduction_factor=None)
+
 
 @dataclass(eq=False)
 class SeqBnConfig(BnConfig):

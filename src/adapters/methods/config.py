@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, FrozenInstanceError, dataclass, fields
+from math import isfinite
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from adapters.errors import ConfigError, choices
@@ -34,7 +35,7 @@ class Rule(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and isfinite(value))
 
 
 def number(low: float, high: float = float("inf"), *, above: bool = False, below: bool = False) -> Rule:
@@ -86,10 +87,10 @@ flag = Rule("True or False", lambda value: isinstance(value, bool))
 real = Rule("a number", _is_number)
 text = Rule("a string", lambda value: isinstance(value, str))
 nothing = Rule("None", lambda value: value is None)
-decimal = Rule("a float (with a decimal point)", lambda value: isinstance(value, float) and value == value)
+decimal = Rule("a float (with a decimal point)", lambda value: isinstance(value, float) and isfinite(value))
 probability = number(0, 1)
 layer_numbers = list_of(integer(0))
-seed = nothing | integer(0)
+seed = nothing | Rule("an integer in [0, 2 ** 64)", lambda value: integer(0).holds(value) and value < 2**64)
 place_patterns = nothing | Rule(
     "a list of roles, module paths or patterns over them, each if you like after layers and a colon, such as "
     "'attn.q', '*.o', '0-3:ffn' or 'all-linear'",
@@ -295,6 +296,23 @@ class AdapterConfig(FrozenMapping):
         """Names of the fields that go into files: `places` only where it says more than the flags."""
         return [name for name in super()._written() if name != "places" or self.__dict__[name] is not None]
 
+    def as_stored(self: ConfigT, names: Collection[str]) -> ConfigT:
+        """This config as a file with tensors of these names means it."""
+        return self
+
+    def without_invertible(self: ConfigT) -> ConfigT:
+        """This config without invertible adapters."""
+        return self
+
+    def without_start(self: ConfigT) -> ConfigT:
+        """This config for an adapter whose values are known, so that nothing is read to initialise it."""
+        return self
+
+    def without_layers(self: ConfigT, layers: Collection[int], all_layers: Sequence[int]) -> ConfigT:
+        """This config for an adapter that has nothing in `layers`, of a model with `all_layers`."""
+        stored = self.get("leave_out")
+        return self if stored is None else self.replace(leave_out=sorted({*stored, *layers}))
+
     @classmethod
     def from_dict(cls: type[ConfigT], config: Mapping[str, Any]) -> ConfigT:
         if cls is AdapterConfig:
@@ -304,13 +322,12 @@ class AdapterConfig(FrozenMapping):
         return super().from_dict(config)
 
     @classmethod
-    def load(cls, config: Any, download_kwargs: Mapping[str, Any] | None = None, **kwargs: Any) -> AdapterConfig | None:
+    def load(cls, config: Any, **kwargs: Any) -> AdapterConfig | None:
         """Finds a config by whatever names it.
 
         Args:
             config: A config, its dict, an identifier ("lora"), a config string ("lora[r=4]|prefix_tuning") or
                 the path of a JSON file.
-            download_kwargs: Ignored; configs are never downloaded.
             kwargs: Fields to change in the config; those that are None are ignored.
         Returns:
             The config, or None if `config` is empty.
@@ -319,7 +336,7 @@ class AdapterConfig(FrozenMapping):
         """
         from adapters.methods.presets import load
 
-        return load(config, download_kwargs=download_kwargs, **kwargs)
+        return load(config, **kwargs)
 
 
 @dataclass(eq=False)
@@ -371,6 +388,26 @@ class ConfigUnion(AdapterConfig):
                         f"architecture {one.architecture!r} and would meet at one place. Give them other places, give "
                         f"one a leave_out{flags}."
                     )
+
+    def as_stored(self: ConfigT, names: Collection[str]) -> ConfigT:
+        assert isinstance(self, ConfigUnion)
+        return self._of([member.as_stored(names) for member in self.configs])  # type: ignore[return-value]
+
+    def without_start(self: ConfigT) -> ConfigT:
+        assert isinstance(self, ConfigUnion)
+        return self._of([member.without_start() for member in self.configs])  # type: ignore[return-value]
+
+    def without_layers(self: ConfigT, layers: Collection[int], all_layers: Sequence[int]) -> ConfigT:
+        assert isinstance(self, ConfigUnion)
+        return self._of([member.without_layers(layers, all_layers) for member in self.configs])  # type: ignore[return-value]
+
+    def _of(self, members: list[AdapterConfig]) -> ConfigUnion:
+        """This union with other members."""
+        if all(new is old for new, old in zip(members, self.configs)):
+            return self
+        changed = copy.copy(self)
+        changed.__dict__["configs"] = members
+        return changed
 
     @classmethod
     def _field_names(cls) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -84,6 +84,10 @@ class PrefixTuningConfig(AdapterConfig):
         "init_weights_seed": seed,
         "places": place_patterns,
     }
+
+    def as_stored(self, names: Collection[str]) -> PrefixTuningConfig:
+        is_flat = any(".prefix_tunings." in f".{name}" and name.endswith(".control_trans") for name in names)
+        return self.replace(flat=True) if is_flat and not self.flat else self
 
 
 class PrefixEmbedding(nn.Module):
@@ -178,6 +182,14 @@ class PrefixTuning(AdapterModule[AttentionState]):
         for site in sites:
             groups.setdefault(site.location, []).append(site)
         return nn.ModuleDict({location: PrefixEmbedding(config, group) for location, group in groups.items()})
+
+    @classmethod
+    def kept_slots(cls, config: PrefixTuningConfig, inner: str, tensor: Tensor, count: int, kept: list[int]) -> Tensor:
+        if inner == "control_trans" and tensor.numel() % (config.prefix_length * count) == 0:
+            return tensor.view(config.prefix_length, count, -1)[:, kept].reshape(-1)
+        if inner.startswith("control_trans.2.") and tensor.dim() and tensor.shape[0] % count == 0:
+            return tensor.view(count, -1, *tensor.shape[1:])[kept].flatten(0, 1)
+        return tensor
 
     def bind(self, shared: nn.Module | None) -> None:
         assert isinstance(shared, nn.ModuleDict)

@@ -49,7 +49,7 @@ class UnknownArchitectureError(KeyError, ConfigError):
         return str(self.args[0])
 
 
-def load(config: Any, download_kwargs: Mapping[str, Any] | None = None, **overrides: Any) -> AdapterConfig | None:
+def load(config: Any, **overrides: Any) -> AdapterConfig | None:
     """Finds a config by whatever names it. See `AdapterConfig.load`."""
     if not config:
         return None

@@ -62,6 +62,9 @@ class PromptTuningConfig(AdapterConfig):
         if self.prompt_init == "from_string" and not self.prompt_init_text:
             raise self._error("prompt_init_text", "With prompt_init 'from_string' a non-empty text is needed.")
 
+    def without_start(self) -> PromptTuningConfig:
+        return self.replace(prompt_init="random_uniform") if self.prompt_init == "from_string" else self
+
 
 class PromptTuning(AdapterModule[HiddenState]):
     """Trained embeddings, put before the embeddings of the input (or behind its first token).

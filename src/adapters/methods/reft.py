@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -92,6 +92,10 @@ class ReftConfig(AdapterConfig):
     def _written(self) -> list[str]:
         return [name for name in super()._written() if name != "subtract_projection" or not self.subtract_projection]
 
+    def without_layers(self, layers: Collection[int], all_layers: Sequence[int]) -> ReftConfig:
+        own = all_layers if self.layers == "all" else self.layers
+        return self.replace(layers=[layer for layer in own if layer not in layers])
+
 
 @dataclass(eq=False)
 class LoReftConfig(ReftConfig):
@@ -155,6 +159,9 @@ class OrthogonalRows(nn.Module):
         super().__init__()
         linear = nn.utils.parametrizations.orthogonal(nn.Linear(width, rank, bias=False))
         self.parametrizations = linear.parametrizations
+        chain: Any = self.parametrizations["weight"]  # type: ignore[index]
+        if chain.original.is_meta:  # without values torch could not decompose it to set this
+            chain[0].base = torch.empty(width, width)
         self._matrix = Derived(self._compute, self)
 
     @property

@@ -91,7 +91,8 @@ class Engine:
         masked: Those whose adapters need the attention mask.
         programs: What the set-ups mean that were asked for.
         shared: Name of shared parameters -> the adapters that share them.
-        merged: Adapter -> (site, weight, bias) of the linear maps it was folded into, as they were before.
+        merged: Adapter -> (site, weight, bias) of the linear maps it was folded into, as they were before; None where
+            they are not known.
         trained: The adapters and fusions that train since `train_adapter` was called; None before.
     """
 
@@ -112,7 +113,7 @@ class Engine:
         self._parts: dict[str, list[Part]] = {}
         self._fusions: dict[str, list[Part]] = {}
         self.shared: dict[str, list[str]] = {}
-        self.merged: dict[str, list[tuple[HookedSite[Any], Tensor, Tensor | None]]] = {}
+        self.merged: dict[str, list[tuple[HookedSite[Any], Tensor, Tensor | None]] | None] = {}
         self.trained: frozenset[str] | None = None
         self.edits, self._seen_edits = tree.Edits(), 0
         self.entry = Entry(self)

@@ -45,12 +45,19 @@ def merge(engine: Engine, name: str) -> None:
         linear: Any = site.module
         changes.append((part.live, linear, part.module.merged(weight_of(linear), linear.bias)))
     with engine.programs.quiet():
-        backup = engine.merged[name] = []
+        backup: list[Any] = []
+        engine.merged[name] = backup
         for live, linear, (weight, bias) in changes:
             old_bias = None if linear.bias is None else linear.bias.detach().clone()
-            backup.append((live, weight_of(linear).detach().clone(), old_bias))  # type: ignore[arg-type]
+            backup.append((live, weight_of(linear).detach().clone(), old_bias))
             assign(linear, weight, bias)
         engine.programs.changed([name])
+
+
+def assume_merged(engine: Engine, name: str) -> None:
+    """Take the base weights for ones that hold the adapter `name` already. Those from before are not known."""
+    engine.merged[name] = None
+    engine.programs.changed([name])
 
 
 @torch.no_grad()
@@ -60,11 +67,19 @@ def unmerge(engine: Engine, name: str | None = None) -> None:
     Args:
         engine: Of the model.
         name: Only if it is this one that is merged.
+    Raises:
+        MergeError: they are not known, because the model was saved while the adapter was merged.
     """
     if not engine.merged or (name is not None and name not in engine.merged):
         return
+    merged, backup = next(iter(engine.merged.items()))
+    if backup is None:
+        raise MergeError(
+            f"Adapter {merged!r} was merged when this model was saved, and the base weights from before were not "
+            "saved. Load the base model, and the adapter into it, to have them apart."
+        )
     with engine.programs.quiet():
-        merged, backup = engine.merged.popitem()
+        del engine.merged[merged]
         for live, weight, bias in backup:
             assign(live.site.module, weight, bias)
         engine.programs.changed([merged])

@@ -7,14 +7,23 @@ from typing import Any
 
 from torch import nn
 
-from adapters.errors import AdapterNameError, choices
+from adapters.errors import AdapterNameError, ConfigError, choices
 from adapters.methods.config import ConfigTypeError, MultiTaskConfig
 from adapters.runtime.engine import Engine
 
 
 def share(engine: Engine, names: Sequence[str], name: str, reference: str | None) -> None:
-    """Let the adapters `names` use the shareable parameters of `reference` (by default the first of them)."""
-    for adapter in names:
+    """Let the adapters `names` use the shareable parameters of `reference` (by default the first of them).
+
+    Raises:
+        AdapterNameError: an adapter is not there, or `name` is taken.
+        ConfigTypeError: an adapter has nothing to share.
+        ConfigError: the adapters' parameters differ in place or shape. Nothing has changed then.
+    """
+    if not names:
+        raise AdapterNameError("There are no adapters to share parameters. Name at least one.")
+    source_name = names[0] if reference is None else reference
+    for adapter in (*names, source_name):
         engine.require(adapter)
         if not isinstance(engine.config.get(adapter), MultiTaskConfig):
             raise ConfigTypeError(
@@ -23,24 +32,41 @@ def share(engine: Engine, names: Sequence[str], name: str, reference: str | None
             )
     if name in engine.shared:
         raise AdapterNameError(f"There are shared parameters {name!r} already. Choose another name.")
-    source = _modules(engine, reference or names[0])
+    source = _shareable(engine, source_name)
     for adapter in names:
-        for path, module in _modules(engine, adapter).items():
-            for parameter in module.shareable:
-                module.register_parameter(parameter, getattr(source[path], parameter))
+        own = _shareable(engine, adapter)
+        if {key: p.shape for key, (_, p) in own.items()} != {key: p.shape for key, (_, p) in source.items()}:
+            raise ConfigError(
+                f"Adapters {source_name!r} and {adapter!r} cannot share parameters: they differ in their places, r or "
+                "n_up_projection."
+            )
+    for adapter in names:
+        for (path, parameter), (module, _) in _shareable(engine, adapter).items():
+            module.register_parameter(parameter, source[path, parameter][1])
     engine.shared[name] = list(names)
 
 
 def unshare(engine: Engine, name: str) -> None:
-    """Give every adapter of the shared parameters `name` a copy of its own."""
+    """Give every adapter of the shared parameters `name` but the first a copy of its own.
+
+    Adapters that were deleted meanwhile are passed over.
+
+    Raises:
+        AdapterNameError: there are no shared parameters of this name.
+    """
     if name not in engine.shared:
         raise AdapterNameError(f"There are no shared parameters {name!r}. {choices(name, engine.shared)}")
     for adapter in engine.shared.pop(name)[1:]:
-        for module in _modules(engine, adapter).values():
-            for parameter in module.shareable:
-                old = getattr(module, parameter)
+        if adapter in engine.parts:
+            for (_, parameter), (module, old) in _shareable(engine, adapter).items():
                 module.register_parameter(parameter, nn.Parameter(old.detach().clone(), old.requires_grad))
 
 
-def _modules(engine: Engine, name: str) -> dict[str, Any]:
-    return {part.path: part.module for part in engine.parts[name] if getattr(part.module, "shareable", ())}
+def _shareable(engine: Engine, name: str) -> dict[tuple[str, str], tuple[nn.Module, nn.Parameter]]:
+    """(path, name) -> module and parameter, of all that an adapter can share."""
+    modules: list[tuple[str, Any]] = [(part.path, part.module) for part in engine.parts[name]]
+    return {
+        (path, parameter): (module, getattr(module, parameter))
+        for path, module in modules
+        for parameter in getattr(module, "shareable", ())
+    }

@@ -14,10 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters.checkpoint.adapters import stored_adapter_config
+from adapters.checkpoint.atomic import reading, saving
 from adapters.checkpoint.heads import has_flexible_heads, static_head
-from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, Layout, make_folder, read_json, replacing, subfolder
+from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, CheckpointKind, subfolder
 from adapters.checkpoint.names import Match, added_tensors, below_base, is_repeated, match, tensors_of
-from adapters.checkpoint.tensors import read_safetensors, read_tensors
+from adapters.checkpoint.tensors import read_checkpoint, read_safetensors
+from adapters.checkpoint.undo import Before
 from adapters.errors import CheckpointError, CheckpointNotFound
 from adapters.runtime.engine import Engine
 
@@ -34,23 +36,20 @@ def save_folders(model: Any, folder: str | os.PathLike[str]) -> None:
     The head of a plain class lies beside the active adapters, where `load_adapter` finds it; it is left out if no part
     of it is trained.
     """
-    path = make_folder(folder)
     engine: Engine = model._engine
-    for name in engine.parts:
-        model.save_adapter(str(subfolder(path, name)), name, with_head=False)
-    for name in engine.fusions:
-        model.save_adapter_fusion(str(subfolder(path, name)), name)
-    if has_flexible_heads(model):
-        for name in model.heads:
-            model.save_head(str(subfolder(path, name)), name)
-    elif _trains(static_head(model)):
-        for name in _active(engine):
-            model.save_head(str(subfolder(path, name)))
-    if other := other_weights(model):
-        with replacing(path / OTHER_WEIGHTS) as temporary:
-            save_file({name: t.detach().cpu().contiguous() for name, t in other.items()}, temporary)
-    else:
-        (path / OTHER_WEIGHTS).unlink(missing_ok=True)
+    with saving(folder, lambda path: path == OTHER_WEIGHTS) as path:
+        for name in engine.parts:
+            model.save_adapter(str(subfolder(path, name)), name, with_head=False)
+        for name in engine.fusions:
+            model.save_adapter_fusion(str(subfolder(path, name)), name)
+        if has_flexible_heads(model):
+            for name in model.heads:
+                model.save_head(str(subfolder(path, name)), name)
+        elif _trains(static_head(model)):
+            for name in _active(engine):
+                model.save_head(str(subfolder(path, name)))
+        if other := other_weights(model):
+            save_file({name: t.detach().cpu().contiguous() for name, t in other.items()}, path / OTHER_WEIGHTS)
 
 
 def load_folders(model: Any, folder: str | os.PathLike[str]) -> None:
@@ -63,19 +62,21 @@ def load_folders(model: Any, folder: str | os.PathLike[str]) -> None:
     path = Path(folder)
     if not path.is_dir():
         raise CheckpointNotFound(f"There is no checkpoint {path}. Give the folder that the trainer has written.")
-    found = list(_matches(model, path))
-    for what, result in found:
-        result.check(what)
-    for _, result in found:
-        result.copy()
+    with reading(path), Before(model) as before:
+        found = list(_matches(model, path))
+        for what, result in found:
+            result.check(what)
+        before.keep(target for _, result in found for target, _ in result.pairs.values())
+        for _, result in found:
+            result.copy()
 
 
 def _matches(model: Any, path: Path) -> Iterator[tuple[str, Match]]:
     engine: Engine = model._engine
     for name in engine.parts:
         part = _existing(path, name, ADAPTER)
-        found = read_tensors(part, ADAPTER)
-        if stored_adapter_config(read_json(part / ADAPTER.config), found) != engine.config.get(name):
+        saved, found = _read(part, ADAPTER)
+        if stored_adapter_config(saved, found) != engine.config.get(name):
             raise CheckpointError(
                 f"Adapter {name!r} in {path} has another config than the one of this model. Add it with the config in "
                 "its adapter_config.json."
@@ -83,17 +84,17 @@ def _matches(model: Any, path: Path) -> Iterator[tuple[str, Match]]:
         expected = tensors_of(engine, engine.parts[name], name)
         yield f"Adapter {name!r} in {path}", match(expected, below_base(engine, found, expected), is_repeated)
     for name in engine.fusions:
-        found = read_tensors(_existing(path, name, FUSION), FUSION)
+        found = _read(_existing(path, name, FUSION), FUSION)[1]
         expected = tensors_of(engine, engine.fusions[name], name)
         yield f"Fusion {name!r} in {path}", match(expected, below_base(engine, found, expected), _none)
     if has_flexible_heads(model):
         for name, head in model.heads.items():
             expected = {f"heads.{name}.{key}": t for key, t in head.state_dict(keep_vars=True).items()}
-            found = read_tensors(_existing(path, name, HEAD), HEAD)
+            found = _read(_existing(path, name, HEAD), HEAD)[1]
             yield f"Head {name!r} in {path}", match(expected, found, _none)
     elif _trains(expected := static_head(model)):
         name = _active(engine)[0]
-        yield f"The head in {path / name}", match(expected, read_tensors(_existing(path, name, HEAD), HEAD), _none)
+        yield f"The head in {path / name}", match(expected, _read(_existing(path, name, HEAD), HEAD)[1], _none)
     expected = other_weights(model)
     file = path / OTHER_WEIGHTS
     if expected or file.exists():
@@ -104,12 +105,17 @@ def _none(name: str) -> bool:
     return False
 
 
-def _existing(path: Path, name: str, layout: Layout) -> Path:
+def _read(folder: Path, kind: CheckpointKind) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with reading(folder):
+        return read_checkpoint(folder, kind)
+
+
+def _existing(path: Path, name: str, kind: CheckpointKind) -> Path:
     part = subfolder(path, name)
     if not part.is_dir():
         there = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         raise CheckpointNotFound(
-            f"{path} has no folder for {layout.kind} {name!r} of this model. It has: {', '.join(there) or 'none'}. "
+            f"{path} has no folder for {kind.noun} {name!r} of this model. It has: {', '.join(there) or 'none'}. "
             "Resume with the adapters, fusions and heads that were trained."
         )
     return part
