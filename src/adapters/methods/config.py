@@ -271,6 +271,8 @@ class AdapterConfig(FrozenMapping):
     def meets(self, other: AdapterConfig) -> bool:
         """Whether the flags of two configs of one method may choose the same place."""
         return True
+    use_gating: bool
+    gate_attended: bool
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AdapterConfig:
         if cls is AdapterConfig:
@@ -301,7 +303,15 @@ class AdapterConfig(FrozenMapping):
             from adapters.methods.presets import config_from_dict
 
             return config_from_dict(config)  # type: ignore[return-value]
+        if config.get("use_gating") and "gate_attended" not in config and "gate_attended" in cls._field_names():
+            config = {**config, "gate_attended": False}  # trained with a gate that averages over padding too
         return super().from_dict(config)
+
+    def _written(self) -> list[str]:
+        names = super()._written()
+        if "gate_attended" in names and not (self.use_gating and self.gate_attended):
+            names.remove("gate_attended")
+        return names
 
     @classmethod
     def load(cls, config: Any, download_kwargs: Mapping[str, Any] | None = None, **kwargs: Any) -> AdapterConfig | None:
