@@ -271,6 +271,7 @@ class AdapterConfig(FrozenMapping):
     def meets(self, other: AdapterConfig) -> bool:
         """Whether the flags of two configs of one method may choose the same place."""
         return True
+
     use_gating: bool
     gate_attended: bool
 
@@ -294,8 +295,11 @@ class AdapterConfig(FrozenMapping):
         return False
 
     def _written(self) -> list[str]:
-        """Names of the fields that go into files: `places` only where it says more than the flags."""
-        return [name for name in super()._written() if name != "places" or self.__dict__[name] is not None]
+        """Names of the fields that go into files: those that old files lack only where they say more."""
+        silent = {"places"} if self.__dict__.get("places") is None else set()
+        if "gate_attended" in self.__dict__ and not (self.use_gating and self.gate_attended):
+            silent.add("gate_attended")
+        return [name for name in super()._written() if name not in silent]
 
     @classmethod
     def from_dict(cls: type[ConfigT], config: Mapping[str, Any]) -> ConfigT:
@@ -306,12 +310,6 @@ class AdapterConfig(FrozenMapping):
         if config.get("use_gating") and "gate_attended" not in config and "gate_attended" in cls._field_names():
             config = {**config, "gate_attended": False}  # trained with a gate that averages over padding too
         return super().from_dict(config)
-
-    def _written(self) -> list[str]:
-        names = super()._written()
-        if "gate_attended" in names and not (self.use_gating and self.gate_attended):
-            names.remove("gate_attended")
-        return names
 
     @classmethod
     def load(cls, config: Any, download_kwargs: Mapping[str, Any] | None = None, **kwargs: Any) -> AdapterConfig | None:

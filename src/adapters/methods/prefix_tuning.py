@@ -232,7 +232,9 @@ class PrefixTuning(AdapterModule[AttentionState]):
             return self._compute()
         return self._key_values()  # type: ignore[no-any-return]
 
-    key_values = forward
+    def key_values(self) -> tuple[Tensor, Tensor]:
+        """Prefix keys and values, by the older name."""
+        return self()  # type: ignore[no-any-return]
 
     def _compute(self) -> tuple[Tensor, Tensor]:
         return self.embedding.key_values(self.site.layer)

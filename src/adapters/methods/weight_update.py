@@ -184,7 +184,7 @@ class WeightUpdate(LinearAdapter):
             return _product(factors)
         weight = factors[0].new_zeros(self.out_features, self.in_features)
         for columns, own in self.parts(factors):
-            weight[columns] = _product(own)
+            weight[columns, :] = _product(own)
         return weight
 
     @property
