@@ -334,7 +334,7 @@ class Bottleneck(AdapterModule[ResidualState]):
 
     @classmethod
     def handles(cls, config: Any) -> bool:
-        return isinstance(config, BnConfig) and not config.phm_layer
+        return isinstance(config, BnConfig) and config.architecture is None and not config.phm_layer
 
     @classmethod
     def acts_at(cls, config: BnConfig, site: ResidualSite) -> bool:

@@ -13,11 +13,12 @@ from adapters.errors import ConfigError
 from adapters.methods.base import LinearAdapter, gate, new_gate
 from adapters.methods.config import AdapterConfig
 from adapters.methods.derived import Derived
-from adapters.methods.lora import LoRAConfig, init_matrices, wants_site
+from adapters.methods.lora import LoRAConfig, init_matrices
 from adapters.methods.parts import Watching, watched
 from adapters.methods.places import count, output_columns
 from adapters.methods.stacking import RowGroups
 from adapters.methods.state import LinearState
+from adapters.methods.weight_update import wants_site
 from adapters.sites.resolve import LinearSite
 
 

@@ -30,9 +30,9 @@ from adapters.methods.config import (
 )
 from adapters.methods.derived import Derived
 from adapters.methods.parts import watched
-from adapters.methods.places import output_columns, roles_of
+from adapters.methods.places import output_columns
 from adapters.methods.state import LinearState
-from adapters.methods.weight_update import Factors, WeightUpdate
+from adapters.methods.weight_update import Factors, WeightUpdate, wants_site
 from adapters.sites.linear import weight_of
 from adapters.sites.resolve import LinearSite
 
@@ -199,15 +199,6 @@ class LoRA(WeightUpdate):
 
     def factors(self) -> Factors:
         return self.tensor("lora_A"), self.tensor("lora_B")
-
-
-def wants_site(config: LoRAConfig, site: LinearSite) -> bool:
-    """Whether the flags of `config` select `site`."""
-    if site.location not in config.flags or not getattr(config, site.location):
-        return False
-    if site.location != "selfattn_lora":
-        return True
-    return any(role.rpartition(".")[2] in config.attn_matrices for role in roles_of(site))
 
 
 def init_matrices(a: Tensor | None, b: Tensor, scheme: str) -> None:

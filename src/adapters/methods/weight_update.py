@@ -29,7 +29,7 @@ from adapters.methods.config import (
 )
 from adapters.methods.derived import Derived
 from adapters.methods.parts import Watching, matched, watched
-from adapters.methods.places import Chosen, count
+from adapters.methods.places import Chosen, count, output_columns, roles_of
 from adapters.methods.stacking import RowGroups, select
 from adapters.methods.state import LinearState
 from adapters.sites.resolve import LinearSite
@@ -274,6 +274,15 @@ class StackedUpdates(WeightUpdate):
         return not torch.compiler.is_compiling() and bool(self.watching)
 
 
+def wants_site(config: Any, site: LinearSite) -> bool:
+    """Whether the flags of `config` select `site`."""
+    if site.location not in config.flags or not getattr(config, site.location):
+        return False
+    if site.location != "selfattn_lora":
+        return True
+    return any(role.rpartition(".")[2] in config.attn_matrices for role in roles_of(site))
+
+
 def _apply(x: Tensor, factors: Factors) -> Tensor:
     return reduce(F.linear, factors, x)
 
@@ -288,3 +297,40 @@ def _add(out: Tensor, flat: Tensor, factors: Factors, scaling: float) -> None:
     for factor in first:
         flat = F.linear(flat, factor)
     out.addmm_(flat, last.t(), alpha=scaling)
+
+
+class DenseUpdate(WeightUpdate):
+    """A weight update that is computed as a whole: every adapted part of the projection has a module that makes its D.
+
+    Implement `part`. The products are kept between weight updates.
+    """
+
+    def __init__(self, config: Any, site: LinearSite, name: str) -> None:
+        super().__init__(config, site, name, output_columns(config, site))
+        self.scaling = config.alpha / config.r
+        self.updates = nn.ModuleList(self.part(config, width, site.in_features) for width in self.widths)
+        self._watching = Watching(self.updates)
+
+    @classmethod
+    def acts_at(cls, config: Any, site: LinearSite) -> bool:
+        return wants_site(config, site)
+
+    def part(self, config: Any, rows: int, columns: int) -> nn.Module:
+        """A module whose call gives D [rows, columns]."""
+        raise NotImplementedError
+
+    def bind(self, shared: nn.Module | None) -> None:
+        super().bind(shared)
+        self._weight = Derived(self._compute, *self.sources())
+
+    def factors(self) -> Factors:
+        if not torch.compiler.is_compiling() and self._watching:
+            return self._compute()
+        return self._weight()  # type: ignore[no-any-return]
+
+    def _compute(self) -> Factors:
+        return (torch.cat([self.make(update) for update in self.updates]),)
+
+    def make(self, update: nn.Module) -> Tensor:
+        """D of one part."""
+        return update()  # type: ignore[no-any-return]
