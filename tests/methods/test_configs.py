@@ -191,7 +191,7 @@ def test_legacy_dicts() -> None:
 def test_bad_values(make: Any, changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))) as caught:
         make(**changes)
-    assert type(caught.value).__name__ == "ValueError"
+    assert type(caught.value).__name__ == "ConfigError"
 
 
 def test_idle_attn_matrices_warn() -> None:

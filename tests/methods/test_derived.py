@@ -40,7 +40,20 @@ def assign(parameter: nn.Parameter) -> None:
     parameter.data = parameter.data * 1.5
 
 
-CHANGES: dict[str, Callable[[nn.Parameter], None]] = {"written to": write, "given other data": assign}
+def write_data(parameter: nn.Parameter) -> None:
+    parameter.data.mul_(1.5)
+
+
+def copy_data(parameter: nn.Parameter) -> None:
+    parameter.data.copy_(parameter.data + 0.1)
+
+
+CHANGES: dict[str, Callable[[nn.Parameter], None]] = {
+    "written to": write,
+    "given other data": assign,
+    "scaled through .data": write_data,
+    "overwritten through .data": copy_data,
+}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 OURS = tuple(rf"(^|\.){container}\." for container in CONTAINERS)
 """Patterns of tensors that Transformers need not know when it loads a model."""
 UNCHAINED = "unchained"
-"""Entry of "adapters" in config.json: names of those that act only where they come first in a `Stack`; all in old files."""
+"""Entry of "adapters" in config.json: names of those that act only where they come first in a `Stack`. Absent: all."""
 MERGED = "merged"
 """Entry of "adapters" in config.json: names of the adapters that the stored base weights hold already."""
 OLD_KEYS = ("adapter_fusion_models", "adapter_fusion")

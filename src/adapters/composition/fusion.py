@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from adapters.call import CALL, record
 from adapters.composition.fusion_config import AdapterFusionConfig
 from adapters.errors import CompositionError
-from adapters.methods.base import AdapterModule, matched
+from adapters.methods.base import AdapterModule
+from adapters.methods.parts import matched
 from adapters.methods.state import ResidualState
 from adapters.sites.resolve import ResidualSite
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from adapters.methods.adalora import AdaLoRA
 from adapters.methods.base import AdapterModule
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.compacter import Compacter
 from adapters.methods.ia3 import IA3, InwardIA3
 from adapters.methods.invertible import NICE
+from adapters.methods.loha import LoHa
+from adapters.methods.lokr import LoKr
 from adapters.methods.lora import DoRA, LoRA
+from adapters.methods.low_rank import LowRankBottleneck
 from adapters.methods.mtl_lora import MTLLoRA
 from adapters.methods.prefix_tuning import PrefixTuning
 from adapters.methods.prompt_tuning import PromptTuning
+from adapters.methods.randlora import RandLoRA
 from adapters.methods.reft import ReFT
+from adapters.methods.vblora import VBLoRA
 from adapters.methods.vera import DVoRA, VeRA
 
 METHODS: tuple[type[AdapterModule[Any]], ...] = (
@@ -26,6 +32,12 @@ METHODS: tuple[type[AdapterModule[Any]], ...] = (
     VeRA,
     DVoRA,
     MTLLoRA,
+    LoHa,
+    LoKr,
+    RandLoRA,
+    VBLoRA,
+    AdaLoRA,
+    LowRankBottleneck,
     PrefixTuning,
     PromptTuning,
     NICE,

@@ -10,11 +10,15 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+import adapters.call
 from adapters.call import CALL, record
 from adapters.errors import MergeError, UnsupportedError
 from adapters.methods.config import AdapterConfig
+from adapters.methods.parts import PATCHES, call, matched
 from adapters.methods.stacking import RowGroups
 from adapters.methods.state import LinearState, State
 from adapters.sites.resolve import LinearSite, Site
@@ -32,6 +36,16 @@ class MethodModule(nn.Module):
     """
 
     fixed_parameters: tuple[str, ...] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward":
+            PATCHES.count += 1
+        super().__setattr__(name, value)
+
+    def tensor(self, name: str) -> Tensor:
+        """The parameter `name`, or what stands in its place: pruned, normalised, computed by a parametrization."""
+        found = self._parameters.get(name)
+        return getattr(self, name) if found is None else found
 
 
 def fixed_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
@@ -82,10 +96,12 @@ class AdapterModule(MethodModule, Generic[S]):
     shared_container: ClassVar[str] = ""
     shared_location: ClassVar[str] = "shared"
     shareable: ClassVar[tuple[str, ...]] = ()
+    common: nn.Module | None
 
     def __init__(self, config: Any, site: Site, name: str) -> None:
         super().__init__()
         self.config, self.site, self.name = config, site, name
+        self.__dict__["common"] = None
 
     @classmethod
     def handles(cls, config: Any) -> bool:
@@ -120,7 +136,12 @@ class AdapterModule(MethodModule, Generic[S]):
         return tensor
 
     def bind(self, shared: nn.Module | None) -> None:
-        """Receive what `shared` returned. Not registered as a child: it is stored once, at the base model."""
+        """Receive what `shared` returned: `common`. Not registered as a child: it is stored once, at the base model."""
+        self.__dict__["common"] = shared
+
+    def sources(self) -> tuple[nn.Module, ...]:
+        """The modules that hold the tensors of this adapter."""
+        return (self,) if self.common is None else (self, self.common)
 
     def prepare(self, state: S) -> S:
         """What is done once before this adapter, or before a block whose first adapter this is."""
@@ -207,6 +228,10 @@ class AdapterModule(MethodModule, Generic[S]):
             record(gating, self.name, self.site.layer, self.site.location, scores.squeeze(-1))
 
 
+PLAIN = (nn.Linear, Conv1D)
+"""Classes of linear maps whose outputs nobody else holds."""
+
+
 class LinearAdapter(AdapterModule[LinearState]):
     """A method that changes the output of a linear map: implement `forward` and, where possible, `merged`."""
 
@@ -223,7 +248,20 @@ class LinearAdapter(AdapterModule[LinearState]):
         return state.replaced(self.forward(state.x, y.clone() if y is state.y or y is state.out else y))
 
     def direct(self) -> Direct | None:
-        return "output", self.forward
+        return "output", self
+
+    def may_write(self, y: Tensor) -> bool:
+        """Whether the output y of the linear map is ours to write into.
+
+        Only of plain linear maps it is known that they keep nothing of what they return: quantised ones may return
+        views of what they hold. What is traced should not depend on it.
+        """
+        return (
+            type(self.site.module) in PLAIN
+            and y.is_contiguous()
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        )
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Weight [O, I] and bias [O] of the linear map that alone computes what map and adapter do together."""
@@ -233,27 +271,47 @@ class LinearAdapter(AdapterModule[LinearState]):
         )
 
 
-def gate(linear: nn.Linear | tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+def gate(linear: nn.Linear | tuple[Tensor, Tensor], x: Tensor, attended: bool) -> Tensor:
     """Gate of UniPELT (Mao et al. 2022, arXiv:2110.07577): mean over positions of sigmoid(W x + b), [B, n].
 
     While generating it is computed from the prompt and then kept: with a cache later calls see single positions.
+
+    Args:
+        linear: W [n, D] and b [n].
+        x: What the adapter reads, [B, S, D].
+        attended: Leave padding out of the mean.
     """
     weight, bias = (linear.weight, linear.bias) if isinstance(linear, nn.Linear) else linear
     gates = CALL.now.gates
     kept = None if gates is None else gates.get(id(weight))
     if kept is not None and len(kept) == len(x):
         return kept
-    scores = torch.sigmoid(nn.functional.linear(matched(x, weight), weight, bias)).mean(dim=1).to(x.dtype)
+    if gates is not None:
+        x = x[:, : _prompted(x.shape[1])]
+    given = matched(x, weight)
+    opened = torch.sigmoid(call(linear, given) if isinstance(linear, nn.Linear) else F.linear(given, weight, bias))
+    mask = _attended(x.shape[0], x.shape[1]) if attended else None
+    if mask is None:
+        scores = opened.mean(dim=1)
+    else:
+        counted = mask[..., None].to(opened.dtype)
+        scores = (opened * counted).sum(1) / counted.sum(1).clamp(min=1)
+    scores = scores.to(x.dtype)
     if gates is not None:
         gates[id(weight)] = scores
     return scores
 
 
-def matched(x: Tensor, weight: Tensor) -> Tensor:
-    """x in the dtype of a weight that it meets. Autocast, where it is on, chooses one for both."""
-    if x.dtype is weight.dtype or torch.is_autocast_enabled(x.device.type):
-        return x
-    return x.to(weight.dtype)
+def _attended(rows: int, positions: int) -> Tensor | None:
+    """Which of the positions that are computed are attended to, [B, S]; None where all are."""
+    function = getattr(adapters.call, "attended", None)
+    return None if function is None else function(rows, positions)
+
+
+def _prompted(positions: int) -> int:
+    """How many of the positions that are computed belong to what `generate` was given."""
+    function = getattr(adapters.call, "prompted", None)
+    return positions if function is None else function(positions)
 
 
 def new_gate(in_features: int, gates: int = 1) -> nn.Linear:

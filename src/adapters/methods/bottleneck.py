@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from adapters.errors import ConfigError
-from adapters.methods.base import AdapterModule, Direct, gate, matched, new_gate
+from adapters.methods.base import AdapterModule, Direct, gate, new_gate
 from adapters.methods.config import (
     AdapterConfig,
     ConfigT,
@@ -32,6 +31,7 @@ from adapters.methods.config import (
     seed,
 )
 from adapters.methods.derived import Derived
+from adapters.methods.parts import Watching, call, matched
 from adapters.methods.stacking import RowGroups, select
 from adapters.methods.state import ResidualState
 from adapters.sites.resolve import ResidualSite
@@ -87,6 +87,8 @@ class BnConfig(AdapterConfig):
         stochastic_depth: Probability in [0, 1) of leaving out the adapter for a row while training.
         places: Where to adapt, as roles, module paths or patterns (`methods/places.py`). None leaves it to mh_adapter,
             output_adapter and cross_adapter.
+        gate_attended: Leave padding out of the gate's mean over positions. Files without this field were trained
+            with padding in the mean.
     Raises:
         ConfigError: a value is of another type or outside its range. `scaling` must be a float, not an int.
     """
@@ -125,6 +127,7 @@ class BnConfig(AdapterConfig):
     phm_bias: bool = True
     stochastic_depth: float = 0.0
     places: str | list[str] | None = None
+    gate_attended: bool = True
 
     flags: ClassVar[tuple[str, ...]] = ("mh_adapter", "output_adapter", "cross_adapter")
     rules: ClassVar[Mapping[str, Rule]] = {
@@ -162,6 +165,7 @@ class BnConfig(AdapterConfig):
         "phm_bias": flag,
         "stochastic_depth": number(0, 1, below=True),
         "places": place_patterns,
+        "gate_attended": flag,
     }
 
     def __post_init__(self) -> None:
@@ -330,14 +334,10 @@ class Bottleneck(AdapterModule[ResidualState]):
             self.scaling = None if config.scaling == 1.0 else float(config.scaling)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
         self.reset_parameters()
-        self.lean: Any = None
-        if type(self.adapter_up) is nn.Linear and not config.ln_before:
-            down, act = self.adapter_down
-            self.lean = down._parameters, act.forward, self.adapter_up._parameters
 
     @classmethod
     def handles(cls, config: Any) -> bool:
-        return isinstance(config, BnConfig) and not config.phm_layer
+        return isinstance(config, BnConfig) and config.architecture is None and not config.phm_layer
 
     @classmethod
     def acts_at(cls, config: BnConfig, site: ResidualSite) -> bool:
@@ -393,13 +393,8 @@ class Bottleneck(AdapterModule[ResidualState]):
     def run(self, state: ResidualState) -> ResidualState:
         config: BnConfig = self.config
         z = state.x if config.is_parallel else state.h
-        up = update = self(z)
-        if self.dropout is not None:
-            update = self.dropout(update)
-        if self.gate is not None:
-            scores = gate(self.gate, z)
-            self.record_gate(scores)
-            update = update * scores[:, :, None]
+        up = self(z)
+        update = self.added(z, up)
         if config.is_parallel:
             return replace(state, h=self._normed(update), up=up, aside=state.h, last=self)
         assert state.res is not None
@@ -411,7 +406,8 @@ class Bottleneck(AdapterModule[ResidualState]):
 
     def forward(self, z: Tensor) -> Tensor:
         """s * W_up f(W_down z), before dropout, gate and residual; with stochastic depth in training."""
-        up = self._project(z)
+        modules = self._modules
+        up = call(modules["adapter_up"], call(modules["adapter_down"], z))  # type: ignore[arg-type]
         if self.training and self.config.stochastic_depth and not self.config.is_parallel:
             keep = 1.0 - self.config.stochastic_depth
             rows = torch.rand(up.shape[0], *[1] * (up.dim() - 1), device=up.device, dtype=up.dtype) < keep
@@ -419,34 +415,29 @@ class Bottleneck(AdapterModule[ResidualState]):
         up = up if self.scaling is None else up * self.scaling
         return up if up.dtype is z.dtype else up.to(z.dtype)
 
-    def _project(self, z: Tensor) -> Tensor:
-        """W_up f(W_down z), without the calls of three modules."""
-        if self.lean is None:
-            up: Tensor = self.adapter_up(self.adapter_down(matched(z, next(self.parameters()))))
-            return up
-        down, activate, lift = self.lean
-        hidden = activate(F.linear(matched(z, down["weight"]), down["weight"], down["bias"]))
-        return F.linear(hidden, lift["weight"], lift["bias"])
+    def added(self, z: Tensor, up: Tensor) -> Tensor:
+        """What is added to the branch: `up`, made from z by `forward`, behind dropout and gate."""
+        if self.dropout is not None:
+            up = self.dropout(up)
+        if self.gate is not None:
+            scores = gate(self.gate, z, self.config.gate_attended)
+            self.record_gate(scores)
+            up = up * scores[:, :, None]
+        return up
 
     def _normed(self, update: Tensor) -> Tensor:
-        if (norm := self.adapter_norm_after) is None:
-            return update
-        return norm(matched(update, norm.weight)).to(update.dtype)  # type: ignore[no-any-return]
+        norm = self.adapter_norm_after
+        return update if norm is None else call(norm, update).to(update.dtype)
+
+    @property
+    def norm_after(self) -> bool:
+        return bool(self.config.original_ln_after)
 
     @property
     def plain(self) -> bool:
         """Whether the adapter is `h <- h' + contribution(z)` with nothing around it."""
         config: BnConfig = self.config
-        return (
-            self.gate is None
-            and self.adapter_norm_after is None
-            and config.residual_before_ln is True
-            and config.original_ln_after
-        )
-
-    @property
-    def norm_after(self) -> bool:
-        return bool(self.config.original_ln_after)
+        return self.adapter_norm_after is None and config.residual_before_ln is True and config.original_ln_after
 
     def direct(self) -> Direct | None:
         config: BnConfig = self.config
@@ -460,8 +451,7 @@ class Bottleneck(AdapterModule[ResidualState]):
 
     def beside(self, h: Tensor, x: Tensor) -> Tensor:
         """New h from the old one and the residual input. Only for plain parallel adapters."""
-        update = self.forward(x)
-        return h + (update if self.dropout is None else self.dropout(update))
+        return h + self.added(x, self(x))
 
     def at_sum(self, total: Tensor) -> Tensor:
         """New input of the norm, from its old input h + x. Only for plain sequential adapters with original_ln_before.
@@ -469,13 +459,12 @@ class Bottleneck(AdapterModule[ResidualState]):
         They compute norm(h + x + u(norm(h + x))), which needs neither h nor x alone.
         """
         assert self.site.norm is not None
-        update = self.forward(self.site.norm.forward(total))
-        return total + (update if self.dropout is None else self.dropout(update))
+        z = self.site.norm.forward(total)
+        return total + self.added(z, self(z))
 
     def at_output(self, h: Tensor) -> Tensor:
         """New h from the old one. Only for plain sequential adapters without original_ln_before."""
-        update = self.forward(h)
-        return h + (update if self.dropout is None else self.dropout(update))
+        return h + self.added(h, self(h))
 
     @property
     def signature(self) -> tuple[Any, ...] | None:
@@ -483,9 +472,13 @@ class Bottleneck(AdapterModule[ResidualState]):
         bare = self.gate is None and self.adapter_norm_after is None and self.dropout is None
         if type(self) is not Bottleneck or not bare or config.ln_before or config.stochastic_depth:
             return None
+        down, up = self.adapter_down[0], self.adapter_up
+        if not (len(self.adapter_down) == 2 and type(down) is nn.Linear and type(up) is nn.Linear):
+            return None
         scaling = self.scaling.shape if isinstance(self.scaling, Tensor) else self.scaling
         flags = (config.original_ln_before, config.original_ln_after, config.residual_before_ln, config.is_parallel)
-        return Bottleneck, self.adapter_up.weight.shape, scaling, config.non_linearity.lower(), flags
+        activation = type(self.adapter_down[1]), config.non_linearity.lower()
+        return Bottleneck, down.weight.shape, up.weight.shape, up.weight.dtype, scaling, activation, flags
 
     @classmethod
     def stacked(cls, members: Sequence[Bottleneck], groups: RowGroups) -> Bottleneck:
@@ -501,28 +494,34 @@ class StackedBottleneck(Bottleneck):
         first = members[0]
         AdapterModule.__init__(self, first.config, first.site, "+".join(m.name for m in members))
         self.gate = self.adapter_norm_after = self.dropout = None
-        self.activation, self.scaling = first.adapter_down[-1], first.scaling
         self.__dict__["members"], self.groups = tuple(members), groups
-        self.weights = Derived(self._stack, *members)
+        self.weights, self.watching = Derived(self._stack, *members), Watching(*members)
 
     def _stack(self) -> tuple[Tensor, ...]:
-        """W_down, b_down, W_up, b_up and, where learned, the scaling of all members."""
+        """W_down, b_down, W_up, b_up and, where learned, the scaling of all members; none if they differ in shape."""
+        first = self.members[0]
+        if any(m.signature is None or m.signature != first.signature for m in self.members):
+            return ()
         linears = [(m.adapter_down[0], m.adapter_up) for m in self.members]
         named: list[tuple[Any, ...]] = [(down.weight, down.bias, up.weight, up.bias) for down, up in linears]
-        if isinstance(self.scaling, Tensor):
+        if isinstance(first.scaling, Tensor):
             named = [(*tensors, m.scaling) for tensors, m in zip(named, self.members)]
         return tuple(map(torch.stack, zip(*named)))
 
     def forward(self, z: Tensor) -> Tensor:
-        weights = self.weights()
+        watching = not torch.compiler.is_compiling() and bool(self.watching)
+        weights = () if watching else self.weights()
+        if not weights:
+            return torch.cat([member(part) for member, part in zip(self.members, self.groups.split(z))])
+        first = self.members[0]
         flat, index = self.groups.arrange(matched(z, weights[0]))
         w_down, b_down, w_up, b_up, *scaling = (select(tensor, index) for tensor in weights)
-        hidden = self.activation(torch.baddbmm(b_down[:, None], flat, w_down.transpose(1, 2)))
+        hidden = call(first.adapter_down[1], torch.baddbmm(b_down[:, None], flat, w_down.transpose(1, 2)))
         up = torch.baddbmm(b_up[:, None], hidden, w_up.transpose(1, 2))
         if scaling:
             up = up * scaling[0][:, None]
-        elif self.scaling is not None:
-            up = up * self.scaling
+        elif first.scaling is not None:
+            up = up * first.scaling
         return up.view(z.shape).to(z.dtype)
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from adapters.errors import ConfigError
-from adapters.methods.base import MethodModule, matched
+from adapters.methods.base import MethodModule
 from adapters.methods.bottleneck import BnConfig, Bottleneck, DoubleSeqBnConfig, SeqBnConfig, reduction_factor
 from adapters.methods.config import AdapterConfig
 from adapters.methods.derived import Derived
+from adapters.methods.parts import matched
 from adapters.sites.resolve import ResidualSite
 
 
@@ -71,9 +72,10 @@ class PHMRule(MethodModule):
 
 def rule_of(module: nn.Module) -> Tensor:
     """A_1 ... A_n, [n, n, n], from the module that holds them."""
-    if hasattr(module, "phm_rule"):
-        return module.get_parameter("phm_rule")
-    return module.get_parameter("phm_rule_left") @ module.get_parameter("phm_rule_right")
+    owner: Any = module
+    if (whole := getattr(owner, "phm_rule", None)) is not None:
+        return cast(Tensor, whole)
+    return cast(Tensor, owner.phm_rule_left @ owner.phm_rule_right)
 
 
 class SharedPHM(PHMRule):
@@ -148,7 +150,7 @@ class PHMLinear(MethodModule):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.transposed()
-        return nn.functional.linear(matched(x, weight), weight, self._parameters["b"])
+        return nn.functional.linear(matched(x, weight), weight, None if self.b is None else self.tensor("b"))
 
 
 class Compacter(Bottleneck):
@@ -168,11 +170,6 @@ class Compacter(Bottleneck):
     }
     shared_container = "shared_parameters"
 
-    def __init__(self, config: BnConfig, site: ResidualSite, name: str) -> None:
-        super().__init__(config, site, name)
-        *_, down, activate = self.adapter_down
-        self.lean = down.forward, activate.forward, self.adapter_up.forward
-
     @classmethod
     def handles(cls, config: Any) -> bool:
         return isinstance(config, BnConfig) and config.phm_layer
@@ -182,6 +179,7 @@ class Compacter(Bottleneck):
         return SharedPHM(config, sites) if config.shared_phm_rule or config.shared_W_phm else None
 
     def bind(self, shared: nn.Module | None) -> None:
+        super().bind(shared)
         if shared is not None:
             for linear in (self.adapter_down[-2], self.adapter_up):
                 linear.bind(self.config, shared)  # type: ignore[operator]
@@ -192,12 +190,6 @@ class Compacter(Bottleneck):
 
     def reset_parameters(self) -> None:
         """Nothing to do: the maps initialise themselves."""
-
-    def _project(self, z: Tensor) -> Tensor:
-        if self.config.ln_before:
-            z = self.adapter_norm_before(z)
-        down, activate, up = self.lean
-        return up(activate(down(z)))  # type: ignore[no-any-return]
 
     @property
     def signature(self) -> tuple[Any, ...] | None:

@@ -273,6 +273,9 @@ class AdapterConfig(FrozenMapping):
         """Whether the flags of two configs of one method may choose the same place."""
         return True
 
+    use_gating: bool
+    gate_attended: bool
+
     def __new__(cls, *args: Any, **kwargs: Any) -> AdapterConfig:
         if cls is AdapterConfig:
             raise TypeError("AdapterConfig itself says no method. Use AdapterConfig.load(...), or a subclass.")
@@ -293,8 +296,11 @@ class AdapterConfig(FrozenMapping):
         return False
 
     def _written(self) -> list[str]:
-        """Names of the fields that go into files: `places` only where it says more than the flags."""
-        return [name for name in super()._written() if name != "places" or self.__dict__[name] is not None]
+        """Names of the fields that go into files: those that old files lack only where they say more."""
+        silent = {"places"} if self.__dict__.get("places") is None else set()
+        if "gate_attended" in self.__dict__ and not (self.use_gating and self.gate_attended):
+            silent.add("gate_attended")
+        return [name for name in super()._written() if name not in silent]
 
     def as_stored(self: ConfigT, names: Collection[str]) -> ConfigT:
         """This config as a file with tensors of these names means it."""
@@ -319,6 +325,8 @@ class AdapterConfig(FrozenMapping):
             from adapters.methods.presets import config_from_dict
 
             return config_from_dict(config)  # type: ignore[return-value]
+        if config.get("use_gating") and "gate_attended" not in config and "gate_attended" in cls._field_names():
+            config = {**config, "gate_attended": False}  # trained with a gate that averages over padding too
         return super().from_dict(config)
 
     @classmethod

@@ -1,17 +1,20 @@
-"""What is computed from parameters alone, kept while they do not change: constants of the forward calls."""
+"""What is computed from parameters alone, kept while they do not change: constants of the forward calls.
+
+A value is kept while no gradient is asked for, and computed anew when a tensor or a module below its sources is
+replaced, moved or written to. Of writes through `.data`, which leave no trace, a few numbers of every tensor tell, on
+the CPU. Who writes single numbers so, or on another device, calls `refresh` afterwards.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
-
-Tensors = Mapping[str, Tensor | None]
 
 
 class Derived:
@@ -19,17 +22,18 @@ class Derived:
 
     Only kept while no gradient is asked for: in training it is computed anew, under `torch.compile` it is traced.
     What is kept has the dtype of its sources also when it was first asked for under autocast.
+
+    Args:
+        compute: Makes the value.
+        sources: Modules from which it follows, with all below them.
+        base: A module of the base model from which it follows; adapters may be stored below it.
     """
 
-    def __init__(self, compute: Callable[[], Any], *modules: nn.Module) -> None:
-        self.compute = compute
-        self.sources: list[Tensors] = [
-            d for module in modules for m in module.modules() for d in (m._parameters, m._buffers) if d
-        ]
+    def __init__(self, compute: Callable[[], Any], *sources: nn.Module, base: nn.Module | None = None) -> None:
+        self.compute, self.sources = compute, Sources(sources, () if base is None else (base,))
         self._value: Any = None
-        self._key: list[int] | None = None
+        self._state: State | None = None
         self._seal: object = None
-        self._held: list[Tensor] = []
 
     def __call__(self) -> Any:
         if torch.compiler.is_compiling():
@@ -37,17 +41,17 @@ class Derived:
         watch = WATCHING.watch
         if watch is not None and self._seal is watch.seal and not torch.is_grad_enabled():
             return self._value
-        tensors = tensors_of(self.sources)
+        tensors = self.sources.tensors()
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            self._key = self._seal = None
+            self._state = self._seal = None
             return self.compute()
         try:
-            key = state_of(tensors)
+            state = State.of(tensors, self.sources.modules, self._state)
         except RuntimeError:  # made in inference mode: changes of such tensors cannot be noticed
             return self.compute()
-        if key != self._key:
+        if state is not self._state:
             self._renew(tensors)
-            self._key = key
+            self._state = state
         if watch is not None:
             watch.members[self] = None
             self._seal = watch.seal
@@ -57,10 +61,94 @@ class Derived:
         # what inference mode makes is of no use to later calls that ask for gradients
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
             self._value = self.compute()
-            self._held = [t.detach() for t in tensors]  # so that no other tensor gets these addresses
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_value": None, "_key": None, "_seal": None, "_held": []}
+        return {**vars(self), "_value": None, "_state": None, "_seal": None}
+
+
+class Sources:
+    """Some modules, and all below those of them that are `roots`: what is there now, however often it was replaced."""
+
+    def __init__(self, roots: Iterable[nn.Module], bases: Iterable[nn.Module] = ()) -> None:
+        self.roots = tuple({id(root): root for root in roots}.values())
+        self.bases = tuple({id(base): base for base in bases}.values())
+        self.modules: list[nn.Module] = []
+
+    def tensors(self) -> list[Tensor]:
+        """Their parameters and buffers. Brings `modules` up to date."""
+        tensors: list[Tensor | None] = []
+        modules = list(self.roots)
+        for base in self.bases:
+            own = base.__dict__
+            tensors += own["_parameters"].values()
+            tensors += own["_buffers"].values()
+            if (computed := own["_modules"].get("parametrizations")) is not None:
+                modules.append(computed)
+        for module in modules:  # grows while it is walked
+            own = module.__dict__
+            tensors += own["_parameters"].values()
+            if own["_buffers"]:
+                tensors += own["_buffers"].values()
+            if own["_modules"]:
+                modules += [child for child in own["_modules"].values() if child is not None]
+        self.modules = modules
+        return [t for t in tensors if t is not None]
+
+
+class State(NamedTuple):
+    """By what changes of some tensors are noticed.
+
+    Attributes:
+        key: Numbers of which one changes when a tensor or module is replaced, moved or written to.
+        cells: A few numbers of each tensor on the CPU, as they are in memory: writes through `.data` leave the key as
+            it is.
+        shown: What these showed.
+        held: The tensors, so that no others get their addresses.
+    """
+
+    key: list[int]
+    cells: list[memoryview]
+    shown: list[Any]
+    held: list[Tensor]
+
+    @classmethod
+    def of(cls, tensors: list[Tensor], modules: list[nn.Module], last: State | None) -> State:
+        """The state of `tensors`; the object `last` itself if nothing has changed since.
+
+        Raises:
+            RuntimeError: a tensor was made in inference mode and keeps no count of its changes.
+        """
+        # fused optimizers change parameters without a trace, so every step of any optimizer counts
+        key = [_CHANGES.count, *map(id, modules), *map(Tensor.data_ptr, tensors), *map(_VERSION, tensors)]
+        if last is None or key != last.key:
+            with torch.inference_mode(False), torch.no_grad():
+                cells = [cell for tensor in tensors for cell in _cells(tensor)]
+                held = [tensor.detach() for tensor in tensors]
+            return cls(key, cells, _read(cells), held)
+        if (shown := _read(last.cells)) != last.shown:
+            return last._replace(shown=shown)
+        return last
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _cells(tensor: Tensor) -> Iterator[memoryview]:
+    """The first, the middle and the largest number of `tensor`, in place."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.device.type != "cpu" or not tensor.is_floating_point():
+        return
+    if not tensor.data_ptr():
+        return
+    tensor = tensor.detach()
+    bits = tensor.view(_BITS[tensor.element_size()])
+    for number in {0, tensor.numel() // 2, int(tensor.abs().argmax())}:
+        index = torch.unravel_index(torch.tensor(number), tensor.shape)
+        cell: Any = bits[index].view(()).numpy()
+        yield memoryview(cell)
+
+
+def _read(cells: list[memoryview]) -> list[Any]:
+    return list(map(memoryview.tolist, cells))
 
 
 class Watch:
@@ -76,32 +164,32 @@ class Watch:
     def __init__(self) -> None:
         self.members: dict[Derived, None] = {}
         self.seal = object()
-        self._key: list[int] | None = None
-        self._sources: tuple[int, list[Tensors]] = 0, []
+        self._state: State | None = None
+        self._sources = Sources(())
+        self._count = 0
 
     def look(self) -> None:
         """Renew the seal unless nothing has changed since the last look."""
-        key = None
-        if not torch.is_grad_enabled():
-            tensors = tensors_of(self._all_sources())
+        state = None
+        if not torch.is_grad_enabled() and self.members:
+            if self._count != len(self.members):
+                members = list(self.members)
+                self._sources = Sources(
+                    (root for member in members for root in member.sources.roots),
+                    (base for member in members for base in member.sources.bases),
+                )
+                self._count = len(members)
+            tensors = self._sources.tensors()
             try:
-                key = state_of(tensors)
+                state = State.of(tensors, self._sources.modules, self._state)
             except RuntimeError:
-                key = None
+                state = None
             # the values of a tensor on the device "meta" are elsewhere, where nothing can be told of them
-            if key is not None and 0 in key[1 : len(tensors) + 1]:
-                key = None
-        if key is None or key != self._key:
+            if state is not None and state is not self._state and any(t.is_meta for t in tensors):
+                state = None
+        if state is None or state is not self._state:
             self.seal = object()
-        self._key = key
-
-    def _all_sources(self) -> list[Tensors]:
-        count, sources = self._sources
-        if count != len(self.members):
-            members = list(self.members)
-            sources = list({id(source): source for member in members for source in member.sources}.values())
-            self._sources = len(members), sources
-        return sources
+        self._state = state
 
 
 class _Watching(threading.local):
@@ -112,35 +200,26 @@ class _Watching(threading.local):
 
 WATCHING = _Watching()
 
-
-def tensors_of(sources: Iterable[Tensors]) -> list[Tensor]:
-    """The tensors that are in some dictionaries now."""
-    return [t for source in sources for t in source.values() if t is not None]
-
-
-def state_of(tensors: list[Tensor]) -> list[int]:
-    """Numbers of which one changes when a tensor is replaced, moved or written to; addresses first, after a count.
-
-    Fused optimizers change parameters without a trace, so every step of any optimizer counts.
-
-    Raises:
-        RuntimeError: a tensor was made in inference mode and keeps no count of its changes.
-    """
-    return [_STEPS.count, *map(Tensor.data_ptr, tensors), *map(_VERSION, tensors)]
-
-
 _VERSION = attrgetter("_version")
 
 
-class _Steps:
-    """Counts the steps of all optimizers."""
+class _Changes:
+    """Counts what changes weights without a trace: the steps of all optimizers, and calls of `refresh`."""
 
     def __init__(self) -> None:
         self.count = 0
-        register_optimizer_step_post_hook(self._add)
+        register_optimizer_step_post_hook(self.add)
 
-    def _add(self, *args: Any) -> None:
+    def add(self, *args: Any) -> None:
         self.count += 1
 
 
-_STEPS = _Steps()
+_CHANGES = _Changes()
+
+
+def refresh() -> None:
+    """Compute everything anew that was derived from weights, because they were written to without a trace.
+
+    Optimizers, `load_state_dict` and all operations on parameters themselves are noticed without it.
+    """
+    _CHANGES.add()

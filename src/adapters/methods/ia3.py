@@ -13,10 +13,12 @@ from adapters.errors import ConfigError
 from adapters.methods.base import Direct, LinearAdapter, gate, new_gate
 from adapters.methods.config import AdapterConfig
 from adapters.methods.derived import Derived
-from adapters.methods.lora import LoRAConfig, init_matrices, linear_method, wants_site
+from adapters.methods.lora import LoRAConfig, init_matrices
+from adapters.methods.parts import Watching, watched
 from adapters.methods.places import Chosen, count, output_columns, patterns
 from adapters.methods.stacking import RowGroups
 from adapters.methods.state import HiddenState, LinearState
+from adapters.methods.weight_update import wants_site
 from adapters.sites.resolve import LinearSite
 
 
@@ -70,7 +72,7 @@ class IA3(LinearAdapter):
 
     @classmethod
     def handles(cls, config: Any) -> bool:
-        if not isinstance(config, LoRAConfig) or linear_method(config) != "ia3":
+        if not isinstance(config, LoRAConfig) or config.linear_method != "ia3":
             return False
         return config.places is None or bool(patterns(config, cls.inward))
 
@@ -81,15 +83,16 @@ class IA3(LinearAdapter):
     def scale(self, x: Tensor) -> Tensor:
         """The scaling vector, [1, 1, O], or with a gate [B, 1, O]."""
         if self.gate is None:
-            return self._plain_scale()
-        vector = self.lora_B.view(1, 1, -1)
-        scores = gate(self.gate, x)
+            return self.plain_scale()
+        vector = self.tensor("lora_B").view(1, 1, -1)
+        scores = gate(self.gate, x, self.config.gate_attended)
         self.record_gate(scores)
         wide = [scores[:, i : i + 1].expand(-1, count(columns)) for i, columns in enumerate(self.columns)]
         return self._whole(vector * torch.cat(wide, 1)[:, None])
 
-    def _plain_scale(self) -> Tensor:
-        vector = self._whole(self._parameters["lora_B"].view(1, 1, -1))  # type: ignore[union-attr]
+    def plain_scale(self) -> Tensor:
+        """The scaling vector without gate, [1, 1, O]."""
+        vector = self._whole(self.tensor("lora_B").view(1, 1, -1))
         return vector if self.alpha == 1 else vector * self.alpha
 
     def _whole(self, vector: Tensor) -> Tensor:
@@ -101,7 +104,10 @@ class IA3(LinearAdapter):
         return whole
 
     def run(self, state: LinearState) -> LinearState:
-        scale = self.scale(state.x)
+        if watched(self) and not torch.compiler.is_compiling():
+            scale = self(state.x, torch.ones_like(state.y))
+        else:
+            scale = self.scale(state.x)
         return replace(
             state,
             scale=scale if state.scale is None else state.scale * scale,
@@ -110,9 +116,9 @@ class IA3(LinearAdapter):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         scale = self.scale(x)
-        if y.dtype != scale.dtype:
+        if y.dtype is not scale.dtype:
             return (y * scale).to(y.dtype)
-        return y * scale if torch.is_grad_enabled() else y.mul_(scale)
+        return y * scale if torch.is_grad_enabled() or not self.may_write(y) else y.mul_(scale)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.gate is not None:
@@ -122,7 +128,9 @@ class IA3(LinearAdapter):
 
     @property
     def signature(self) -> tuple[Any, ...] | None:
-        return None if self.gate is not None else (IA3, self.lora_B.shape, self.config.alpha, self.columns)
+        if self.gate is not None:
+            return None
+        return IA3, self.tensor("lora_B").shape, self.tensor("lora_B").dtype, self.alpha, self.columns
 
     @classmethod
     def stacked(cls, members: Sequence[IA3], groups: RowGroups) -> IA3:
@@ -185,11 +193,21 @@ class StackedIA3(IA3):
         LinearAdapter.__init__(self, members[0].config, members[0].site, "+".join(m.name for m in members))
         self.columns, self.gate = members[0].columns, None
         self.__dict__["members"], self.groups = tuple(members), groups
-        self.vectors = Derived(self._stack, *members)
+        self.vectors, self.watching = Derived(self._stack, *members), Watching(*members)
 
     def _stack(self) -> Tensor:
-        return torch.cat([m._plain_scale() for m in self.members])
+        return torch.cat([m.plain_scale() for m in self.members])
 
     def scale(self, x: Tensor) -> Tensor:
         """The scaling vectors, [B, 1, O]."""
         return self.groups.per_row(self.vectors(), x.shape[0])
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.watching and not torch.compiler.is_compiling():
+            return self.run(LinearState(x, y)).result()
+        return super().forward(x, y)
+
+    def run(self, state: LinearState) -> LinearState:
+        if self.watching and not torch.compiler.is_compiling():
+            return self.groups.apart(state, self.members)
+        return super().run(state)

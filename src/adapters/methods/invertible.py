@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import ConfigError
-from adapters.methods.base import AdapterModule, matched
+from adapters.methods.base import AdapterModule
 from adapters.methods.bottleneck import BnConfig, activation_module
+from adapters.methods.parts import call
 from adapters.methods.state import HiddenState
 from adapters.sites.resolve import EmbeddingSite
 
@@ -67,14 +68,13 @@ class NICE(AdapterModule[HiddenState]):
 
     def forward(self, x: Tensor, rev: bool = False) -> Tensor:
         """The bijection, or with `rev` its inverse; [..., E] to [..., E]."""
-        given = matched(x, self.F[0].weight)  # type: ignore[arg-type]
-        first, second = given[..., : self.middle], given[..., self.middle :]
+        first, second = x[..., : self.middle], x[..., self.middle :]
         if rev:
-            second = second - self.G(first)
-            first = first - self.F(second)
+            second = second - call(self.G, first)
+            first = first - call(self.F, second)
         else:
-            first = first + self.F(second)
-            second = second + self.G(first)
+            first = first + call(self.F, second)
+            second = second + call(self.G, first)
         return torch.cat([first, second], -1).to(x.dtype)
 
     def run(self, state: HiddenState) -> HiddenState:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from adapters.methods.config import AdapterConfig, MultiTaskConfig, Rule, integer, number, one_of
 from adapters.methods.derived import Derived
 from adapters.methods.lora import LoRA, LoRAConfig, init_matrices
+from adapters.methods.parts import Watching
+from adapters.methods.weight_update import Factors
 
 
 @dataclass(eq=False)
@@ -50,7 +52,7 @@ class TaskMatrix(nn.Module):
         diagonal = config.task_specific_matrix_type == "singular_values"
         self.values = nn.Parameter(torch.ones(config.r) if diagonal else torch.eye(config.r))
 
-    def apply_to(self, a: Tensor) -> Tensor:
+    def forward(self, a: Tensor) -> Tensor:
         """T A for A [m, r, I]."""
         return self.values[:, None] * a if self.values.dim() == 1 else self.values.t() @ a
 
@@ -79,11 +81,12 @@ class MTLLoRA(LoRA):
         self.task_specific = TaskMatrix(config)
         init_matrices(self.lora_A, self.lora_B, config.init_weights)
         self._products = Derived(self._multiply, self)
+        self._watching = Watching(self.task_specific)
 
-    def matrices(self) -> tuple[Tensor, Tensor]:
-        return self._products()  # type: ignore[no-any-return]
+    def factors(self) -> Factors:
+        return self._multiply() if self._watching else self._products()
 
-    def _multiply(self) -> tuple[Tensor, Tensor]:
-        a = self.task_specific.apply_to(self.lora_A.view(len(self.columns), -1, self.in_features))
-        mixture = torch.softmax(self.weights / self.config.weights_sharpness, 0)
-        return a.reshape(-1, self.in_features), torch.einsum("k,kor->or", mixture, self.lora_B)
+    def _multiply(self) -> Factors:
+        a = self.task_specific(self.tensor("lora_A").view(len(self.columns), -1, self.in_features))
+        mixture = torch.softmax(self.tensor("weights") / self.config.weights_sharpness, 0)
+        return a.reshape(-1, self.in_features), torch.einsum("k,kor->or", mixture, self.tensor("lora_B"))

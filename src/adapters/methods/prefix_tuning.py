@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.methods.base import AdapterModule, Direct, gate, new_gate
+from adapters.methods.base import AdapterModule, Direct, MethodModule, gate, new_gate
 from adapters.methods.bottleneck import activation_module
 from adapters.methods.config import (
     AdapterConfig,
@@ -26,6 +26,7 @@ from adapters.methods.config import (
     seed,
 )
 from adapters.methods.derived import Derived
+from adapters.methods.parts import Watching, call
 from adapters.methods.state import AttentionState
 from adapters.sites.resolve import AttentionSite
 
@@ -51,6 +52,8 @@ class PrefixTuningConfig(AdapterConfig):
         shared_gating: Use one gate for keys and values.
         init_weights_seed: Seed set before each module is initialised; None leaves the generator alone.
         places: Where to adapt, as roles, module paths or patterns (`methods/places.py`). None leaves it to the flags.
+        gate_attended: Leave padding out of the gate's mean over positions. Files without this field were trained
+            with padding in the mean.
     Raises:
         ConfigError: a value is of another type or outside its range.
     """
@@ -68,6 +71,7 @@ class PrefixTuningConfig(AdapterConfig):
     shared_gating: bool = True
     init_weights_seed: int | None = None
     places: str | list[str] | None = None
+    gate_attended: bool = True
 
     flags: ClassVar[tuple[str, ...]] = ("encoder_prefix", "cross_prefix")
     rules: ClassVar[Mapping[str, Rule]] = {
@@ -83,6 +87,7 @@ class PrefixTuningConfig(AdapterConfig):
         "shared_gating": flag,
         "init_weights_seed": seed,
         "places": place_patterns,
+        "gate_attended": flag,
     }
 
     def as_stored(self, names: Collection[str]) -> PrefixTuningConfig:
@@ -90,7 +95,7 @@ class PrefixTuningConfig(AdapterConfig):
         return self.replace(flat=True) if is_flat and not self.flat else self
 
 
-class PrefixEmbedding(nn.Module):
+class PrefixEmbedding(MethodModule):
     """Prefix keys and values of all layers of one kind of attention.
 
         reparametrised: [K_j; V_j] = W_2 f(W_1 E)        flat: the numbers themselves
@@ -103,6 +108,7 @@ class PrefixEmbedding(nn.Module):
         site = sites[0]
         self.config, self.shape = config, (site.num_heads, site.head_dim)
         self.layers = [s.layer for s in sites]
+        self._watching = Watching(self)
         width = 2 * len(sites) * site.num_heads * site.head_dim
         if config.flat:
             self.control_trans: nn.Module | nn.Parameter = nn.Parameter(torch.randn(config.prefix_length * width))
@@ -117,17 +123,31 @@ class PrefixEmbedding(nn.Module):
     def key_values(self, layer: int) -> tuple[Tensor, Tensor]:
         """Prefix keys and values of one layer, each [1, H, P, head_dim]."""
         slot, (heads, head_dim) = self.layers.index(layer), self.shape
-        if isinstance(self.control_trans, nn.Parameter):
-            both = self.control_trans.view(-1, len(self.layers), 2, heads, head_dim)[:, slot]
+        if isinstance(self.control_trans, nn.Module):
+            both = self._made(slot).view(-1, 2, heads, head_dim)
         else:
-            layers: Any = self.control_trans
-            down, act, up = layers
-            rows = slice(slot * 2 * heads * head_dim, (slot + 1) * 2 * heads * head_dim)
-            both = F.linear(act(down(self.wte.weight)), up.weight[rows], up.bias[rows]).view(-1, 2, heads, head_dim)
+            whole = self.tensor("control_trans").view(self.config.prefix_length, -1, 2, heads, head_dim)
+            both = whole[:, slot]
         if self.training and self.config.dropout:
             both = F.dropout(both, self.config.dropout)
         keys, values = both.permute(1, 2, 0, 3).unbind(0)
         return keys[None], values[None]
+
+    def _made(self, slot: int) -> Tensor:
+        """The numbers [P, 2 * H * head_dim] of one layer; only its rows of W_2 are used where nobody watches."""
+        network: Any = self.control_trans
+        width = 2 * self.shape[0] * self.shape[1]
+        rows = slice(slot * width, (slot + 1) * width)
+        if torch.compiler.is_compiling() or self.watched() or type(network[-1]) is not nn.Linear:
+            numbers = torch.arange(self.config.prefix_length, device=self.wte.weight.device)
+            return network(self.wte(numbers))[:, rows]  # type: ignore[no-any-return]
+        *first, last = network
+        hidden = reduce(lambda x, part: call(part, x), first, self.wte.weight)
+        return F.linear(hidden, last.weight[rows], last.bias[rows])
+
+    def watched(self) -> bool:
+        """Whether somebody wants to see every call of a part of it."""
+        return bool(self._watching)
 
     @torch.no_grad()
     def eject(self) -> None:
@@ -162,7 +182,6 @@ class PrefixTuning(AdapterModule[AttentionState]):
     splits = averages = False
     shared_location = ""
     site: AttentionSite
-    embedding: PrefixEmbedding
 
     def __init__(self, config: PrefixTuningConfig, site: AttentionSite, name: str) -> None:
         super().__init__(config, site, name)
@@ -192,13 +211,17 @@ class PrefixTuning(AdapterModule[AttentionState]):
         return tensor
 
     def bind(self, shared: nn.Module | None) -> None:
-        assert isinstance(shared, nn.ModuleDict)
-        embedding: Any = shared[self.site.location]
-        self.__dict__["embedding"] = embedding
-        self._key_values = Derived(partial(embedding.key_values, self.site.layer), embedding)
+        super().bind(shared)
+        self._key_values = Derived(self._compute, *self.sources())
+
+    @property
+    def embedding(self) -> PrefixEmbedding:
+        """What makes the prefixes of all layers of this kind of attention."""
+        assert self.common is not None
+        return self.common._modules[self.site.location]  # type: ignore[return-value]
 
     def direct(self) -> Direct | None:
-        return None if self.config.use_gating else ("prefix", self.key_values)
+        return None if self.config.use_gating else ("prefix", self)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -206,25 +229,35 @@ class PrefixTuning(AdapterModule[AttentionState]):
 
     def eject(self) -> bool:
         self.embedding.eject()
-        self._key_values = Derived(partial(self.embedding.key_values, self.site.layer), self.embedding)
         return True
 
     @classmethod
     def ejected(cls, config: PrefixTuningConfig) -> PrefixTuningConfig:
         return config.replace(flat=True)
 
-    def key_values(self) -> tuple[Tensor, Tensor]:
+    def forward(self) -> tuple[Tensor, Tensor]:
         """Prefix keys and values before gating, each [1, H, P, head_dim]."""
-        if self.config.dropout and self.embedding.training:
-            return self.embedding.key_values(self.site.layer)
+        embedding = self.embedding
+        if self.config.dropout and embedding.training:
+            return self._compute()
+        if not torch.compiler.is_compiling() and embedding.watched():
+            return self._compute()
         return self._key_values()  # type: ignore[no-any-return]
 
+    def key_values(self) -> tuple[Tensor, Tensor]:
+        """Prefix keys and values, by the older name."""
+        return self()  # type: ignore[no-any-return]
+
+    def _compute(self) -> tuple[Tensor, Tensor]:
+        return self.embedding.key_values(self.site.layer)
+
     def run(self, state: AttentionState) -> AttentionState:
-        keys, values = self.key_values()
+        keys, values = self()
         keys, values = keys.to(state.key.dtype), values.to(state.value.dtype)
         if self.config.use_gating:
             assert state.hidden is not None
-            scores = gate((self.weight, self.bias), state.hidden)
+            weights = self.tensor("weight"), self.tensor("bias")
+            scores = gate(weights, state.hidden, self.config.gate_attended)
             self.record_gate(scores)
             keys, values = keys * scores[:, :1, None, None], values * scores[:, -1:, None, None]
         return state.prepend(keys, values)

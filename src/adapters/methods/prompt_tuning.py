@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from adapters.errors import ConfigError
 from adapters.methods.base import AdapterModule
 from adapters.methods.config import AdapterConfig, Rule, integer, nothing, one_of, place_patterns, seed, text
+from adapters.methods.parts import watched
 from adapters.methods.state import HiddenState
 from adapters.sites.resolve import PromptSite
 
@@ -111,9 +112,16 @@ class PromptTuning(AdapterModule[HiddenState]):
     def extra_positions(self) -> int:
         return int(self.config.prompt_length)
 
-    def run(self, state: HiddenState) -> HiddenState:
-        h = state.h
-        prompt = self.prompt_embedding.weight.to(h.dtype).expand(h.shape[0], -1, -1)
+    def forward(self, h: Tensor) -> Tensor:
+        """The prompt in front of h [B, S, D], or behind its first position: [B, P + S, D]."""
+        embedding = self.prompt_embedding
+        prompt = embedding.weight
+        if torch.compiler.is_compiling() or watched(embedding):
+            prompt = embedding(torch.arange(self.extra_positions, device=h.device))
+        prompt = prompt.to(h.dtype).expand(h.shape[0], -1, -1)
         if self.config.combine == "prefix_after_bos":
-            return replace(state, h=torch.cat([h[:, :1], prompt, h[:, 1:]], 1))
-        return replace(state, h=torch.cat([prompt, h], 1))
+            return torch.cat([h[:, :1], prompt, h[:, 1:]], 1)
+        return torch.cat([prompt, h], 1)
+
+    def run(self, state: HiddenState) -> HiddenState:
+        return replace(state, h=self(state.h))

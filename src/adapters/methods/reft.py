@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.call import CALL
-from adapters.methods.base import AdapterModule, Direct, matched
+from adapters.methods.base import AdapterModule, Direct, MethodModule
 from adapters.methods.bottleneck import activation_module
 from adapters.methods.config import (
     AdapterConfig,
@@ -28,6 +28,7 @@ from adapters.methods.config import (
     seed,
 )
 from adapters.methods.derived import Derived
+from adapters.methods.parts import Watching, call, matched
 from adapters.methods.state import HiddenState
 from adapters.sites.resolve import LayerSite
 
@@ -162,12 +163,15 @@ class OrthogonalRows(nn.Module):
         chain: Any = self.parametrizations["weight"]  # type: ignore[index]
         if chain.original.is_meta:  # without values torch could not decompose it to set this
             chain[0].base = torch.empty(width, width)
-        self._matrix = Derived(self._compute, self)
 
     @property
     def weight(self) -> Tensor:
         """R, [r, D]."""
-        return self._matrix()  # type: ignore[no-any-return]
+        return self._compute()
+
+    def forward(self, s: Tensor) -> Tensor:
+        """R s."""
+        return F.linear(s, self.weight)
 
     def _compute(self) -> Tensor:
         """R, in single precision at least: the decomposition it needs has no other kernels."""
@@ -181,7 +185,7 @@ class OrthogonalRows(nn.Module):
         return rows.to(original.dtype)
 
 
-class ReFTUnit(nn.Module):
+class ReFTUnit(MethodModule):
     """The edit of one state s [..., D]: s + (f(W s + b) - R s) R, without R s where it is not subtracted."""
 
     def __init__(self, config: ReftConfig, width: int) -> None:
@@ -192,10 +196,9 @@ class ReFTUnit(nn.Module):
         )
         self.activation = activation_module(config.non_linearity) if config.non_linearity else None
         self.subtract, self.dropout = config.subtract_projection, config.dropout
+        self._folded, self._watching = Derived(self._fold, self), Watching(self)
 
-        self.maps = Derived(self._maps, self)
-
-    def _maps(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _fold(self) -> tuple[Tensor, Tensor, Tensor]:
         """R, W and b; W - R where no activation stands between the two maps of s."""
         rows, source = self.projection.weight, self.learned_source
         fold = self.subtract and self.activation is None
@@ -203,12 +206,17 @@ class ReFTUnit(nn.Module):
 
     def delta(self, s: Tensor) -> Tensor:
         """(f(W s + b) - R s) R."""
-        rows: Tensor
-        rows, weight, bias = self.maps()
+        if torch.compiler.is_compiling() or self._watching:
+            target = call(self.learned_source, s)
+            target = target if self.activation is None else call(self.activation, target)
+            rows = self.projection.weight
+            return ((target - call(self.projection, matched(s, rows)) if self.subtract else target) @ rows).to(s.dtype)
+        folded: tuple[Tensor, Tensor, Tensor] = self._folded()
+        rows, weight, bias = folded
         given = matched(s, weight)
         target = F.linear(given, weight, bias)
         if self.activation is not None:
-            target = self.activation(target)
+            target = call(self.activation, target)
             target = target - F.linear(given, rows) if self.subtract else target
         return (target @ rows).to(s.dtype)
 
@@ -242,20 +250,27 @@ class ReFT(AdapterModule[HiddenState]):
 
     def __init__(self, config: ReftConfig, site: LayerSite, name: str) -> None:
         super().__init__(config, site, name)
-        units = 1 if config.tied_weights else 2
-        self.units = nn.ModuleList(ReFTUnit(config, site.width) for _ in range(units))
-        self.ends = self.units[0], self.units[-1]
+        self.units = nn.ModuleList(ReFTUnit(config, site.width) for _ in range(1 if config.tied_weights else 2))
+        if not config.tied_weights:
+            for unit, positions in zip(self.units, (config.prefix_positions, config.suffix_positions)):
+                if not positions:
+                    _keep_only(unit)
 
     @classmethod
     def acts_at(cls, config: ReftConfig, site: LayerSite) -> bool:
         return site.role == "layer" and (config.layers == "all" or site.layer in config.layers)
+
+    def ends(self) -> tuple[nn.Module, nn.Module]:
+        """The edits of the first and of the last positions."""
+        units: Any = list(self.units._modules.values())
+        return units[0], units[-1]
 
     def run(self, state: HiddenState) -> HiddenState:
         h = state.h if torch.is_grad_enabled() else state.h.clone()
         return replace(state, h=self(h, state.first, state.end, state.offset, state.length))
 
     def direct(self) -> Direct | None:
-        return "output", self.forward
+        return "output", self
 
     def forward(self, h: Tensor, first: Tensor | None, end: Tensor | None, offset: int, length: int) -> Tensor:
         """Edit h [B, S, D], whose first position is number `offset`; see `HiddenState`. May reuse h."""
@@ -263,15 +278,15 @@ class ReFT(AdapterModule[HiddenState]):
         if first is not None and end is not None:
             return self._edit_masked(h, first, end, offset, length)
         start = length - min(suffix, length)
-        early, late = self.ends
+        early, late = self.ends()
         ranges = ((early, 0, prefix), (late, start, length))
         edits = []
         for unit, low, high in ranges:
             low, high = max(low - offset, 0), min(high - offset, h.shape[1])
             if low < high:
-                edits.append((low, high, unit.forward(h[:, low:high])))
+                edits.append((low, high, call(unit, h[:, low:high])))
         for low, high, edited in edits:
-            if not torch.is_grad_enabled():
+            if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 h[:, low:high] = edited
                 continue
             h = torch.cat([part for part in (h[:, :low], edited, h[:, high:]) if part.shape[1]], 1)
@@ -279,23 +294,35 @@ class ReFT(AdapterModule[HiddenState]):
 
     def _edit_masked(self, h: Tensor, first: Tensor, end: Tensor, offset: int, length: int) -> Tensor:
         prefix, suffix = self._windows(first, end, offset, h.shape[1], length)
+        early, late = self.ends()
         new = h
         if prefix is not None:
-            new = torch.where(prefix, self.ends[0].forward(h), new)
+            new = torch.where(prefix, call(early, h), new)
         if suffix is not None:
-            new = torch.where(suffix, self.ends[1].forward(h), new)
+            new = torch.where(suffix, call(late, h), new)
         return new
 
     def _windows(self, first: Tensor, end: Tensor, offset: int, span: int, length: int) -> Windows:
         """Which positions belong to the first and which to the last ones, [B, S, 1]; None where none is edited."""
         prefix, suffix = self.config.prefix_positions, self.config.suffix_positions
-        call, numbers = CALL.now, (offset, span, length, prefix, suffix)
-        if (last := call.windows) is not None and last[0] is first and last[1] is end and last[2] == numbers:
-            return last[3]  # type: ignore[no-any-return]
+        now, numbers = CALL.now, (offset, span, length, prefix, suffix)
+        kept = None if torch.compiler.is_compiling() else now.windows  # sizes may be symbols there
+        if kept is not None and kept[0] is first and kept[1] is end and kept[2] == numbers:
+            return kept[3]  # type: ignore[no-any-return]
         position = torch.arange(offset, offset + span, device=first.device)[None]
         attended = (position < end) | (position >= length)  # generated positions follow all given ones
         early = (position >= first) & (position < first + prefix) & attended
         late = (position >= torch.maximum(end - suffix, first)) & (position < end)
         windows = early[..., None] if prefix else None, late[..., None] if suffix else None
-        call.windows = first, end, numbers, windows
+        if not torch.compiler.is_compiling():
+            now.windows = first, end, numbers, windows
         return windows
+
+
+def _keep_only(unit: nn.Module) -> None:
+    """Make buffers of the parameters of an edit that has no positions: it is written to files, and nothing else."""
+    for module in unit.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())

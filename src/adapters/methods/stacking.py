@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate, pairwise
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from adapters.methods.state import State
+
+S = TypeVar("S", bound=State)
+
+
+class Runs(Protocol):
+    """An adapter, as far as it is needed here."""
+
+    def run(self, state: Any) -> Any: ...
 
 
 class RowGroups:
@@ -24,6 +36,16 @@ class RowGroups:
         if sizes.count(sizes[0]) == len(sizes):
             return x.reshape(self.count, -1, x.shape[-1]), None
         return x.reshape(x.shape[0], -1, x.shape[-1]), row_index(tuple(sizes), x.device)
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The rows of each adapter."""
+        return torch.split(x, self.sizes(x.shape[0]))
+
+    def apart(self, state: S, members: Sequence[Runs]) -> S:
+        """What the members compute one by one, each for its own rows of `state`."""
+        bounds = [0, *accumulate(self.sizes(state.carrier.shape[0]))]
+        parts = [member.run(state.rows(slice(*own))) for member, own in zip(members, pairwise(bounds))]
+        return state.join(parts, dim=0)
 
     def per_row(self, stacked: Tensor, rows: int) -> Tensor:
         """`stacked` [N, ...] as [B, ...]: for every row the entry of its adapter."""
@@ -50,8 +72,3 @@ def _kept_row_index(sizes: tuple[int, ...], device: torch.device) -> Tensor:
 def select(stacked: Tensor, index: Tensor | None) -> Tensor:
     """Entries of `stacked` [N, ...] for every group."""
     return stacked if index is None else stacked.index_select(0, index)
-
-
-def stack(tensors: Sequence[Tensor]) -> Tensor:
-    """One tensor [N, ...] of N equally shaped ones."""
-    return torch.stack(tuple(tensors))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adapters.methods.base import MethodModule
 from adapters.methods.config import AdapterConfig
 from adapters.methods.derived import Derived
 from adapters.methods.lora import DoRA, LoRA, LoRAConfig
+from adapters.methods.weight_update import Factors
 from adapters.sites.resolve import LinearSite
 
 
@@ -76,7 +77,6 @@ class VeRA(LoRA):
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"vera": VeraConfig()}
     variant = "vera"
     shared_container = "shared_parameters"
-    fixed: SharedMatrices
 
     def make_matrices(self) -> None:
         config: LoRAConfig = self.config
@@ -88,16 +88,16 @@ class VeRA(LoRA):
         return SharedMatrices(config, sites)
 
     def bind(self, shared: nn.Module | None) -> None:
-        assert shared is not None
-        self.__dict__["fixed"] = shared
-        self._products = Derived(self._multiply, self, shared)
+        super().bind(shared)
+        self._products = Derived(self._multiply, *self.sources())
 
-    def matrices(self) -> tuple[Tensor, Tensor]:
+    def factors(self) -> Factors:
         return self._products()  # type: ignore[no-any-return]
 
-    def _multiply(self) -> tuple[Tensor, Tensor]:
-        down = self.vera_D @ self.fixed.lora_A[:, : self.in_features]
-        return down.repeat(len(self.columns), 1), self.vera_B @ self.fixed.lora_B[: self.width]
+    def _multiply(self) -> Factors:
+        fixed: Any = self.common
+        down = self.tensor("vera_D") @ fixed.lora_A[:, : self.in_features]
+        return down.repeat(len(self.columns), 1), self.tensor("vera_B") @ fixed.lora_B[: self.width]
 
 
 class DVoRA(DoRA, VeRA):

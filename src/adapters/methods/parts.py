@@ -1,0 +1,78 @@
+"""Calling the parts of an adapter: what is seen in the module is what runs, at little more than the cost of its maths.
+
+A call of a module runs its forward and its hooks. Adapters are called at every layer, and their maps are so small that
+calling takes longer than computing; so a call is left out where all that it would do is the forward of the class.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether a call of `module` does more than the forward of its class: hooks, or a forward of its own."""
+    own = module.__dict__
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+    )
+
+
+def matched(x: Tensor, weight: Tensor) -> Tensor:
+    """x in the dtype of a weight that it meets. Autocast, where it is on, chooses one for both."""
+    if x.dtype is weight.dtype or torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(weight.dtype)
+
+
+def call(module: nn.Module, x: Tensor) -> Tensor:
+    """`module(x)` for x in the dtype of its weight; of maps and chains that nobody watches only the maths."""
+    kind, own = type(module), module.__dict__
+    weight = own["_parameters"].get("weight")
+    if weight is not None and weight.dtype is not x.dtype:
+        x = matched(x, weight)
+    if watched(module) or torch.compiler.is_compiling():
+        return module(x)  # type: ignore[no-any-return]
+    if kind is nn.Linear and weight is not None:
+        return F.linear(x, weight, own["_parameters"].get("bias"))
+    if kind is nn.Sequential:
+        for part in own["_modules"].values():
+            x = call(part, x)
+        return x
+    return module.forward(x)  # type: ignore[no-any-return]
+
+
+class Watching:
+    """Whether any of some modules, or what is below them, is watched: asked anew after any hook was registered."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self.modules = modules
+        self._seen: Any = None
+        self._found = False
+
+    def __bool__(self) -> bool:
+        # every hook of every module gets the next number
+        if self._seen != (seen := (RemovableHandle.next_id, PATCHES.count)):
+            self._found = any(watched(part) for module in self.modules for part in module.modules())
+            self._seen = seen
+        return self._found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_seen": None}
+
+
+class _Patches:
+    """Counts how often a module of an adapter was given another forward."""
+
+    count = 0
+
+
+PATCHES = _Patches()

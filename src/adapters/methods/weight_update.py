@@ -1,0 +1,336 @@
+"""Methods that add a matrix to the weight of a linear map. Give its factors; everything else follows.
+
+Forward, gate, dropout, fused projections, rows of different adapters, merging: written once, for LoRA as for any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.methods.base import AdapterModule, LinearAdapter, gate, new_gate
+from adapters.methods.config import (
+    AdapterConfig,
+    Rule,
+    dtype_name,
+    flag,
+    layer_numbers,
+    list_of,
+    place_patterns,
+    probability,
+    seed,
+    text,
+)
+from adapters.methods.derived import Derived
+from adapters.methods.parts import Watching, matched, watched
+from adapters.methods.places import Chosen, count, output_columns, roles_of
+from adapters.methods.stacking import RowGroups, select
+from adapters.methods.state import LinearState
+from adapters.sites.resolve import LinearSite
+
+Factors = tuple[Tensor, ...]
+
+
+@dataclass(eq=False)
+class WeightUpdateConfig(AdapterConfig):
+    """What configs of such methods have in common.
+
+    Args:
+        selfattn_lora: Adapt the projections of the attention that `attn_matrices` names.
+        intermediate_lora: Adapt the first linear layer of the feed-forward block.
+        output_lora: Adapt the second linear layer of the feed-forward block.
+        leave_out: Layers without adapter, counted from 0.
+        attn_matrices: Which of query "q", key "k" and value "v" are adapted.
+        dropout: Probability in [0, 1], applied to x before the update.
+        use_gating: Multiply the update by a learned gate between 0 and 1 per sequence, instead of its scaling.
+        init_weights_seed: Seed set before each module is initialised; None leaves the generator alone.
+        dtype: Name of the adapter's torch dtype, such as "bfloat16"; None for the default.
+        places: Where to adapt, as roles, module paths or patterns (`methods/places.py`). None leaves it to the flags.
+        gate_attended: Leave padding out of the gate's mean over positions.
+    Raises:
+        ConfigError: a value is of another type or outside its range.
+    """
+
+    selfattn_lora: bool = True
+    intermediate_lora: bool = False
+    output_lora: bool = False
+    leave_out: list[int] = field(default_factory=list)
+    attn_matrices: list[str] = field(default_factory=lambda: ["q", "v"])
+    dropout: float = 0.0
+    use_gating: bool = False
+    init_weights_seed: int | None = None
+    dtype: str | None = None
+    places: str | list[str] | None = None
+    gate_attended: bool = True
+
+    flags: ClassVar[tuple[str, ...]] = ("selfattn_lora", "intermediate_lora", "output_lora")
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "selfattn_lora": flag,
+        "intermediate_lora": flag,
+        "output_lora": flag,
+        "leave_out": layer_numbers,
+        "attn_matrices": list_of(text),
+        "dropout": probability,
+        "use_gating": flag,
+        "gate_attended": flag,
+        "init_weights_seed": seed,
+        "dtype": dtype_name,
+        "places": place_patterns,
+    }
+
+
+class WeightUpdate(LinearAdapter):
+    """A method that adds a matrix to the weight.
+
+        y = W x + b + s * D x                           gated: y = W x + b + g(x) * D x
+
+    D [O, I] is the product of `factors`. At a fused projection (GPT-2's `c_attn`) every adapted part has its own D, and
+    parts that are not adapted stay as they are. In a `Stack` the next adapter reads the update of the last one.
+
+    Attributes:
+        columns: The output columns of every adapted part of the projection.
+        width: Their number.
+        scaling: s.
+    """
+
+    scaling: float = 1.0
+
+    def __init__(self, config: Any, site: LinearSite, name: str, columns: tuple[Chosen, ...]) -> None:
+        super().__init__(config, site, name)
+        self.columns, self.widths = columns, [count(chosen) for chosen in columns]
+        self.width = sum(self.widths)
+        self.in_features, self.out_features = site.in_features, site.out_features
+        self.whole = not site.parts
+        self.adjacent = all(isinstance(chosen, slice) for chosen in columns)
+        self.gate = new_gate(site.in_features, len(columns)) if config.use_gating else None
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else None
+
+    def factors(self) -> Factors:
+        """The matrices whose product is D, the first one to be applied first: (D,), or (A, B) for D = B A.
+
+        Each has the blocks of all adapted parts of the projection below each other.
+        """
+        raise NotImplementedError
+
+    def parts(self, factors: Factors, dim: int = 0) -> Iterator[tuple[Chosen, Factors]]:
+        """(columns, factors) of every adapted part of the projection; `dim` is that of the rows of the factors."""
+        *first, last = factors
+        own = [*(factor.chunk(len(self.columns), dim) for factor in first), last.split(self.widths, dim)]
+        yield from zip(self.columns, zip(*own))
+
+    def bare(self) -> bool:
+        """Whether the update is linear in x: no gate, no dropout."""
+        return self.gate is None and self.dropout is None
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        factors = self.factors()
+        if not (self.bare() and self.adjacent and x.dtype is y.dtype is factors[0].dtype and self.may_write(y)):
+            return (y + self.update(x, x)).to(y.dtype)
+        flat, out = x.reshape(-1, self.in_features), y.view(-1, self.out_features)
+        if self.whole:
+            _add(out, flat, factors, self.scaling)
+        else:
+            for columns, own in self.parts(factors):
+                _add(out[:, columns], flat, own, self.scaling)
+        return y
+
+    def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
+        """s * D x, or gated: g * D x; [B, S, O]."""
+        factors = self.factors()
+        x = matched(x if self.dropout is None else self.dropout(x), factors[0])
+        if self.gate is None:
+            updates = [(columns, _apply(x, own) * self.scaling) for columns, own in self.parts(factors)]
+        else:
+            scores = gate(self.gate, gate_input, self.config.gate_attended)
+            self.record_gate(scores)
+            parts = enumerate(self.parts(factors))
+            updates = [(columns, _apply(x, own) * scores[:, None, i : i + 1]) for i, (columns, own) in parts]
+        if self.whole:
+            return updates[0][1]
+        delta = updates[0][1].new_zeros(*x.shape[:-1], self.out_features)
+        for columns, update in updates:
+            delta[..., columns] = update
+        return delta
+
+    def cannot_follow(self, before: AdapterModule[Any]) -> str | None:
+        if not isinstance(before, WeightUpdate) or self.in_features == self.out_features:
+            return None
+        return (
+            f"the update of {before.name!r} has {self.out_features} columns, but {self.name!r} reads "
+            f"{self.in_features} at {self.site.path}. Low-rank adapters of a stack are chained, which only square "
+            "projections allow. Use Average, Parallel or BatchSplit instead."
+        )
+
+    def run(self, state: LinearState) -> LinearState:
+        x = state.x if state.delta is None else state.delta
+        return replace(state, delta=self.delta(x, state), magnitude=None)
+
+    def delta(self, x: Tensor, state: LinearState) -> Tensor:
+        """The update of x; through a call of this module where somebody watches it."""
+        if watched(self) and not torch.compiler.is_compiling():
+            return self(x, torch.zeros_like(state.y))  # type: ignore[no-any-return]
+        return self.update(x, state.x)
+
+    def delta_weight(self) -> Tensor:
+        """D, without scaling, [O, I]; zero in the rows of parts that are not adapted."""
+        factors = self.factors()
+        if self.whole:
+            return _product(factors)
+        weight = factors[0].new_zeros(self.out_features, self.in_features)
+        for columns, own in self.parts(factors):
+            weight[columns, :] = _product(own)
+        return weight
+
+    @property
+    def delta_w(self) -> Tensor:
+        """`delta_weight()`, by its older name."""
+        return self.delta_weight()
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.gate is not None:
+            return super().merged(weight, bias)
+        return weight + self.scaling * self.delta_weight(), bias
+
+    @property
+    def signature(self) -> tuple[Any, ...] | None:
+        if not self.bare():
+            return None
+        with torch.no_grad():
+            shapes = tuple((factor.shape, factor.dtype) for factor in self.factors())
+        return WeightUpdate, shapes, self.scaling, str(self.columns)
+
+    @classmethod
+    def stacked(cls, members: Sequence[WeightUpdate], groups: RowGroups) -> WeightUpdate:
+        return StackedUpdates(members, groups)
+
+
+class StackedUpdates(WeightUpdate):
+    """Updates with other matrices for every row: each factor [N, ...] of N equally shaped adapters."""
+
+    members: tuple[WeightUpdate, ...]
+
+    def __init__(self, members: Sequence[WeightUpdate], groups: RowGroups) -> None:
+        first = members[0]
+        LinearAdapter.__init__(self, first.config, first.site, "+".join(m.name for m in members))
+        self.columns, self.widths, self.scaling, self.whole = first.columns, first.widths, first.scaling, first.whole
+        self.adjacent = first.adjacent
+        self.in_features, self.out_features = first.in_features, first.out_features
+        self.gate = self.dropout = None
+        self.__dict__["members"], self.groups = tuple(members), groups
+        self._factors = Derived(self._stack, *(source for m in members for source in m.sources()))
+        self.watching = Watching(*members)
+
+    def factors(self) -> Factors:
+        return self._factors()  # type: ignore[no-any-return]
+
+    def _stack(self) -> Factors:
+        """The factors of all members; none where they are no longer alike."""
+        own = [member.factors() for member in self.members]
+        if any(m.signature != self.members[0].signature for m in self.members[1:]):
+            return ()
+        return tuple(torch.stack(alike) for alike in zip(*own))
+
+    def chunks(self, x: Tensor, factors: Factors) -> Iterator[tuple[Chosen, Tensor, Tensor]]:
+        """(columns, input of the last factor [G, M, r], last factor transposed [G, r, O]) of every adapted part."""
+        flat, index = self.groups.arrange(x)
+        chosen = tuple(select(factor, index) for factor in factors)
+        for columns, (*first, last) in self.parts(chosen, dim=1):
+            down = reduce(lambda down, factor: torch.bmm(down, factor.transpose(1, 2)), first, flat)
+            yield columns, down, last.transpose(1, 2)
+
+    def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
+        factors = self.factors()
+        x = matched(x, factors[0])
+        out = x.new_zeros(*x.shape[:-1], self.out_features)
+        for columns, down, up in self.chunks(x, factors):
+            out[..., columns] = torch.bmm(down, up).view(*x.shape[:-1], -1) * self.scaling
+        return out
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        factors = () if self.alone() else self.factors()
+        if not factors:
+            return self.run(LinearState(x, y)).result()
+        if not (self.adjacent and x.dtype is y.dtype is factors[0].dtype and self.may_write(y)):
+            return (y + self.update(x, x)).to(y.dtype)
+        for columns, down, up in self.chunks(x, factors):
+            out = y.view(down.shape[0], down.shape[1], -1)
+            block = out if self.whole else out[..., columns]
+            block.baddbmm_(down, up, alpha=self.scaling)
+        return y
+
+    def run(self, state: LinearState) -> LinearState:
+        if not self.alone() and self.factors():
+            return super().run(state)
+        return self.groups.apart(state, self.members)
+
+    def alone(self) -> bool:
+        """Whether every member has to run by itself, because somebody watches one."""
+        return not torch.compiler.is_compiling() and bool(self.watching)
+
+
+def wants_site(config: Any, site: LinearSite) -> bool:
+    """Whether the flags of `config` select `site`."""
+    if site.location not in config.flags or not getattr(config, site.location):
+        return False
+    if site.location != "selfattn_lora":
+        return True
+    return any(role.rpartition(".")[2] in config.attn_matrices for role in roles_of(site))
+
+
+def _apply(x: Tensor, factors: Factors) -> Tensor:
+    return reduce(F.linear, factors, x)
+
+
+def _product(factors: Factors) -> Tensor:
+    return reduce(lambda product, factor: factor @ product, factors)
+
+
+def _add(out: Tensor, flat: Tensor, factors: Factors, scaling: float) -> None:
+    """out [N, O] += scaling * D x for x [N, I]."""
+    *first, last = factors
+    for factor in first:
+        flat = F.linear(flat, factor)
+    out.addmm_(flat, last.t(), alpha=scaling)
+
+
+class DenseUpdate(WeightUpdate):
+    """A weight update that is computed as a whole: every adapted part of the projection has a module that makes its D.
+
+    Implement `part`. The products are kept between weight updates.
+    """
+
+    def __init__(self, config: Any, site: LinearSite, name: str) -> None:
+        super().__init__(config, site, name, output_columns(config, site))
+        self.scaling = config.alpha / config.r
+        self.updates = nn.ModuleList(self.part(config, width, site.in_features) for width in self.widths)
+        self._watching = Watching(self.updates)
+
+    @classmethod
+    def acts_at(cls, config: Any, site: LinearSite) -> bool:
+        return wants_site(config, site)
+
+    def part(self, config: Any, rows: int, columns: int) -> nn.Module:
+        """A module whose call gives D [rows, columns]."""
+        raise NotImplementedError
+
+    def bind(self, shared: nn.Module | None) -> None:
+        super().bind(shared)
+        self._weight = Derived(self._compute, *self.sources())
+
+    def factors(self) -> Factors:
+        if not torch.compiler.is_compiling() and self._watching:
+            return self._compute()
+        return self._weight()  # type: ignore[no-any-return]
+
+    def _compute(self) -> Factors:
+        return (torch.cat([self.make(update) for update in self.updates]),)
+
+    def make(self, update: nn.Module) -> Tensor:
+        """D of one part."""
+        return update()  # type: ignore[no-any-return]
