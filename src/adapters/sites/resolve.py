@@ -221,11 +221,14 @@ def _others(base: nn.Module, sites: list[Site], numbers: dict[str, int]) -> Iter
     for path, module in base.named_modules():
         if id(module) in known or not path:
             continue
-        layer = next((number for start, number in numbers.items() if path.startswith(start)), -1)
         if is_linear(module):
-            yield LinearSite("", path, layer, path, module)
+            kind: type[Site] = LinearSite
         elif "Norm" in type(module).__name__ and getattr(getattr(module, "weight", None), "dim", int)() == 1:
-            yield NormSite("", path, layer, path, module)
+            kind = NormSite
+        else:
+            continue
+        layer = next((number for start, number in numbers.items() if path.startswith(start)), -1)
+        yield kind("", path, layer, path, module)
 
 
 def _root(path: str) -> str:
