@@ -249,3 +249,26 @@ def test_plain_classes_with_adapters_refuse_them_too(name: str) -> None:
         with pytest.raises(TypeError, match="AdapterSetup"):
             model(**given, adapter_names=names)
     assert torch.equal(infer(model, given), before)
+
+
+def test_heads_run_outside_of_a_call_too() -> None:
+    model = with_tasks("bert", a="classification", b="classification")
+    given, labels = inputs_for(model), torch.tensor([0, 1])
+    model.set_active_adapters(Parallel("a", "b"))
+    whole = model(**given, labels=labels)
+    states = model.bert(**given)
+    later = model.forward_head(states, return_dict=True, labels=labels)
+    torch.testing.assert_close(later.logits, whole.logits)
+    torch.testing.assert_close(later.loss, whole.loss)
+
+
+@pytest.mark.slow
+def test_heads_add_no_break_to_a_graph() -> None:
+    torch._dynamo.reset()
+    model = with_tasks("bert", a="classification")
+    model.set_active_adapters("a")
+    given = {**inputs_for(model), **labels_for("classification")}
+    want = model(**given)
+    got = torch.compile(model, backend="eager", fullgraph=True)(**given)
+    torch.testing.assert_close(got.loss, want.loss)
+    torch.testing.assert_close(got.logits, want.logits)

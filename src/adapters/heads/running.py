@@ -25,6 +25,7 @@ from adapters.heads.outputs import MultiHeadOutput, Rows, carry_over, cut, give,
 from adapters.heads.registry import HEADS
 from adapters.runtime.active import Setup, active_head_setup, active_setup
 from adapters.runtime.engine import Engine
+from adapters.runtime.programs import Program
 
 LABELS = ("labels", "start_positions", "end_positions", "labels_arcs", "labels_rels")
 """Arguments from which built-in heads compute a loss."""
@@ -171,14 +172,22 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
         final = setup[-1] if isinstance(setup, Stack) and setup else setup
         return final if isinstance(final, MultiTask) and len(final) == len(heads) else heads
 
+    def _program(self) -> Program | None:
+        """What the call that runs follows, whatever others activate meanwhile; None outside, and without adapters."""
+        program: Program | None = CALL.now.program
+        return program if program is not None and program.model is self._engine.programs else None
+
     def _setup(self) -> Setup:
-        """The set-up of the call that runs, whatever others activate meanwhile."""
-        program = CALL.now.program
-        return program.setup if program is not None and program.model is self._engine.programs else active_setup(self)
+        """The set-up of the call that runs."""
+        program = self._program()
+        return active_setup(self) if program is None else program.setup
 
     def _channels(self) -> int:
-        setup = self._setup()
-        return setup.parallel_channels if isinstance(setup, AdapterCompositionBlock) else 1
+        """How many copies of the batch the call makes."""
+        if (program := self._program()) is not None:
+            return program.copies
+        setup = active_setup(self)
+        return 1 if setup is None else setup.parallel_channels
 
     def _run_shares(
         self,

@@ -17,6 +17,8 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
+import torch
+
 from adapters.composition.blocks import AdapterCompositionBlock, parse_composition, parse_heads_from_composition
 
 if TYPE_CHECKING:
@@ -162,12 +164,18 @@ def _generator(frame: FrameType) -> int | None:
     return None
 
 
+def _readable() -> AdapterSetup | None:
+    """The context in force, also in compiled code."""
+    return INNERMOST.setup if torch.compiler.is_compiling() else innermost()
+
+
 def active_setup(model: Any) -> Setup:
     """The set-up in force for `model` here."""
-    context = innermost()
+    context = _readable()
     return context.adapter_setup if context else model.adapters_config.active_setup
 
 
 def active_head_setup() -> Any:
     """The head set-up of the context in force, or None."""
-    return AdapterSetup.get_context_head_setup()
+    context = _readable()
+    return context.head_setup if context else None
