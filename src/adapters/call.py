@@ -21,12 +21,14 @@ class Running:
     Attributes:
         mask: The attention mask [B, S] it was given, if any.
         offset: Number of cached positions.
+        span: Number of positions that it computes, None if its inputs do not tell.
         positions: What hidden states attend to, with their rows and positions. No dictionary: under `torch.export`
             sizes are symbols, which have no hash.
     """
 
     mask: Tensor | None = None
     offset: int = 0
+    span: int | None = None
     positions: list[tuple[int, int, Positions]] = field(default_factory=list)
 
 
@@ -108,6 +110,40 @@ class _Calls(threading.local):
 
 
 CALL = _Calls()
+
+
+def attended(rows: int, positions: int) -> Tensor | None:
+    """Which positions are no padding, [B, S] of bools, of states [B, S, D] that are computed now; None where all are.
+
+    Inside of a decoder states may be those of its encoder: of the stacks that ran, the last one with a mask of this
+    length counts.
+    """
+    call = CALL.now
+    for running in reversed(call.stacks.values()):
+        mask, start = running.mask, running.offset
+        if call.generation is not None and (mask is None or mask.dim() != 2):  # a static cache has other masks
+            mask = call.generation.mask
+        if mask is None or mask.dim() != 2:
+            continue
+        end = start + positions
+        if mask.shape[1] == end or (call.generation is not None and mask.shape[1] > end):
+            part = mask[:, start:end].bool()
+            copies = rows // len(part)
+            if copies > 1:
+                part = part.repeat(copies, 1) if call.copies else part.repeat_interleave(copies, 0)
+            return part
+    return None
+
+
+def prompted(positions: int) -> int:
+    """How many of the positions that are computed now belong to what `generate` was given; outside of it all."""
+    call = CALL.now
+    if call.generation is None or not call.stacks:
+        return positions
+    key, running = next(reversed(call.stacks.items()))
+    if running.span is not None and running.span != positions:  # states of the encoder, in a decoder
+        return positions
+    return min(positions, call.generation.prompts.get(key, positions))
 
 
 def record(scores: Scores, name: str, layer: int, location: str, values: Tensor) -> None:

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-import adapters.call
-from adapters.call import CALL, record
+from adapters.call import CALL, attended, prompted, record
 from adapters.errors import MergeError, UnsupportedError
 from adapters.methods.config import AdapterConfig
 from adapters.methods.parts import PATCHES, call, matched
@@ -175,8 +174,11 @@ class AdapterModule(MethodModule, Generic[S]):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Facts that this adapter reads beside its tap: "hidden", the input of its attention module."""
-        return frozenset()
+        """Facts that this adapter reads beside its tap.
+
+        "hidden" is the input of its attention module, "mask" the attention mask of the layers (`call.attended`).
+        """
+        return frozenset(["mask"]) if getattr(self.config, "use_gating", False) else frozenset()
 
     @property
     def norm_after(self) -> bool:
@@ -271,7 +273,7 @@ class LinearAdapter(AdapterModule[LinearState]):
         )
 
 
-def gate(linear: nn.Linear | tuple[Tensor, Tensor], x: Tensor, attended: bool) -> Tensor:
+def gate(linear: nn.Linear | tuple[Tensor, Tensor], x: Tensor, skips_padding: bool) -> Tensor:
     """Gate of UniPELT (Mao et al. 2022, arXiv:2110.07577): mean over positions of sigmoid(W x + b), [B, n].
 
     While generating it is computed from the prompt and then kept: with a cache later calls see single positions.
@@ -279,7 +281,7 @@ def gate(linear: nn.Linear | tuple[Tensor, Tensor], x: Tensor, attended: bool) -
     Args:
         linear: W [n, D] and b [n].
         x: What the adapter reads, [B, S, D].
-        attended: Leave padding out of the mean.
+        skips_padding: Leave padding out of the mean.
     """
     weight, bias = (linear.weight, linear.bias) if isinstance(linear, nn.Linear) else linear
     gates = CALL.now.gates
@@ -287,10 +289,10 @@ def gate(linear: nn.Linear | tuple[Tensor, Tensor], x: Tensor, attended: bool) -
     if kept is not None and len(kept) == len(x):
         return kept
     if gates is not None:
-        x = x[:, : _prompted(x.shape[1])]
+        x = x[:, : prompted(x.shape[1])]
     given = matched(x, weight)
     opened = torch.sigmoid(call(linear, given) if isinstance(linear, nn.Linear) else F.linear(given, weight, bias))
-    mask = _attended(x.shape[0], x.shape[1]) if attended else None
+    mask = attended(x.shape[0], x.shape[1]) if skips_padding else None
     if mask is None:
         scores = opened.mean(dim=1)
     else:
@@ -300,18 +302,6 @@ def gate(linear: nn.Linear | tuple[Tensor, Tensor], x: Tensor, attended: bool) -
     if gates is not None:
         gates[id(weight)] = scores
     return scores
-
-
-def _attended(rows: int, positions: int) -> Tensor | None:
-    """Which of the positions that are computed are attended to, [B, S]; None where all are."""
-    function = getattr(adapters.call, "attended", None)
-    return None if function is None else function(rows, positions)
-
-
-def _prompted(positions: int) -> int:
-    """How many of the positions that are computed belong to what `generate` was given."""
-    function = getattr(adapters.call, "prompted", None)
-    return positions if function is None else function(positions)
 
 
 def new_gate(in_features: int, gates: int = 1) -> nn.Linear:

@@ -225,7 +225,7 @@ class PrefixTuning(AdapterModule[AttentionState]):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset(["hidden"]) if self.config.use_gating else frozenset()
+        return frozenset(["hidden", "mask"]) if self.config.use_gating else frozenset()
 
     def eject(self) -> bool:
         self.embedding.eject()

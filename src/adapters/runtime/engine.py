@@ -93,6 +93,7 @@ class Engine:
         shared: Name of shared parameters -> the adapters that share them.
         merged: Adapter -> (site, weight, bias) of the linear maps it was folded into, as they were before; None where
             they are not known.
+        gated: Adapters outside of `masked` that need the attention mask too.
         trained: The adapters and fusions that train since `train_adapter` was called; None before.
     """
 
@@ -115,6 +116,7 @@ class Engine:
         self.shared: dict[str, list[str]] = {}
         self.merged: dict[str, list[tuple[HookedSite[Any], Tensor, Tensor | None]] | None] = {}
         self.trained: frozenset[str] | None = None
+        self.gated: set[str] = set()
         self.edits, self._seen_edits = tree.Edits(), 0
         self.entry = Entry(self)
         self.replication = Replication(self)
@@ -437,8 +439,11 @@ class Engine:
                 part.last_seen.requires_grad_(False)
             if part.live is not None:
                 part.live.names.add(name)
+                if isinstance(part.last_seen, AdapterModule) and "mask" in part.last_seen.needs:
+                    self.gated.add(name)
 
     def _take_out(self, name: str, parts: Iterable[Part]) -> None:
+        self.gated.discard(name)
         for part in parts:
             tree.discard(self.base, part.path, name)
             if part.live is not None:

@@ -49,7 +49,8 @@ class Entry:
 
     def follow_stacks(self) -> None:
         """Follow the stacks whose masks the adapters need that are there now, and no others."""
-        needed = {id(live.site.stack): live.site.stack for live in self.engine.masked if live.names}
+        wanted = [live for live in self.engine.masked if live.names or self.engine.gated]
+        needed = {id(live.site.stack): live.site.stack for live in wanted}
         for key in set(self.stacks) - set(needed):
             self.stacks.pop(key).remove()
         for key in set(needed) - set(self.stacks):
@@ -161,7 +162,10 @@ class Entry:
         if prompts and isinstance(mask, Tensor) and mask.dim() == 2:
             mask = torch.cat([mask.new_ones(mask.shape[0], prompts), mask], 1)
             kwargs["attention_mask"] = mask
-        CALL.now.stacks[id(module)] = Running(mask if isinstance(mask, Tensor) else None, offset)
+        inputs = [*args[:1], *(kwargs.get(name) for name in ("input_ids", "inputs_embeds"))]
+        span = next((tensor.shape[1] for tensor in inputs if isinstance(tensor, Tensor) and tensor.dim() > 1), None)
+        CALL.now.stacks.pop(id(module), None)  # the stack that runs now is the last
+        CALL.now.stacks[id(module)] = Running(mask if isinstance(mask, Tensor) else None, offset, span)
         return args, kwargs
 
     # ------------------------------------------------------------------------------------------ recomputation
