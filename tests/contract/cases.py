@@ -38,6 +38,8 @@ def small(config: Any) -> Any:
     changes = {name: value for name, value in {**SMALL, **NO_RANDOMNESS}.items() if name in config}
     if config.get("composition_mode") == "scale":
         del changes["r"]
+    if config.get("architecture") == "randlora":
+        changes["alpha"] = 8  # its default is made for wide layers
     return config.replace(**changes) if changes else config
 
 

@@ -43,7 +43,7 @@ def test_export_leaves_the_model_as_it_was(method: str, name: str) -> None:
     ids = inputs(name, padded=False)["input_ids"]
     before, slopes = infer(model, {"input_ids": ids}), gradients(model, ids)
     program = torch.export.export(Exported(model), (ids,), strict=False)
-    torch.testing.assert_close(program.module()(ids), before, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(program.module()(ids), before, atol=1e-4, rtol=1e-3)
     assert torch.equal(infer(model, {"input_ids": ids}), before)
     after = gradients(model, ids)
     assert after.keys() == slopes.keys()
