@@ -17,7 +17,15 @@ from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.presets import ADAPTER_CONFIG_MAP, DEPRECATED_IDENTIFIERS
 from tests.tiny import TINY_MODELS, build
 
-SMALL: dict[str, Any] = {"reduction_factor": 4, "prefix_length": 3, "bottleneck_size": 8, "prompt_length": 3, "r": 4}
+SMALL: dict[str, Any] = {
+    "reduction_factor": 4,
+    "prefix_length": 3,
+    "bottleneck_size": 8,
+    "prompt_length": 3,
+    "r": 4,
+    "vector_length": 8,
+    "num_vectors": 7,
+}
 """Sizes that fit hidden size 32."""
 
 NO_RANDOMNESS: dict[str, Any] = {"dropout": 0.0, "stochastic_depth": 0.0}
@@ -30,6 +38,8 @@ def small(config: Any) -> Any:
     changes = {name: value for name, value in {**SMALL, **NO_RANDOMNESS}.items() if name in config}
     if config.get("composition_mode") == "scale":
         del changes["r"]
+    if config.get("architecture") == "randlora":
+        changes["alpha"] = 8  # its default is made for wide layers
     return config.replace(**changes) if changes else config
 
 

@@ -248,7 +248,8 @@ UPPER: dict[str, Any] = {
     "par_bn gated": CONFIGS["par_bn"].replace(leave_out=[0], use_gating=True),
     "lora gated": CONFIGS["lora"].replace(leave_out=[0], selfattn_lora=False, output_lora=True, use_gating=True),
 }
-UPPER.pop("compacter")
+for two_places in ("compacter", "low_rank_bn"):
+    UPPER.pop(two_places)
 """Configs that act at one place, the feed-forward block of the last layer."""
 
 

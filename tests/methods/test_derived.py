@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters import AdapterSetup
-from adapters.methods.derived import Derived
+from adapters.methods.derived import Derived, refresh
 from tests.contract.cases import CONFIGS
 from tests.tiny import build, infer, inputs, output, perturb
 
@@ -152,3 +152,65 @@ def test_what_inference_mode_kept_can_be_trained_through() -> None:
     output(model, given).sum().backward()
     grad: Tensor | None = model.get_input_embeddings().weight.grad
     assert grad is not None and grad.abs().sum() > 0
+
+
+def averaged(model: nn.Module) -> None:
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    average.update_parameters(copy.deepcopy(model))
+    for mine, theirs in zip(model.parameters(), average.parameters()):
+        mine.data.copy_(1.5 * theirs.data)
+
+
+def from_vector(model: nn.Module) -> None:
+    vector = nn.utils.parameters_to_vector(model.parameters())
+    nn.utils.vector_to_parameters(1.1 * vector.detach(), model.parameters())
+
+
+def loaded(model: nn.Module) -> None:
+    model.load_state_dict({name: 1.1 * tensor for name, tensor in model.state_dict().items()})
+
+
+def stepped(model: nn.Module) -> None:
+    for fused in (False, True):
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, 0.1)
+        torch.optim.SGD(parameters, lr=0.1, fused=fused).step()
+        for parameter in parameters:
+            parameter.grad = None
+
+
+def shaken(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.ones_like(parameter))
+
+
+WAYS: tuple[Callable[[nn.Module], None], ...] = (averaged, from_vector, loaded, stepped, shaken)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_way_to_write_weights_is_noticed(method: str, way: Callable[[nn.Module], None]) -> None:
+    model, given = adapted(method), inputs("bert")
+    before = [infer(model, given) for _ in range(3)][-1]
+    part = next(m for m in model.modules() if getattr(m, "name", None) == "a" and getattr(m, "site", None) is not None)
+    for module in (part, part.common):
+        if module is not None and any(True for _ in module.parameters()):
+            way(module)
+    fresh = adapted(method)
+    fresh.load_state_dict(model.state_dict())
+    after = infer(model, given)
+    assert torch.equal(after, infer(fresh, given))
+    assert not torch.equal(after, before)
+
+
+def test_single_numbers_written_without_a_trace_need_a_refresh() -> None:
+    model, given = adapted("dora"), inputs("bert")
+    before = [infer(model, given) for _ in range(3)][-1]
+    module = next(m for m in model.modules() if type(m).__name__ == "DoRA")
+    module.lora_B.data[1, 1] += 3.0
+    refresh()
+    fresh = adapted("dora")
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(infer(model, given), infer(fresh, given))
+    assert not torch.equal(infer(model, given), before)

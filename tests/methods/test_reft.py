@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapters import DiReftConfig, LoReftConfig, NoReftConfig, ReftConfig
 from tests.methods.reference import adapted, close, weights
-from tests.tiny import build, infer, inputs
+from tests.tiny import adapter_parameters, build, infer, inputs, output
 
 LAYERS = {
     "bert": ("encoder.layer.1", "encoder.layer.1"),
@@ -138,3 +138,20 @@ def test_encoder_layers_come_first() -> None:
     model.add_adapter("a", config=LoReftConfig(layers=[1, 2]))
     keys = [key for key in model.state_dict() if ".refts.a." in key]
     assert {key.split(".reft_layer")[0] for key in keys} == {"encoder.block.1", "decoder.block.0"}
+
+
+@pytest.mark.parametrize("config", ["loreft", "noreft", "direft", "loreft[prefix_positions=0,suffix_positions=2]"])
+def test_an_edit_without_positions_is_no_parameter(config: str) -> None:
+    """It is written to files, but neither trained nor counted: all that trains gets a gradient."""
+    model, given = build("bert"), inputs("bert")
+    model.add_adapter("a", config=config)
+    model.train_adapter("a")
+    output(model, given).square().sum().backward()
+    parameters = adapter_parameters(model, "a")
+    assert parameters
+    assert all(p.grad is not None for p in parameters.values())
+    idle = "units.0" if "suffix_positions=2" in config else "units.1"
+    assert not any(idle in name for name in parameters)
+    assert sum(idle in name for name in model.state_dict()) > 0
+    row = next(row for row in model.adapter_summary(as_dict=True) if row["name"] == "a")
+    assert row["#param"] == sum(p.numel() for p in parameters.values())

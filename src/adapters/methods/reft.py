@@ -275,6 +275,9 @@ class ReFT(AdapterModule[HiddenState]):
     def forward(self, h: Tensor, first: Tensor | None, end: Tensor | None, offset: int, length: int) -> Tensor:
         """Edit h [B, S, D], whose first position is number `offset`; see `HiddenState`. May reuse h."""
         prefix, suffix = self.config.prefix_positions, self.config.suffix_positions
+        if first is None and isinstance(length, torch.SymInt):  # cutting would hold for some lengths only
+            first = torch.zeros(1, 1, dtype=torch.long, device=h.device)
+            end = first + length
         if first is not None and end is not None:
             return self._edit_masked(h, first, end, offset, length)
         start = length - min(suffix, length)
