@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import adapters.call
+import adapters.methods.base
 from adapters import AdapterConfig
 from adapters.methods.base import gate
 from adapters.methods.presets import config_from_dict
@@ -20,7 +20,7 @@ GATED = ("lora[use_gating=True]", "seq_bn[use_gating=True]", "prefix_tuning[use_
 @pytest.fixture
 def padding(monkeypatch: pytest.MonkeyPatch) -> Tensor:
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]).bool()
-    monkeypatch.setattr(adapters.call, "attended", lambda rows, positions: mask, raising=False)
+    monkeypatch.setattr(adapters.methods.base, "attended", lambda rows, positions: mask)
     return mask
 
 

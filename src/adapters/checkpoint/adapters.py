@@ -166,6 +166,8 @@ def _fill(parts: Iterable[Part], stored: Match, engine: Engine) -> bool:
         empty: Tensor = tensors[key]
         if id(empty) not in filled:
             values = converted(*sources[id(empty)], empty.dtype, device)
+            if not empty.is_contiguous():  # other strides, other rounding
+                values = torch.empty_like(empty, device=device).copy_(values)
             filled[id(empty)] = nn.Parameter(values, empty.requires_grad) if type(empty) is nn.Parameter else values
         tensors[key] = filled[id(empty)]
     return True

@@ -162,7 +162,7 @@ class OrthogonalRows(nn.Module):
         self.parametrizations = linear.parametrizations
         chain: Any = self.parametrizations["weight"]  # type: ignore[index]
         if chain.original.is_meta:  # without values torch could not decompose it to set this
-            chain[0].base = torch.empty(width, width)
+            chain[0].base = torch.empty(width, width).t()  # the strides that it has there
 
     @property
     def weight(self) -> Tensor:
