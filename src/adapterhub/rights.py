@@ -33,6 +33,7 @@ FRESH = timedelta(minutes=15)  # so long after it was given, a session needs its
 class Who(Enum):
     """Who may call a route."""
 
+    UNASKED = "anyone: nothing is done, so it is not even asked who they are"
     ANYONE = "anyone: nothing is stored, or the form itself holds a password or a key"
     SIGNED = "whoever brings an address or a token that the hub has signed for just this"
     USER = "whoever has an account, with any token"
@@ -96,7 +97,7 @@ RIGHTS: Mapping[tuple[str, str], Right] = {
     ("GET", _REPO + "/settings"): Right(Who.REPO_ADMIN),
     ("POST", _REPO + "/settings"): Right(Who.REPO_ADMIN),
     # ---- the protocol of the Hugging Face hub
-    ("POST", "/api/telemetry/{path:path}"): _LOOKS,
+    ("POST", "/api/telemetry/{path:path}"): Right(Who.UNASKED),
     ("POST", "/api/validate-yaml"): _LOOKS,
     ("POST", "/api/repos/create"): Right(Who.WRITER),
     ("DELETE", "/api/repos/delete"): Right(Who.REPO_ADMIN),
@@ -123,8 +124,8 @@ RIGHTS: Mapping[tuple[str, str], Right] = {
     ("POST", _XET + "/v1/shards"): Right(Who.SIGNED),
     ("POST", _XET + "/v2/shards"): Right(Who.SIGNED),
     ("POST", _XET + "/v1/xorb-grants/{prefix}/{name}"): Right(Who.SIGNED),
-    ("POST", _XET + "/v1/telemetry"): _LOOKS,
-    ("POST", "/v1/telemetry"): _LOOKS,
+    ("POST", _XET + "/v1/telemetry"): Right(Who.UNASKED),
+    ("POST", "/v1/telemetry"): Right(Who.UNASKED),
     # ---- the hub's own API
     ("POST", _V1 + "/check"): _LOOKS,
     ("POST", _V1 + "/yank"): Right(Who.WRITER),
@@ -165,7 +166,7 @@ class Guarded(APIRoute):
             if right is None:
                 if request.method not in SAFE:
                     raise Forbidden("Nothing says who may do this, so nobody may. Tell the administrator of this hub.")
-            elif right.who is not Who.SIGNED and (elsewhere := await self._pass(request, right)):
+            elif right.who not in (Who.SIGNED, Who.UNASKED) and (elsewhere := await self._pass(request, right)):
                 return elsewhere
             return await handle(request)
 
