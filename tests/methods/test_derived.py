@@ -171,8 +171,8 @@ def loaded(model: nn.Module) -> None:
 
 
 def stepped(model: nn.Module) -> None:
-    for fused in (False, True):
-        parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for fused in (False, True) if parameters else ():
         for parameter in parameters:
             parameter.grad = torch.full_like(parameter, 0.1)
         torch.optim.SGD(parameters, lr=0.1, fused=fused).step()
