@@ -13,6 +13,7 @@ import adapters.methods.base
 from adapters import AdapterConfig
 from adapters.methods.base import gate
 from adapters.methods.presets import config_from_dict
+from tests.tiny import build, infer, inputs, perturb
 
 GATED = ("lora[use_gating=True]", "seq_bn[use_gating=True]", "prefix_tuning[use_gating=True]", "loha[use_gating=True]")
 
@@ -68,3 +69,25 @@ def test_unions_read_and_write_it_too() -> None:
         del member["gate_attended"]
     read: Any = config_from_dict({"architecture": "union", "configs": members})
     assert [member.gate_attended for member in read.configs] == [False] * 3
+
+
+@pytest.mark.parametrize("task", ["base", "lm"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "bart"])
+@pytest.mark.parametrize("config", ["unipelt", *GATED])
+def test_a_row_does_not_depend_on_its_batch(config: str, name: str, task: str) -> None:
+    """Rows of a padded batch are what they are alone, without any padding."""
+    model, given = build(name, task), inputs(name, task)
+    model.add_adapter("a", config=config, set_active=True)
+    perturb(model, "a")
+    together = infer(model, given)
+    for row in range(len(together)):
+        kept = given["attention_mask"][row].bool()
+        alone = {key: value[row : row + 1] for key, value in given.items()}
+        for key in ("input_ids", "attention_mask"):
+            alone[key] = alone[key][:, kept]
+        left = name in ("gpt2", "llama") or (task == "lm" and name == "bert")
+        if left:  # positions are counted from the first token that is attended to
+            alone["position_ids"] = torch.arange(len(kept))[kept][None]
+        if name in ("t5", "bart"):
+            kept = torch.ones(together.shape[1], dtype=torch.bool)
+        torch.testing.assert_close(together[row, kept], infer(model, alone)[0], atol=2e-5, rtol=1e-4)

@@ -26,7 +26,6 @@ from adapters.composition.blocks import (
     Parallel,
     Split,
     Stack,
-    first_name,
     last_name,
 )
 from adapters.composition.fusion import FusionLayer, FusionStep
@@ -223,10 +222,12 @@ def task_ids(
             "of child names, to the model's forward."
         )
     if not isinstance(ids, torch.Tensor):
-        names = [first_name(child) if not isinstance(child, str) else child for child in block]
+        names = [last_name(child) for child in block]
         unknown = sorted({str(name) for name in ids if name not in names})
         if unknown:
             raise CompositionError(f"{block!r}: task_ids names {unknown}, which are no children of the block: {names}")
+        if several := sorted({name for name in ids if names.count(name) > 1}):
+            raise CompositionError(f"{block!r}: several children end in {several}. Give task_ids as indices.")
         ids = torch.tensor([names.index(name) for name in ids])
     if ids.shape != (rows,) and not (CALL.now.generating and rows % len(ids) == 0):
         raise CompositionError(

@@ -374,13 +374,13 @@ class Engine:
 
     def set_output_embeddings(self, modules: Iterable[nn.Module]) -> None:
         """Tell where invertible adapters are undone."""
+        outputs = tuple(modules)
         with self.programs.lock:
-            for live in self.live:
-                if isinstance(live, HookedEmbedding):
-                    for tap in list(live.handles):
-                        live.unhook(tap)
-                    live.outputs = tuple(modules)
-                    self._changed(live.names)
+            for live in (live for live in self.live if isinstance(live, HookedEmbedding)):
+                for tap in list(live.handles):
+                    live.unhook(tap)
+                live.outputs = outputs
+                self._changed(live.names)
 
     def fusions_of(self, block: AdapterCompositionBlock | None) -> list[str]:
         """Names of the fusions in `block`. Raises CompositionError if it has none, or one that was not added."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from adapters.methods.derived import refresh
 from adapters.runtime import merging, sharing
 from adapters.verbs.base import Verbs
 from adapters.verbs.lifecycle import fusion_names
@@ -64,3 +65,11 @@ class WeightVerbs(Verbs):
         self._engine.require_fusion(key)
         for part in self._engine.fusions[key]:
             part.module.to(device=device, dtype=dtype)
+
+    def refresh_adapters(self) -> None:
+        """Compute anew what is kept between calls because it follows from weights alone, such as DoRA's norms.
+
+        Needed only after weights were written through `.data` in a way that cannot be noticed: outside of the CPU, or
+        in a few entries. Optimizers, `load_state_dict`, in-place operations and assignments are noticed.
+        """
+        refresh()
