@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +69,7 @@ class Call:
         override: What the next norm must return instead of its own output.
         stacks: The stacks of layers that are running, by id.
         turns: How often hooks were called that act in some calls of their module only, by id.
+        selected: (rows, positions, function) of the blocks whose children run: which part of a mask they see.
         windows: (first, end, numbers, masks) of the last edit of some positions: those of all layers are alike.
     """
 
@@ -89,6 +92,7 @@ class Call:
         self.override: Tensor | None = None
         self.stacks: dict[int, Running] = {}
         self.turns: dict[int, int] = {}
+        self.selected: list[tuple[int, int, Callable[[Tensor], Tensor]]] = []
         self.windows: tuple[Tensor, Tensor, Any, Any] | None = None
 
     @property
@@ -119,6 +123,16 @@ def attended(rows: int, positions: int) -> Tensor | None:
     length counts.
     """
     call = CALL.now
+    if call.selected:
+        rows, positions, _ = call.selected[0]
+    if (part := _attended(rows, positions)) is not None:
+        for _, _, select in call.selected:
+            part = select(part)
+    return part
+
+
+def _attended(rows: int, positions: int) -> Tensor | None:
+    call = CALL.now
     for running in reversed(call.stacks.values()):
         mask, start = running.mask, running.offset
         if call.generation is not None and (mask is None or mask.dim() != 2):  # a static cache has other masks
@@ -133,6 +147,17 @@ def attended(rows: int, positions: int) -> Tensor | None:
                 part = part.repeat(copies, 1) if call.copies else part.repeat_interleave(copies, 0)
             return part
     return None
+
+
+@contextmanager
+def selecting(rows: int, positions: int, select: Callable[[Any], Any]) -> Iterator[None]:
+    """While a child of a block runs with a part of states that have these rows and positions."""
+    selected = CALL.now.selected
+    selected.append((rows, positions, select))
+    try:
+        yield
+    finally:
+        selected.pop()
 
 
 def prompted(positions: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import adapters
 from adapters.checkpoint.fingerprint import ENTRY, sample
@@ -45,9 +46,9 @@ def test_another_base_model(name: str, tmp_path: Path, caplog: pytest.LogCapture
     strange = other(build(name))
     assert warned(strange, tmp_path, caplog)
     assert not warned(strange, tmp_path, caplog, load_as="b"), "said once"
-    data = json.loads((tmp_path / ADAPTER.config).read_text())
-    del data[ENTRY]
-    (tmp_path / ADAPTER.config).write_text(json.dumps(data))
+    assert ENTRY not in json.loads((tmp_path / ADAPTER.config).read_text()), "others compare configs"
+    path = tmp_path / ADAPTER.safetensors
+    save_file(load_file(path), path)
     assert not warned(other(build(name)), tmp_path, caplog)
 
 
@@ -116,5 +117,5 @@ def test_heads_and_fusions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_a_layer_more_or_less() -> None:
-    one, two = (adapters.init(build("bert", adapted=False, num_hidden_layers=n)) for n in (1, 3))
+    one, two = (adapters.init(build("bert", adapted=False, num_hidden_layers=n)) for n in (2, 3))
     assert set(sample(one._engine)) & set(sample(two._engine))

@@ -122,13 +122,13 @@ def test_what_config_json_says(tmp_path: Path) -> None:
     model.add_adapter_fusion(["b", "a"], name="mine")
     model.save_pretrained(tmp_path)
     data = json.loads((tmp_path / "config.json").read_text())["adapters"]
-    assert data == model.adapters_config.to_dict()
-    assert set(data) == {"adapters", "config_map", "fusion_config_map", "fusion_name_map", "fusions"}
+    assert data == {**model.adapters_config.to_dict(), "unchained": []}
+    assert set(data) == {"adapters", "config_map", "fusion_config_map", "fusion_name_map", "fusions", "unchained"}
     assert data["fusion_name_map"] == {"mine": ["b", "a"]}
 
 
 def test_fusions(tmp_path: Path) -> None:
-    model = carrying("bert", "seq_bn", "double_seq_bn")
+    model = carrying("bert", "double_seq_bn", "double_seq_bn")
     model.add_adapter_fusion(["a", "b"])
     model.add_adapter_fusion(["a", "b"], "static", name="mine")
     perturb(model, "a", "b", "a,b", "mine")

@@ -273,4 +273,6 @@ def test_custom_weights_loaders(tmp_path: Path) -> None:
     loaders = (Loader(),)
     trained("bert", "lora").save_adapter(tmp_path, "a", custom_weights_loaders=loaders)
     build("bert").load_adapter(tmp_path, load_as="b", custom_weights_loaders=loaders)
-    assert calls == [("save", tmp_path, "a"), ("load", tmp_path, "b")]
+    (saved, written, name), loaded = calls
+    assert (saved, name) == ("save", "a") and loaded == ("load", tmp_path, "b")
+    assert written.parent == tmp_path and not written.exists()  # all files of a save take their places at once

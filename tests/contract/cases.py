@@ -97,6 +97,12 @@ ONE_OF_EACH = (
     "ia3_paper",
     "vera",
     "mtl_lora",
+    "loha",
+    "lokr",
+    "randlora",
+    "vblora",
+    "adalora",
+    "low_rank_bn",
     "loreft_ends",
     "unipelt",
 )

@@ -25,7 +25,7 @@ def training(name: str, *methods: str, checkpointing: bool, reentrant: bool = Fa
     names = ("a", "b", "c")[: len(methods)]
     for i, adapter in enumerate(names):
         perturb(model, adapter, scale=0.1, seed=i)
-    model.train_adapter(Stack(*names))
+    model.train_adapter(Average(*names))
     model.set_active_adapters("a")
     if checkpointing:
         checkpoint(model, reentrant=reentrant)

@@ -16,8 +16,9 @@ from tests.tiny import LANGUAGE_MODELS, TINY_MODELS, adapter_parameters, build, 
 UNUSED = ("reft_layer.refts.a.units.1.",)
 """Weights that a config owns without using them: ReFT's second unit where no last positions are edited."""
 
-FIXED = ("shared_parameters.a.lora_A", "shared_parameters.a.lora_B")
-"""The random matrices of VeRA, which all sites share and which never train."""
+VERA = ("shared_parameters.a.lora_A", "shared_parameters.a.lora_B")
+FIXED = {"vera": VERA, "dvora": VERA, "randlora": ("shared_parameters.a.A", "shared_parameters.a.B")}
+"""Random matrices which all sites share and which never train."""
 
 
 def trainable(model: Any) -> set[str]:
@@ -46,7 +47,7 @@ def test_only_the_trained_adapter_and_the_head_get_gradients(method: str, name: 
     model.train_adapter("a")
     assert model.training
     assert str(model.active_adapters) == "Stack[a]"
-    fixed = FIXED if method in ("vera", "dvora") else ()
+    fixed = FIXED.get(method, ())
     trained = {key: p for key, p in adapter_parameters(model, "a").items() if not key.endswith(tuple(fixed))}
     expected = set(trained) | heads_of(model)
     assert trainable(model) == expected

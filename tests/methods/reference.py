@@ -53,6 +53,9 @@ def dense(linear: nn.Module) -> tuple[Tensor, Tensor]:
     return weight.detach(), torch.zeros(len(weight)) if bias is None else bias.detach()
 
 
-def gate_of(w: dict[str, Tensor], x: Tensor, name: str = "gate.") -> Tensor:
-    """mean over positions of sigmoid(W x + b), [B, n]."""
-    return torch.sigmoid(x @ w[f"{name}weight"].T + w[f"{name}bias"]).mean(1)
+def gate_of(w: dict[str, Tensor], x: Tensor, name: str = "gate.", mask: Tensor | None = None) -> Tensor:
+    """mean over (attended) positions of sigmoid(W x + b), [B, n]."""
+    opened = torch.sigmoid(x @ w[f"{name}weight"].T + w[f"{name}bias"])
+    if mask is None:
+        return opened.mean(1)
+    return torch.stack([row[own.bool()].mean(0) for row, own in zip(opened, mask)])

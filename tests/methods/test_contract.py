@@ -59,7 +59,7 @@ def test_gated_prefixes_need_the_hidden_states() -> None:
     model.add_adapter("plain", config="prefix_tuning")
     model.add_adapter("gated", config="prefix_tuning[use_gating=True]")
     assert {module.needs for module in modules_of(model, "plain")} == {frozenset()}
-    assert {module.needs for module in modules_of(model, "gated")} == {frozenset(["hidden"])}
+    assert {module.needs for module in modules_of(model, "gated")} == {frozenset(["hidden", "mask"])}
 
 
 @pytest.mark.parametrize(("config", "after"), [("seq_bn", True), ("seq_bn[original_ln_after=False]", False)])

@@ -167,8 +167,10 @@ def test_the_language_adapter_of_a_stack() -> None:
     model.set_active_adapters(Stack("language", "task"))
     assert model.get_invertible_adapter() is model.get_adapter("language")[-1]["invertible"]
     stacked = first_states(model, given)
-    model.set_active_adapters("language")
-    close(stacked, first_states(model, given))
+    model.set_active_adapters(None)
+    plain = first_states(model, given)
+    language, task = (model.get_adapter(name)[-1]["invertible"] for name in ("language", "task"))
+    close(stacked, task(language(plain)).detach())
     model.set_active_adapters(Stack("task", "language"))
     assert not torch.allclose(first_states(model, given), stacked)
     model.set_active_adapters(None)

@@ -167,7 +167,7 @@ def test_a_gate_scales_keys_and_values(shared: bool) -> None:
     path = "encoder.layer.0.attention.self"
     call, found = seen(model, path, given)
     x, module = hidden_of(call), model.get_submodule(path)
-    gates = gate_of(weights(model, f"{path}.prefix_tuning.prefix_gates"), x, "")
+    gates = gate_of(weights(model, f"{path}.prefix_tuning.prefix_gates"), x, "", given["attention_mask"])
     assert gates.shape[1] == (1 if shared else 2)
     keys, values = key_values(weights(model, "prefix_tuning.prefix_tunings"), "self_prefix", 0, 2, HEADS, False)
     prefix = [keys[None] * gates[:, :1, None, None], values[None] * gates[:, -1:, None, None]]

@@ -1,8 +1,8 @@
 """On which base model was an adapter trained? A few of its weights travel with the files, and are compared at loading.
 
-What is sampled: numbers of the matrices of the first and the last layer on which no linear method acts, such as the
-output projection of the attention. So neither merged adapters nor other embeddings or heads make a difference; nor does
-a cast to 16 bit, or base weights that training has moved a little: they are compared with a wide tolerance.
+What is sampled: numbers of the matrices of the first and the last layer, as they are without a merged adapter. So
+neither merged adapters nor other embeddings or heads make a difference; nor does a cast to 16 bit, or base weights that
+training has moved a little: they are compared with a wide tolerance.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from adapters.checkpoint.names import CONTAINERS
 from adapters.runtime.engine import Engine
-from adapters.sites.resolve import LayerSite, LinearSite
+from adapters.sites.linear import as_stored
+from adapters.sites.resolve import LayerSite
 
 logger = logging.getLogger(__name__)
 
 ENTRY = "base_model_sample"
-"""Entry of config files: name of a tensor on disk -> some of its numbers."""
+"""Name of a tensor on disk -> some of its numbers: stands beside the tensors in a safetensors file."""
 PER_TENSOR, MOST_TENSORS = 8, 16
 TOLERANCE = 0.1
 """How far the sample of the same base model may be off, as part of its length."""
@@ -35,11 +36,11 @@ _said: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 @torch.no_grad()
 def sample(engine: Engine) -> dict[str, str]:
     """Some numbers of the base model; none where its weights are packed, sharded or elsewhere (on `meta`)."""
-    layers = [live.site for live in engine.live if isinstance(live.site, LayerSite)]
-    adapted = {id(live.site.module) for live in engine.live if isinstance(live.site, LinearSite)}
+    layers = [live.site for live in engine.live if isinstance(live.site, LayerSite) and live.site.role == "layer"]
+    unmerged = dict(_unmerged(engine))
     found: dict[str, Tensor] = {}
     for site in {id(site): site for site in (*layers[:1], *layers[-1:])}.values():
-        for name, weight in _matrices(site.module, site.path, adapted):
+        for name, weight in _matrices(site.module, site.path, unmerged):
             numbers = weight.detach().reshape(-1)
             found[engine.names.on_disk(name)] = numbers[:: max(1, len(numbers) // PER_TENSOR)][:PER_TENSOR]
     chosen = dict(list(found.items())[:MOST_TENSORS])
@@ -49,15 +50,25 @@ def sample(engine: Engine) -> dict[str, str]:
     return {name: " ".join(f"{value:.4g}" for value in numbers.float().tolist()) for name, numbers in chosen.items()}
 
 
-def _matrices(module: nn.Module, path: str, adapted: set[int]) -> Iterator[tuple[str, Tensor]]:
+def _unmerged(engine: Engine) -> Iterator[tuple[int, Tensor | None]]:
+    """Linear map, by id -> its weight before an adapter was merged into it, None if that is not known."""
+    for name, backup in engine.merged.items():
+        for part in engine.parts[name]:
+            if part.live is not None and engine.is_merged(name, part):
+                yield id(part.live.site.module), None
+        for live, weight, _ in backup or ():
+            yield id(live.site.module), as_stored(live.site.module, weight)
+
+
+def _matrices(module: nn.Module, path: str, unmerged: Mapping[int, Tensor | None]) -> Iterator[tuple[str, Tensor]]:
     for name, weight in module._parameters.items():
-        if id(module) in adapted or type(weight) is not nn.Parameter or weight.dim() != 2:
+        if type(weight) is not nn.Parameter or weight.dim() != 2 or not weight.is_floating_point() or weight.is_meta:
             continue
-        if weight.is_floating_point() and not weight.is_meta:
-            yield f"{path}.{name}", weight
+        if (known := unmerged.get(id(module), weight)) is not None:
+            yield f"{path}.{name}", known
     for name, child in module.named_children():
         if name not in NOT_BASE:
-            yield from _matrices(child, f"{path}.{name}", adapted)
+            yield from _matrices(child, f"{path}.{name}", unmerged)
 
 
 def warn_if_other(engine: Engine, saved: Mapping[str, Any], what: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import logging
 import pickle
 from collections.abc import Mapping
@@ -19,8 +21,10 @@ from adapters.errors import CheckpointError, CheckpointNotFound
 
 logger = logging.getLogger(__name__)
 
-DIGEST = "weights_digest"
-"""Entry of config files and of safetensors metadata that is equal in files that were saved together."""
+DIGEST = "config_digest"
+"""Entry of the metadata of safetensors files: what `_digest` says of the config that was saved with them."""
+NOTES = ("base_model_sample",)
+"""Entries of a config that are kept in the metadata, because other programs compare config files."""
 
 
 def write_checkpoint(
@@ -43,10 +47,12 @@ def write_checkpoint(
     """
     memory: set[int] = set()
     plain = {name: _on_its_own(tensor, memory) for name, tensor in tensors.items()}
+    notes = {name: json.dumps(config[name]) for name in NOTES if name in config}
+    config = {name: value for name, value in config.items() if name not in NOTES}
     if use_safetensors:
-        digest = _digest(plain)
-        config = {**config, DIGEST: digest}
-        save_file(plain, folder / kind.safetensors, metadata={"format": "pt", DIGEST: digest})
+        metadata = {"format": "pt", DIGEST: _digest(config), **notes}
+        save_file(plain, folder / kind.safetensors, metadata=metadata)
+        _order_metadata(folder / kind.safetensors)
     else:
         torch.save(plain, folder / kind.pickle)
     write_json(folder / kind.config, with_meta(config, meta))
@@ -62,13 +68,22 @@ def _on_its_own(tensor: Tensor, memory: set[int]) -> Tensor:
     return plain
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """16 hex digits that depend on every name, type, shape and value."""
-    found = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+def _order_metadata(path: Path) -> None:
+    """Write the metadata of a safetensors file in alphabetical order: the library writes them in any, new each time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    """16 hex digits that depend on the name and the hyperparameters in a config file."""
+    said = json.dumps([config.get("name"), config.get("config")], sort_keys=True)
+    return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
 
 def read_checkpoint(
@@ -96,12 +111,23 @@ def read_checkpoint(
             logger.info("%s has no %s, so %s is read.", folder, kind.safetensors, name)
         return config, read_pickle(path)
     tensors, metadata = _read_safetensors(path)
-    if DIGEST in metadata and DIGEST in config and metadata[DIGEST] != config[DIGEST]:
-        raise CheckpointError(
-            f"{path} and {kind.config} beside it were not saved together: their entries {DIGEST!r} differ. Save the "
-            f"{kind.noun} again, or bring the two files of one state together."
+    if metadata.get(DIGEST, _digest(config)) != _digest(config):
+        logger.warning(
+            "%s and %s beside it were not saved together: one of the two is of another state of the %s, or was edited.",
+            path,
+            kind.config,
+            kind.noun,
         )
-    return config, tensors
+    return {**config, **_notes(metadata)}, tensors
+
+
+def _notes(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Entries that stand beside the tensors, since other programs compare config files."""
+    found: dict[str, Any] = {}
+    for name in NOTES:
+        with contextlib.suppress(ValueError):
+            found |= {name: json.loads(metadata[name])} if name in metadata else {}
+    return found
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ A step is made once, when a set-up is activated; running it looks up no names. A
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, product
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from adapters.call import CALL
+from adapters.call import CALL, selecting
 from adapters.composition.blocks import (
     AdapterCompositionBlock,
     Average,
@@ -118,6 +118,8 @@ class Branches:
 
     block: AdapterCompositionBlock
     children: tuple[Step | None, ...]
+    masked: bool = False
+    """Whether a child asks which positions are padding: then it must be known which part of the batch it got."""
 
     def run(self, state: Any) -> Any:
         raise NotImplementedError
@@ -139,6 +141,19 @@ class Branches:
         """Run each child from its state."""
         return [s if child is None else child.run(s) for child, s in zip(self.children, states)]
 
+    def apply_to_parts(self, state: State, parts: Sequence[Part], children: Sequence[Step | None]) -> list[Any]:
+        """Run each child from its part of a state."""
+        done = []
+        for part, child in zip(parts, children):
+            own = part(state)
+            if child is not None and self.masked:
+                with selecting(state.carrier.shape[0], state.extent, part):
+                    own = child.run(own)
+            elif child is not None:
+                own = child.run(own)
+            done.append(own)
+        return done
+
 
 class Averaged(Branches):
     """Weighted mean of what the children compute."""
@@ -159,7 +174,8 @@ class PositionSplit(Branches):
                 f"Split: splits={sizes} cover {sum(sizes)} positions, but the sequence has {length}. "
                 "Give sizes that sum to the sequence length."
             )
-        return state.join(self.apply([state.positions(part) for part in slices(sizes)]), dim=1)
+        parts = [partial(positions_of, part) for part in slices(sizes)]
+        return state.join(self.apply_to_parts(state, parts, self.children), dim=1)
 
 
 class RowSplit(Branches):
@@ -167,7 +183,8 @@ class RowSplit(Branches):
 
     def run(self, state: State) -> State:
         sizes = row_sizes(self.block, state.carrier.shape[0])
-        return state.join(self.apply([state.rows(part) for part in slices(sizes)]), dim=0)
+        parts = [partial(rows_of, part) for part in slices(sizes)]
+        return state.join(self.apply_to_parts(state, parts, self.children), dim=0)
 
 
 class TaskSplit(Branches):
@@ -178,9 +195,23 @@ class TaskSplit(Branches):
         rows = [(ids == i).nonzero().flatten() for i in range(len(self.children))]
         used = [i for i, index in enumerate(rows) if len(index)]
         order = torch.cat([rows[i] for i in used])
-        states = [state.rows(rows[i]) for i in used]
-        done = [s if (child := self.children[i]) is None else child.run(s) for i, s in zip(used, states)]
+        parts = [partial(rows_of, rows[i]) for i in used]
+        done = self.apply_to_parts(state, parts, [self.children[i] for i in used])
         return state.rows(order).join(done, dim=0).rows(order.argsort())
+
+
+Part = Callable[[Any], Any]
+"""What takes some rows or positions of a state, or of a mask [B, S]."""
+
+
+def rows_of(rows: slice | torch.Tensor, whole: Any) -> Any:
+    """Some rows of a state, or of a mask [B, S]."""
+    return whole.rows(rows) if isinstance(whole, State) else whole[rows]
+
+
+def positions_of(positions: slice, whole: Any) -> Any:
+    """Some positions of a state, or of a mask [B, S]."""
+    return whole.positions(positions) if isinstance(whole, State) else whole[:, positions]
 
 
 def slices(sizes: Sequence[int]) -> list[slice]:
@@ -288,7 +319,8 @@ def build(block: Child, modules: Modules, fusions: Mapping[str, FusionLayer], pr
         )
     if isinstance(block, (BatchSplit, Parallel)) and (stacked := _stacked(block, children)) is not None:
         return Adapter(stacked)
-    return BRANCHES[type(block)](block, children)
+    masked = any("mask" in leaf.needs for child in kept for leaf in child.leaves())
+    return BRANCHES[type(block)](block, children, masked)
 
 
 def _stack(block: Stack, children: tuple[Step | None, ...]) -> Step | None:

@@ -165,14 +165,14 @@ class InwardIA3(IA3):
         return False  # flags mean outputs
 
     def direct(self) -> Direct | None:
-        return "input", self.scaled
+        return "input", self
 
-    def scaled(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """alpha * l * x, for x [B, S, I]."""
         return (x * self.scale(x)).to(x.dtype)
 
     def run(self, state: HiddenState) -> HiddenState:  # type: ignore[override]
-        return replace(state, h=self.scaled(state.h))
+        return replace(state, h=self(state.h))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.gate is not None:

@@ -62,6 +62,11 @@ class State:
         """Number of positions."""
         return self.carrier.shape[1]
 
+    @property
+    def extent(self) -> int:
+        """Number of positions that are computed, also where they cannot be split."""
+        return self.carrier.shape[1]
+
     def _map(self: S, function: Callable[[Tensor], Tensor]) -> S:
         changes = {f.name: function(v) for f in self.row_wise if (v := getattr(self, f.name)) is not None}
         return dataclasses.replace(self, **changes)
@@ -277,6 +282,10 @@ class AttentionState(State):
     @property
     def carrier(self) -> Tensor:
         return self.query
+
+    @property
+    def extent(self) -> int:
+        return self.query.shape[2]
 
     @property
     def span(self) -> int:

@@ -40,6 +40,7 @@ class Part:
     Attributes:
         path: Module path, relative to the base model, of the dictionary that holds it.
         name: Its name in there.
+        placed: Whether it is in the module tree; before that, and afterwards, it is by itself.
     """
 
     def __init__(
@@ -54,14 +55,14 @@ class Part:
     ) -> None:
         self.base, self.path, self.name = base, path, name
         self.location, self.layer, self.live = location, layer, live
-        self.last_seen = module
+        self.last_seen, self.placed = module, False
 
     @property
     def module(self) -> Any:
-        """The module: what stands in the module tree, whoever put it there."""
-        holder = tree.find(self.base, self.path)
-        found = None if holder is None else holder._modules.get(self.name)
-        return self.last_seen if found is None else found
+        """The module. Once it is placed in the module tree: what stands there, whoever put it there."""
+        if not self.placed or (holder := tree.find(self.base, self.path)) is None:
+            return self.last_seen
+        return holder._modules.get(self.name) or self.last_seen
 
     def is_in_tree(self) -> bool:
         """Whether the module tree (still) has something of this name at its path."""
@@ -435,6 +436,7 @@ class Engine:
         """Put new modules into the tree; they train unless `train_adapter` has named others."""
         for part in parts:
             tree.container(self.base, part.path, self.edits)._modules[name] = part.last_seen
+            part.placed = True
             if self.trained is not None and name not in self.trained:
                 part.last_seen.requires_grad_(False)
             if part.live is not None:
@@ -446,6 +448,7 @@ class Engine:
         self.gated.discard(name)
         for part in parts:
             tree.discard(self.base, part.path, name)
+            part.placed = False
             if part.live is not None:
                 part.live.names.discard(name)
 

@@ -35,9 +35,14 @@ def weight_of(module: nn.Module) -> Tensor:
     return weight.t() if isinstance(module, Conv1D) else weight
 
 
+def as_stored(module: nn.Module, weight: Tensor) -> Tensor:
+    """A weight [O, I] in the form in which `module` stores its own."""
+    return weight.t() if isinstance(module, Conv1D) else weight
+
+
 @torch.no_grad()
 def assign(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
     """Overwrite weight ([O, I]) and bias ([O]) of a linear map in place."""
-    module.weight.copy_(weight.t() if isinstance(module, Conv1D) else weight)  # type: ignore[operator]
+    module.weight.copy_(as_stored(module, weight))  # type: ignore[operator]
     if bias is not None and module.bias is not None:
         module.bias.copy_(bias)  # type: ignore[operator]
