@@ -46,6 +46,10 @@ OTHERWISE: dict[str, tuple[str, str]] = {
         r"grads\.(grad_norms\[.*phm_rule\]|trainable_numel)",
         "learn_phm=False holds in training",
     ),
+    r"__(default_|hf_\w+__|introspect__)?(loreft|noreft|direft|reft_\w+)$": (
+        r"grads\.(trainable_numel|grad_norms\[.*units\.[01])|AssertionError: summary",
+        "the edit of positions that do not exist (no suffix) does not train",
+    ),
     r"__err_(lora_fuse|prefix_fuse|prefix_split)$": (
         "CompositionError",
         "refused when it is set, not in the forward pass",

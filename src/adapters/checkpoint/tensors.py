@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 DIGEST = "config_digest"
 """Entry of the metadata of safetensors files: what `_digest` says of the config that was saved with them."""
-NOTES = ("base_model_sample",)
+NOTES = ("base_model_sample", "chained")
 """Entries of a config that are kept in the metadata, because other programs compare config files."""
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from adapters.runtime import freezing
+from adapters.runtime import freezing, merging
 from adapters.verbs.activation import ActivationVerbs
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingVerbs(ActivationVerbs):
@@ -22,8 +26,10 @@ class TrainingVerbs(ActivationVerbs):
             train_embeddings: Let the input embeddings train too.
         """
         block = self._engine.parse(adapter_setup)
+        names = block.flatten() if block is not None else set()
+        self._take_out_merged(names)
         self._train_mode()
-        freezing.train_adapters(self._engine, block.flatten() if block is not None else ())
+        freezing.train_adapters(self._engine, names)
         self._train_embeddings(train_embeddings)
         self.model_frozen = True
         self.set_active_adapters(adapter_setup)
@@ -37,12 +43,20 @@ class TrainingVerbs(ActivationVerbs):
         """
         block = self._engine.parse(adapter_setup)
         fusions = self._engine.fusions_of(block)
+        adapters = block.flatten() if unfreeze_adapters and block is not None else set()
+        self._take_out_merged(adapters)
         self._train_mode()
-        adapters = block.flatten() if unfreeze_adapters and block is not None else ()
         freezing.train_fusions(self._engine, fusions, adapters)
         self._train_embeddings(False)
         self.model_frozen = True
         self.set_active_adapters(adapter_setup)
+
+    def _take_out_merged(self, names: Iterable[str]) -> None:
+        """Take an adapter that is to train out of the base weights: what is merged cannot train."""
+        for name in names:
+            if name in self._engine.merged:
+                logger.warning("Adapter %r is taken out of the base weights, since what is merged cannot train.", name)
+                merging.unmerge(self._engine, name)
 
     def _train_mode(self) -> None:
         cast(nn.Module, self).train()
