@@ -24,8 +24,8 @@ from adapters.composition import (
     parse_heads_from_composition,
     validate_composition,
 )
-from adapters.composition.blocks import BLOCK_TYPES, MAX_DEPTH, PARALLEL_MODEL_TYPES
-from adapters.errors import CompositionError, HeadError, UnsupportedError
+from adapters.composition.blocks import BLOCK_TYPES, MAX_DEPTH
+from adapters.errors import CompositionError, HeadError
 
 KEYWORDS: dict[str, dict[str, Any]] = {"Split": {"splits": 2}, "BatchSplit": {"batch_sizes": [1, 3]}}
 EXAMPLES = [
@@ -43,10 +43,10 @@ EXAMPLES = [
 VALID_NESTINGS = {
     "Stack": {"Fuse", "Split", "Parallel", "BatchSplit", "Average", "MultiTask"},
     "Fuse": {"Stack"},
-    "Split": {"Split", "Stack", "BatchSplit", "Average"},
-    "BatchSplit": {"Stack", "Split", "BatchSplit", "Average"},
-    "Parallel": {"Stack", "BatchSplit", "Average"},
-    "Average": {"Stack", "Split", "BatchSplit"},
+    "Split": {"Split", "Stack", "BatchSplit", "Average", "Fuse"},
+    "BatchSplit": {"Stack", "Split", "BatchSplit", "Average", "Fuse"},
+    "Parallel": {"Stack", "Split", "BatchSplit", "Average", "Fuse", "MultiTask"},
+    "Average": {"Stack", "Split", "BatchSplit", "Fuse"},
     "MultiTask": {"Stack", "Average", "Fuse"},
 }
 
@@ -195,15 +195,6 @@ def test_nesting_is_bounded() -> None:
 def test_bad_stored_blocks(stored: Any) -> None:
     with pytest.raises(CompositionError):
         AdapterCompositionBlock.from_dict(stored)
-
-
-def test_parallel_needs_a_model_that_tiles() -> None:
-    for model_type in PARALLEL_MODEL_TYPES:
-        validate_composition(Stack("a", Parallel("b", "c")), model_type=model_type)
-    for model_type in ("beit", "clip"):
-        with pytest.raises(UnsupportedError, match=model_type):
-            parse_composition(Parallel("a", "b"), model_type=model_type)
-        assert parse_composition(Stack("a", "b"), model_type=model_type)
 
 
 def test_parse() -> None:

@@ -88,7 +88,7 @@ class Shift(LinearAdapter):
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("adapters.runtime.engine", "adapters.model"):
+    for module in ("adapters.runtime.engine", "adapters.verbs.activation"):
         monkeypatch.setattr(f"{module}.METHODS", (*METHODS, Shift))
 
 
