@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import adapters
-from adapters import AdapterSetup, Fuse, Stack
+from adapters import AdapterSetup, Average, Fuse
 from tests.contract.cases import CONFIGS
 from tests.tiny import build, perturb
 from tests.training.toy import any_examples, trained
@@ -74,7 +74,7 @@ def two(method: str = "seq_bn", **changes: Any) -> Any:
     for name in "ab":
         model.add_adapter(name, config=CONFIGS[method])
     perturb(model, "a", "b")
-    model.train_adapter(Stack("a", "b"))
+    model.train_adapter(Average("a", "b"))
     model.set_active_adapters("a")
     return model
 

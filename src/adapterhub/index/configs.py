@@ -25,6 +25,12 @@ METHODS: Mapping[str, str] = {
     "vera": "VeRA",
     "dvora": "DVoRA",
     "mtl_lora": "MTL-LoRA",
+    "adalora": "AdaLoRA",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "randlora": "RandLoRA",
+    "vblora": "VB-LoRA",
+    "low_rank_bn": "Low-rank bottleneck",
     "prefix_tuning": "Prefix tuning",
     "prompt_tuning": "Prompt tuning",
     "reft": "ReFT",
@@ -116,7 +122,9 @@ def peft_method(config: Config) -> str | None:
 _FIXED = {
     "reft": re.compile(r"\.parametrizations\.\w+\.\d+\.base$"),
     **dict.fromkeys(("vera", "dvora"), re.compile(r"(?:^|\.)shared_parameters\..*\blora_[AB]$")),
+    "randlora": re.compile(r"(?:^|\.)shared_parameters\..*\.[AB]$"),
 }
+_ENDS = (("prefix_positions", re.compile(r"\.units\.0\.")), ("suffix_positions", re.compile(r"\.units\.1\.")))
 _FIXED_OF_PEFT = {
     "vera": re.compile(r"\bvera_[AB]$"),
     "randlora": re.compile(r"\brandlora_[AB]$"),
@@ -131,6 +139,9 @@ def trains(config: Config, tensor: str) -> bool:
         return not (fixed and fixed.search(tensor))
     for member in members(config):
         fixed = _FIXED.get(method(member) or "")
+        if method(member) == "reft" and not member.get("tied_weights"):
+            if any(member.get(end) == 0 and unit.search(tensor) for end, unit in _ENDS):
+                return False  # the edit of an end without positions never acts
         if (fixed and fixed.search(tensor)) or (member.get("learn_phm") is False and _RULES.search(tensor)):
             return False
     return True

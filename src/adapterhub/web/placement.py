@@ -104,7 +104,8 @@ def _reft(config: Config) -> Iterator[Mark]:
 _READERS = {
     None: _bottleneck,
     "lora": _lora,
-    "mtl_lora": _lora,
+    "low_rank_bn": _bottleneck,
+    **dict.fromkeys(("adalora", "loha", "lokr", "mtl_lora", "randlora", "vblora"), _lora),
     "prefix_tuning": _prefix,
     "prompt_tuning": _prompt,
     "reft": _reft,

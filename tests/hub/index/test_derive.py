@@ -147,7 +147,7 @@ def test_parameters_are_what_trains(name, tmp_path):
     """Not what is stored besides: LoReFT's square base, VeRA's random matrices."""
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 30}
     model = adapters.BertAdapterModel(BertConfig(hidden_size=128, **sizes))
-    model.add_adapter("a", config=name)
+    model.add_adapter("a", config="vblora[vector_length=64]" if name == "vblora" else name)
     model.train_adapter("a")
     model.save_adapter(str(tmp_path), "a", use_safetensors=True, with_head=False)
     files = MemoryFiles({path.name: path.read_bytes() for path in tmp_path.iterdir()})
