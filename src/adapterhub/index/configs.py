@@ -139,9 +139,9 @@ def trains(config: Config, tensor: str) -> bool:
         return not (fixed and fixed.search(tensor))
     for member in members(config):
         fixed = _FIXED.get(method(member) or "")
-        if method(member) == "reft" and not member.get("tied_weights"):
-            if any(member.get(end) == 0 and unit.search(tensor) for end, unit in _ENDS):
-                return False  # the edit of an end without positions never acts
+        idle = any(member.get(end) == 0 and unit.search(tensor) for end, unit in _ENDS)
+        if idle and method(member) == "reft" and not member.get("tied_weights"):
+            return False  # the edit of an end without positions never acts
         if (fixed and fixed.search(tensor)) or (member.get("learn_phm") is False and _RULES.search(tensor)):
             return False
     return True
