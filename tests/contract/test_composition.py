@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adapters import AdapterSetup, Average, BatchSplit, ConfigUnion, Fuse, IA3Config, MultiTask, Parallel, Split, Stack
 from adapters.errors import AdapterError, CompositionError, ConfigError
-from adapters.methods.lora import LoRA
+from adapters.methods.weight_update import WeightUpdate
 from tests.contract.cases import (
     BOTTLENECKS,
     CONFIGS,
@@ -61,7 +61,7 @@ def kinds(method: str) -> set[str]:
 
 def chains(method: str, name: str) -> bool:
     """Whether updates of linear maps can be chained: their projections must be square."""
-    low_rank = any(issubclass(one, LoRA) for one in methods_of(method))
+    low_rank = any(issubclass(one, WeightUpdate) for one in methods_of(method))
     return not low_rank or (name not in ("gpt2", "llama", "qwen3") and method != "lora_everywhere")
 
 
