@@ -15,7 +15,6 @@ from adapters.methods.base import AdapterModule, Direct, MethodModule, gate, new
 from adapters.methods.bottleneck import activation_module
 from adapters.methods.config import (
     AdapterConfig,
-    ConfigUnion,
     Rule,
     activation,
     flag,
@@ -261,10 +260,3 @@ class PrefixTuning(AdapterModule[AttentionState]):
             self.record_gate(scores)
             keys, values = keys * scores[:, :1, None, None], values * scores[:, -1:, None, None]
         return state.prepend(keys, values)
-
-
-def flattened(config: AdapterConfig) -> AdapterConfig:
-    """`config` with `flat=True` in its prefix tuning."""
-    if isinstance(config, ConfigUnion):
-        return ConfigUnion(*(flattened(member) for member in config.configs))
-    return config.replace(flat=True) if isinstance(config, PrefixTuningConfig) else config
