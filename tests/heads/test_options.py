@@ -25,7 +25,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "vocab_size": (-1, 6.4, "64", 10**30),
     "embedding_size": (-1, 3.2, [32], 10**30),
     "dropout_prob": (-0.1, 1.1, float("nan"), float("inf"), "0.1", True, [0.1]),
-    "activation_function": ("tahn", 3, ["tanh"]),
+    "activation_function": ("tangent", 3, ["tanh"]),
     "id2label": (["no", "yes"], {"no": "yes"}, {0: ["no"]}, 2),
     "label2id": ([0, 1], {"no": "zero"}, {"no": None}, 2),
     **dict.fromkeys(("multilabel", "use_pooler", "bias", "layer_norm", "shift_labels"), (None, "yes", 1, 0.0, [])),

@@ -211,7 +211,7 @@ def test_arguments_that_nobody_takes_are_refused(model_type: str) -> None:
         if head_type is not None:
             add_head(model, head_type, head_type)
             inputs = inputs_for(model, head_type)
-        for name in ("lables", "adapter_name", "attention_masks", "output_hidden_state"):
+        for name in ("label", "adapter_name", "attention_masks", "output_hidden_state"):
             with pytest.raises(TypeError, match=f"does not take the argument '{name}'"):
                 model(**inputs, **{name: None})
         with pytest.raises(TypeError, match=f"'{first}' twice"):
