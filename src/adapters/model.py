@@ -8,16 +8,22 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from adapters.checkpoint.verbs import CheckpointVerbs
 from adapters.errors import UnsupportedError
 from adapters.methods.config import AdapterConfig
 from adapters.methods.interface import AdapterModelInterface
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.engine import Engine
+from adapters.verbs.adapter_files import AdapterFileVerbs
 from adapters.verbs.calls import CallVerbs
+from adapters.verbs.embeddings import EmbeddingVerbs
+from adapters.verbs.fusion_files import FusionFileVerbs
+from adapters.verbs.head_files import HeadFileVerbs
+from adapters.verbs.hubs import HubVerbs
 from adapters.verbs.lifecycle import LifecycleVerbs
 from adapters.verbs.listing import ListingVerbs
+from adapters.verbs.model_files import ModelFileVerbs
 from adapters.verbs.peft import PeftVerbs, check_free_of_peft
+from adapters.verbs.setup_files import SetupFileVerbs
 from adapters.verbs.training import TrainingVerbs
 from adapters.verbs.weights import WeightVerbs
 
@@ -25,13 +31,26 @@ logger = logging.getLogger(__name__)
 
 
 class AdapterModelMixin(
-    PeftVerbs, LifecycleVerbs, TrainingVerbs, WeightVerbs, ListingVerbs, CheckpointVerbs, CallVerbs
+    PeftVerbs,
+    LifecycleVerbs,
+    TrainingVerbs,
+    WeightVerbs,
+    ListingVerbs,
+    AdapterFileVerbs,
+    FusionFileVerbs,
+    SetupFileVerbs,
+    HeadFileVerbs,
+    EmbeddingVerbs,
+    HubVerbs,
+    ModelFileVerbs,
+    CallVerbs,
 ):
     """Adapters for a Transformers model. Made by `adapters.init(model)` or one of the `XAdapterModel` classes.
 
-    The verbs are grouped: adding and deleting (`verbs/lifecycle.py`), activating (`verbs/activation.py`), training
-    (`verbs/training.py`), merging and moving (`verbs/weights.py`), listing (`verbs/listing.py`), files and hubs
-    (`checkpoint/verbs.py`), the names that Transformers has from PEFT (`verbs/peft.py`), calls (`verbs/calls.py`).
+    The verbs are grouped, a file each in `verbs/`: adding and deleting (`lifecycle.py`), activating (`activation.py`),
+    training (`training.py`), merging and moving (`weights.py`), listing (`listing.py`), files (`adapter_files.py`,
+    `fusion_files.py`, `setup_files.py`, `head_files.py`, `model_files.py`), input embeddings (`embeddings.py`), hubs
+    (`hubs.py`), the names that Transformers has from PEFT (`peft.py`), calls (`calls.py`).
     """
 
     def _init_adapters(

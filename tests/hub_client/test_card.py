@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from adapters.errors import ConfigError
 from adapters.hub.card import CardInfo, pipeline, render
-from adapters.hub.upload import told
+from adapters.hub.upload import card_entries
 
 PLAIN = CardInfo("org/name", "a")
 FULL = CardInfo(
@@ -123,9 +123,9 @@ def test_what_a_head_does(head: Any, tag: str | None) -> None:
 
 
 def test_what_people_tell() -> None:
-    assert told({"language": "de", "license": None}, "glue") == {"language": ["de"], "datasets": ["glue"]}
-    assert told(None) == {}
+    assert card_entries({"language": "de", "license": None}, "glue") == {"language": ["de"], "datasets": ["glue"]}
+    assert card_entries(None) == {}
     with pytest.raises(ConfigError, match="Did you mean 'license'"):
-        told({"licence": "mit"})
+        card_entries({"licence": "mit"})
     with pytest.raises(ConfigError, match="'dataset', 'metric', 'value'"):
-        told({"results": [{"metric": "f1"}]})
+        card_entries({"results": [{"metric": "f1"}]})

@@ -112,6 +112,25 @@ def load_adapter(
     return name
 
 
+def adapter_state(model: Any, name: str, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The tensors of an adapter by their names in files, with the values of a model's state dict if one is given.
+
+    Raises:
+        AdapterNameError: there is no such adapter.
+        CheckpointError: the state dict lacks one of its tensors.
+    """
+    engine: Engine = model._engine
+    engine.require(name)
+    found = tensors_of(engine, engine.parts[name], name)
+    if state is not None:
+        names = {id(tensor): key for key, tensor in model.state_dict(keep_vars=True).items()}
+        if missing := sorted(names[id(tensor)] for tensor in found.values() if names[id(tensor)] not in state):
+            raise CheckpointError(f"The state dict lacks tensors of adapter {name!r}: {missing}.")
+        found = {key: state[names[id(tensor)]] for key, tensor in found.items()}
+    prefix = own_prefix(engine)
+    return {f"{prefix}{key}": tensor.detach() for key, tensor in found.items()}
+
+
 def add_stored(
     engine: Engine,
     name: str,

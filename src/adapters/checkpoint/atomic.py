@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from adapters.checkpoint.layout import make_folder, superseded
+from adapters.checkpoint.layout import PathLike, make_folder, superseded
 from adapters.errors import CheckpointError
 
 UNFINISHED = ".unfinished-"
@@ -39,7 +39,7 @@ def nothing(path: str) -> bool:
 
 
 @contextmanager
-def saving(folder: str | os.PathLike[str], replaces: Callable[[str], bool] = nothing) -> Iterator[Path]:
+def saving(folder: PathLike, replaces: Callable[[str], bool] = nothing) -> Iterator[Path]:
     """A new folder, whose content gets into `folder` at once when the context ends without an error.
 
     Args:
@@ -72,7 +72,7 @@ def saving(folder: str | os.PathLike[str], replaces: Callable[[str], bool] = not
 
 
 @contextmanager
-def reading(folder: str | os.PathLike[str]) -> Iterator[None]:
+def reading(folder: PathLike) -> Iterator[None]:
     """In this context `folder` holds one state, and does not change. A save that was interrupted is finished first.
 
     Raises:
@@ -94,7 +94,7 @@ def reading(folder: str | os.PathLike[str]) -> Iterator[None]:
                 ) from None
 
 
-def finish(folder: str | os.PathLike[str]) -> None:
+def finish(folder: PathLike) -> None:
     """Finish a save that was interrupted, for a folder that others read. Raises CheckpointError as `reading`."""
     if os.path.isdir(folder):
         with reading(folder):

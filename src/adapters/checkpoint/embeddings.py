@@ -5,7 +5,6 @@ The module of the input embeddings stays the same, so that hooks on it keep work
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from adapters.checkpoint.atomic import reading, saving
-from adapters.checkpoint.layout import EMBEDDING_FILE, TOKENIZER_FOLDER
+from adapters.checkpoint.layout import EMBEDDING_FILE, TOKENIZER_FOLDER, PathLike
 from adapters.checkpoint.tensors import load_pickle, not_plain
 from adapters.errors import AdapterNameError, CheckpointError, CheckpointNotFound, ConfigError, choices
 
@@ -154,7 +153,7 @@ def add_embeddings(
     sets.add(name, weight)
 
 
-def save_embeddings(model: Any, folder: str | os.PathLike[str], name: str, tokenizer: Any = None) -> None:
+def save_embeddings(model: Any, folder: PathLike, name: str, tokenizer: Any = None) -> None:
     """Write embeddings, and the tokenizer whose ids they are for.
 
     Raises:
@@ -169,7 +168,7 @@ def save_embeddings(model: Any, folder: str | os.PathLike[str], name: str, token
             tokenizer.save_pretrained(path / TOKENIZER_FOLDER)
 
 
-def load_embeddings(model: Any, folder: str | os.PathLike[str], name: str) -> Any:
+def load_embeddings(model: Any, folder: PathLike, name: str) -> Any:
     """Add stored embeddings and use them.
 
     Returns:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,8 +24,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from transformers.utils.hub import cached_file
 
 from adapters.checkpoint.adapters import add_stored, match_adapter
-from adapters.checkpoint.atomic import finish
-from adapters.checkpoint.layout import INTERFACE_FILE, read_json
+from adapters.checkpoint.atomic import finish, saving
+from adapters.checkpoint.layout import INTERFACE_FILE, PathLike, read_json, write_interface
 from adapters.checkpoint.names import CONTAINERS, Match, below_base, match, own_prefix, owned, renamed, tensors_of
 from adapters.checkpoint.tensors import load_pickle, not_plain
 from adapters.errors import CheckpointError
@@ -48,6 +49,31 @@ OLD_KEYS = ("adapter_fusion_models", "adapter_fusion")
 
 
 # Saving
+
+
+def save_pretrained(model: Any, parent: Callable[..., None], directory: PathLike, options: Mapping[str, Any]) -> None:
+    """Save a model with its adapters and fusions; the folder changes as a whole.
+
+    Args:
+        model: The model.
+        parent: `save_pretrained` of Transformers.
+        directory: Folder to save in; it is made.
+        options: Arguments of `parent`.
+    """
+    options, engine = dict(options), cast(Engine, model._engine)
+    if engine.parts:
+        options["state_dict"] = complete_state(model, options["state_dict"], options["save_original_format"])
+        options["save_original_format"] = False
+    if not options["is_main_process"]:
+        parent(directory, **options)
+        return
+    if options["push_to_hub"]:
+        options.setdefault("repo_id", os.path.basename(os.path.normpath(directory)))
+    has_interface, variant = engine.interface is not None, options["variant"]
+    with saving(directory, lambda path: is_replaced(path, variant, has_interface)) as folder:
+        write_interface(model, folder)
+        with described(model):
+            parent(folder, **options)
 
 
 @contextmanager

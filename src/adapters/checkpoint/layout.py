@@ -29,6 +29,9 @@ from typing import Any
 from adapters._version import __version__
 from adapters.errors import AdapterNameError, CheckpointError, CheckpointNotFound
 
+PathLike = str | os.PathLike[str]
+"""A path, as callers give it."""
+
 
 @dataclass(frozen=True)
 class CheckpointKind:
@@ -122,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def make_folder(path: str | os.PathLike[str]) -> Path:
+def make_folder(path: PathLike) -> Path:
     """The folder at `path`, made if it is not there.
 
     Raises:
@@ -153,7 +156,7 @@ def superseded(saved: Collection[str], present: Collection[str]) -> set[str]:
     return gone.intersection(present).difference(saved)
 
 
-def subfolder(folder: str | os.PathLike[str], name: str) -> Path:
+def subfolder(folder: PathLike, name: str) -> Path:
     """The folder called `name` inside of `folder`.
 
     Raises:

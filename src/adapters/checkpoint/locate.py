@@ -18,7 +18,16 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from adapters.checkpoint.atomic import finish, reading
-from adapters.checkpoint.layout import ADAPTER, EMBEDDING_FILE, FUSION, HEAD, KINDS, SETUP_FILE, CheckpointKind
+from adapters.checkpoint.layout import (
+    ADAPTER,
+    EMBEDDING_FILE,
+    FUSION,
+    HEAD,
+    KINDS,
+    SETUP_FILE,
+    CheckpointKind,
+    PathLike,
+)
 from adapters.errors import CheckpointError, CheckpointNotFound, choices
 from adapters.hub import session
 from adapters.hub.download import NoRepository, NotCached, fetch
@@ -46,7 +55,7 @@ SOURCES = ("local", "hf", "ah")
 
 
 def locate(
-    path: str | os.PathLike[str],
+    path: PathLike,
     needs: CheckpointKind | str,
     version: str | None = None,
     *,

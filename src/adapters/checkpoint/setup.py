@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from adapters.checkpoint.atomic import reading, saving
 from adapters.checkpoint.heads import has_flexible_heads, static_head
-from adapters.checkpoint.layout import SETUP_FILE, VERSION, read_json, subfolder, with_meta, write_json
+from adapters.checkpoint.layout import SETUP_FILE, VERSION, PathLike, read_json, subfolder, with_meta, write_json
 from adapters.checkpoint.undo import Before
 from adapters.composition.blocks import AdapterCompositionBlock, Fuse
 from adapters.errors import CheckpointError, CompositionError, HeadError
@@ -30,7 +29,7 @@ def fuse_blocks(block: Any) -> Iterator[Fuse]:
 
 def save_setup(
     model: Any,
-    folder: str | os.PathLike[str],
+    folder: PathLike,
     setup: Any,
     head_setup: Any = None,
     meta: Mapping[str, Any] | None = None,

@@ -30,23 +30,25 @@ OURS = PARTS | {FUSION.config, *FUSION.weights, SETUP_FILE, INTERFACE_FILE}
 """Files that a push writes, and deletes where it does not write them any more."""
 
 LISTS = ("datasets", "language", "metrics", "tags")
-TOLD = (*LISTS, "task", "license", "description", "architecture_training", "results", "citation")
+CARD_ENTRIES = (*LISTS, "task", "license", "description", "architecture_training", "results", "citation")
 """What only the person who pushes knows about an adapter: the keys of `adapter_card_kwargs`."""
 
 
 @dataclass(frozen=True)
-class Destination:
-    """Where a push goes, and as what. The verbs `push_adapter_to_hub` of the model say what the fields mean."""
+class Push:
+    """Where a push goes, and as what. The verb `push_adapter_to_hub` of the model says what the fields mean."""
 
     repo_id: str
-    commit_message: str
+    datasets_tag: str | Sequence[str] | None = None
     local_path: str | os.PathLike[str] | None = None
+    commit_message: str | None = None
     private: bool | None = None
     token: str | bool | None = None
     overwrite_card: bool = False
     create_pr: bool = False
     revision: str | None = None
     commit_description: str | None = None
+    card: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not is_repo_id(self.repo_id):
@@ -54,23 +56,16 @@ class Destination:
                 f"{self.repo_id!r} cannot be the id of a repository. Write it as 'org/name', of letters, digits, '-', "
                 "'_' and '.'."
             )
+        card_entries(self.card, self.datasets_tag)
 
 
-def push_adapter(
-    model: Any,
-    name: str,
-    to: Destination,
-    told: Mapping[str, Any],
-    use_safetensors: bool = True,
-    with_head: bool = True,
-) -> CommitInfo:
+def push_adapter(model: Any, name: str, push: Push, use_safetensors: bool = True, with_head: bool = True) -> CommitInfo:
     """Upload an adapter, with its head if it has one.
 
     Args:
         model: The model.
         name: The adapter.
-        to: Where to.
-        told: What `told` returned.
+        push: Where to, and as what.
         use_safetensors: Upload safetensors, or else pickle files, which hubs may refuse.
         with_head: Upload the head too.
     Raises:
@@ -87,22 +82,19 @@ def push_adapter(
             config=config,
             head=read_json(head) if head.is_file() else None,
             parameters={row["name"]: row["#param"] for row in model.adapter_summary(as_dict=True)}[name],
-            **_about(model, to, told),
+            **_about(model, push),
         )
-        return _upload(info, folder, to, PARTS.__contains__)
+        return _upload(info, folder, push, f"Upload adapter {name}", PARTS.__contains__)
 
 
-def push_setup(
-    model: Any, setup: Any, heads: Any, to: Destination, told: Mapping[str, Any], use_safetensors: bool = True
-) -> CommitInfo:
+def push_setup(model: Any, setup: Any, heads: Any, push: Push, use_safetensors: bool = True) -> CommitInfo:
     """Upload a composition with its adapters, fusions and heads.
 
     Args:
         model: The model.
         setup: A block, or an adapter's name.
         heads: Heads to upload, as `save_adapter_setup` takes them.
-        to: Where to.
-        told: What `told` returned.
+        push: Where to, and as what.
         use_safetensors: Upload safetensors, or else pickle files, which hubs may refuse.
     Raises:
         HubError: the hub could not be reached, or refused.
@@ -110,23 +102,24 @@ def push_setup(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model.save_adapter_setup(folder, setup, heads, use_safetensors=use_safetensors)
-        info = CardInfo(name=str(setup), is_setup=True, **_about(model, to, told))
-        return _upload(info, folder, to, lambda path: path.count("/") <= 1 and path.rpartition("/")[2] in OURS)
+        info = CardInfo(name=str(setup), is_setup=True, **_about(model, push))
+        message = f"Upload adapter set-up {setup}"
+        return _upload(info, folder, push, message, lambda p: p.count("/") <= 1 and p.rpartition("/")[2] in OURS)
 
 
-def told(given: Mapping[str, Any] | None, datasets: str | Sequence[str] | None = None) -> dict[str, Any]:
-    """What a person tells about an adapter, checked, with a list where a card has a list.
+def card_entries(given: Mapping[str, Any] | None, datasets: str | Sequence[str] | None = None) -> dict[str, Any]:
+    """What a person says about an adapter, checked, with a list where a card has a list.
 
     Args:
-        given: Entries for the card; `TOLD` are the possible ones.
+        given: Entries for the card; `CARD_ENTRIES` are the possible ones.
         datasets: Data sets it was trained on.
     Raises:
         ConfigError: an entry is not known, or of another form.
     """
     entries = {**({"datasets": datasets} if datasets else {}), **(given or {})}
     for key in entries:
-        if key not in TOLD:
-            raise ConfigError(f"A card has no entry {key!r}. {choices(key, TOLD)}")
+        if key not in CARD_ENTRIES:
+            raise ConfigError(f"A card has no entry {key!r}. {choices(key, CARD_ENTRIES)}")
     for key in LISTS:
         if isinstance(entries.get(key), str):
             entries[key] = [entries[key]]
@@ -141,10 +134,10 @@ def told(given: Mapping[str, Any] | None, datasets: str | Sequence[str] | None =
     return {key: value for key, value in entries.items() if value is not None}
 
 
-def _about(model: Any, to: Destination, told: Mapping[str, Any]) -> dict[str, Any]:
+def _about(model: Any, push: Push) -> dict[str, Any]:
     name = str(getattr(model.config, "name_or_path", ""))
     return {
-        "repo_id": to.repo_id,
+        "repo_id": push.repo_id,
         "model_name": name if is_repo_id(name) and not os.path.exists(name) else None,
         "model_type": model.config.model_type,
         "model_class": type(model).__name__,
@@ -154,7 +147,7 @@ def _about(model: Any, to: Destination, told: Mapping[str, Any]) -> dict[str, An
             "torch": torch.__version__.partition("+")[0],
         },
         "endpoint": None if session.is_public() else session.endpoint(),
-        **told,
+        **card_entries(push.card, push.datasets_tag),
     }
 
 
@@ -165,15 +158,15 @@ def _method(config: Mapping[str, Any]) -> str:
     return config.get("architecture") or "bottleneck"
 
 
-def _upload(info: CardInfo, folder: Path, to: Destination, owned: Callable[[str], bool]) -> CommitInfo:
+def _upload(info: CardInfo, folder: Path, push: Push, message: str, owned: Callable[[str], bool]) -> CommitInfo:
     """Commit the files of `folder` and a card; files that are `owned` and not written any more are deleted."""
-    api = session.api(to.token)
+    api = session.api(push.token)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    with session.explained(f"Pushing to {to.repo_id}"), session.plain_uploads():
-        present = _prepare(api, to)
-        card = _card(info, to, CARD in present)
-        if to.local_path is not None:
-            with saving(to.local_path) as copy:
+    with session.explained(f"Pushing to {push.repo_id}"), session.plain_uploads():
+        present = _prepare(api, push)
+        card = _card(info, push, CARD in present)
+        if push.local_path is not None:
+            with saving(push.local_path) as copy:
                 shutil.copytree(folder, copy, dirs_exist_ok=True)
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path, file) for path, file in files.items()
@@ -183,29 +176,29 @@ def _upload(info: CardInfo, folder: Path, to: Destination, owned: Callable[[str]
         stale = [path for path in present if owned(path) and path not in files]
         operations += [CommitOperationDelete(path) for path in stale]
         return api.create_commit(
-            to.repo_id,
+            push.repo_id,
             operations,
-            commit_message=to.commit_message,
-            commit_description=to.commit_description,
-            revision=to.revision,
-            create_pr=to.create_pr,
+            commit_message=push.commit_message or message,
+            commit_description=push.commit_description,
+            revision=push.revision,
+            create_pr=push.create_pr,
         )
 
 
-def _prepare(api: HfApi, to: Destination) -> list[str]:
+def _prepare(api: HfApi, push: Push) -> list[str]:
     """Make the repository and the branch if need be; the files that are there."""
-    api.create_repo(to.repo_id, private=to.private, exist_ok=True)
-    if to.revision is not None and not to.revision.startswith("refs/"):
-        api.create_branch(to.repo_id, branch=to.revision, exist_ok=True)
-    return api.list_repo_files(to.repo_id, revision=to.revision)
+    api.create_repo(push.repo_id, private=push.private, exist_ok=True)
+    if push.revision is not None and not push.revision.startswith("refs/"):
+        api.create_branch(push.repo_id, branch=push.revision, exist_ok=True)
+    return api.list_repo_files(push.repo_id, revision=push.revision)
 
 
-def _card(info: CardInfo, to: Destination, exists: bool) -> str | None:
+def _card(info: CardInfo, push: Push, exists: bool) -> str | None:
     """The card to upload: the one in `local_path`, else a new one; None where the hub keeps the one it has."""
-    local = Path(to.local_path, CARD) if to.local_path is not None else None
-    if local is not None and local.is_file() and not to.overwrite_card:
+    local = Path(push.local_path, CARD) if push.local_path is not None else None
+    if local is not None and local.is_file() and not push.overwrite_card:
         return local.read_text(encoding="utf-8")
-    if exists and not to.overwrite_card:
+    if exists and not push.overwrite_card:
         return None
     card = render(info)
     if local is not None:

@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from adapters.checkpoint.names import own_prefix, tensors_of
-from adapters.checkpoint.verbs import CheckpointVerbs
+from adapters.checkpoint.adapters import adapter_state
 from adapters.composition.blocks import AdapterCompositionBlock
-from adapters.errors import AdapterNameError, CheckpointError, CompositionError, MergeError, UnsupportedError, choices
+from adapters.errors import AdapterNameError, CompositionError, MergeError, UnsupportedError, choices
 from adapters.runtime.engine import Engine
+from adapters.verbs.model_files import ModelFileVerbs
 
 SAVING: ContextVar[bool] = ContextVar("saving", default=False)
 """Whether a whole model is being saved here: Transformers would write a model with PEFT adapters in another way."""
@@ -90,7 +90,7 @@ class PeftVerbs:
         finally:
             SAVING.reset(token)
 
-    save_pretrained.__wrapped__ = CheckpointVerbs.save_pretrained  # type: ignore[attr-defined]
+    save_pretrained.__wrapped__ = ModelFileVerbs.save_pretrained  # type: ignore[attr-defined]
 
     # --------------------------------------------------------------------------------------------- activation
 
@@ -172,16 +172,7 @@ class PeftVerbs:
             if len(active) != 1:
                 raise AdapterNameError(f"Active are {active}. Say which adapter. {choices(None, self._engine.parts)}")
             adapter_name = active[0]
-        self._engine.require(adapter_name)
-        prefix = own_prefix(self._engine)
-        found = tensors_of(self._engine, self._engine.parts[adapter_name], adapter_name)
-        if state_dict is not None:
-            model: Any = self
-            names = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
-            if missing := sorted(names[id(t)] for t in found.values() if names[id(t)] not in state_dict):
-                raise CheckpointError(f"The state dict lacks tensors of adapter {adapter_name!r}: {missing}.")
-            found = {key: state_dict[names[id(tensor)]] for key, tensor in found.items()}
-        return {f"{prefix}{key}": tensor.detach() for key, tensor in found.items()}
+        return adapter_state(self, adapter_name, state_dict)
 
     def enable_peft_hotswap(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not needed here, and refused.

@@ -1,0 +1,156 @@
+"""How do adapters get into folders and out of them, and into one another?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adapters.checkpoint import bundles
+from adapters.checkpoint.atomic import saving
+from adapters.checkpoint.average import average_adapter
+from adapters.checkpoint.layout import ADAPTER, PathLike, subfolder
+from adapters.checkpoint.locate import locate
+from adapters.methods.config import get_adapter_config_hash
+from adapters.verbs.activation import ActivationVerbs
+
+
+class AdapterFileVerbs(ActivationVerbs):
+    """Saving, loading and averaging adapters."""
+
+    def save_adapter(
+        self,
+        save_directory: PathLike,
+        adapter_name: str,
+        meta_dict: Mapping[str, Any] | None = None,
+        custom_weights_loaders: Sequence[Any] | None = None,
+        use_safetensors: bool = True,
+        with_head: bool = True,
+    ) -> None:
+        """Save an adapter: its config and its tensors.
+
+        The folder changes as a whole: it holds the old state or the new one, also if the program is killed. Files that
+        are not ours stay. So do other kinds of checkpoints in it, but not the head of an adapter that was there.
+
+        Args:
+            save_directory: Folder to save in; it is made.
+            adapter_name: The adapter.
+            meta_dict: More entries for adapter_config.json.
+            custom_weights_loaders: Objects whose `save(folder, adapter_name)` is called too; what they write into
+                `folder` gets into `save_directory` with the rest.
+            use_safetensors: Write adapter.safetensors, or else pytorch_adapter.bin.
+            with_head: Save the prediction head of the same name too, or the head of a plain class.
+        Raises:
+            AdapterNameError: there is no adapter of this name.
+        """
+        options = (meta_dict, custom_weights_loaders, use_safetensors, with_head)
+        bundles.save_adapter(self, save_directory, adapter_name, *options)
+
+    def load_adapter(
+        self,
+        adapter_name_or_path: PathLike,
+        config: Any = None,
+        version: str | None = None,
+        model_name: str | None = None,
+        load_as: str | None = None,
+        custom_weights_loaders: Sequence[Any] | None = None,
+        leave_out: Sequence[int] | None = None,
+        id2label: Mapping[int, str] | None = None,
+        set_active: bool = False,
+        use_safetensors: bool = True,
+        with_head: bool = True,
+        num_labels: int | None = None,
+        strict: bool = True,
+        loading_info: dict[str, Any] | None = None,
+        source: str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Load an adapter from a folder, an archive or the hub in use (`adapters.hub.use`).
+
+        If the model has an adapter of this name and config, its weights are replaced.
+
+        Args:
+            adapter_name_or_path: A folder or archive, a URL of an archive, or a repository such as "org/name". Where
+                the hub has an index of tasks, also "@org/file", "task/subtask@org", "task/subtask" or "subtask".
+            config: The config, where the index has several adapters of this name; what is loaded has its stored one.
+            version: Branch, tag or commit of the repository.
+            model_name: The base model, where the index has several adapters of this name; by default this model's.
+            load_as: Name in this model; by default the one it was saved with.
+            custom_weights_loaders: Objects whose `load(folder, load_as=name, loading_info=...)` is called too.
+            leave_out: Layers whose part of the adapter is not loaded.
+            id2label: Names of the labels of the head that is loaded with it, instead of the stored ones.
+            set_active: Activate the adapter.
+            use_safetensors: Which file to take if both are there; if there is one, it is taken.
+            with_head: Load the prediction head that lies beside the adapter, under the adapter's name.
+            num_labels: Labels, a count, of a plain class's head that becomes a flexible one; by default as stored.
+            strict: Refuse files with missing or unexpected tensors; otherwise they are only logged.
+            loading_info: Receives `missing_keys` and `unexpected_keys`.
+            source: Look only there: "local", a folder or archive; "hf", a repository; "ah", the hub's index. None: in
+                this order.
+            kwargs: Arguments of the download: `cache_dir`, `force_download`, `token`, `revision`, `subfolder`, ...
+        Returns:
+            The adapter's name in this model.
+        Raises:
+            CheckpointNotFound: there is nothing to load, or several adapters have this name (an OSError).
+            CheckpointError: tensors are missing, unexpected or of another shape, or what was downloaded is not what the
+                hub has on record. The model is as it was.
+        """
+        choice = {"source": source, "model_name": model_name, "config": config, "use_safetensors": use_safetensors}
+        base_model = self.config.name_or_path  # type: ignore[attr-defined]
+        folder = locate(adapter_name_or_path, ADAPTER, version, base_model=base_model, **choice, **kwargs)
+        options = bundles.Loading(load_as, set_active, use_safetensors, strict, loading_info, custom_weights_loaders)
+        return bundles.load_adapter(self, folder, options, leave_out, with_head, id2label, num_labels)
+
+    def save_all_adapters(
+        self,
+        save_directory: PathLike,
+        meta_dict: Mapping[str, Any] | None = None,
+        custom_weights_loaders: Sequence[Any] | None = None,
+        use_safetensors: bool = True,
+        with_head: bool = True,
+    ) -> None:
+        """Save every adapter in a sub-folder of its name.
+
+        Args:
+            save_directory: Folder of the sub-folders; it is made.
+            meta_dict, custom_weights_loaders, use_safetensors, with_head: As for `save_adapter`.
+        """
+        config = self._engine.config
+        with saving(save_directory) as folder:
+            for name in config:
+                meta = {**(meta_dict or {}), "config_id": get_adapter_config_hash(config.get(name) or {})}
+                options = (meta, custom_weights_loaders, use_safetensors, with_head)
+                self.save_adapter(subfolder(folder, name), name, *options)
+
+    def average_adapter(
+        self,
+        adapter_name: str,
+        adapter_list: Sequence[str] | Mapping[str, float],
+        weights: Sequence[float] | None = None,
+        combine_strategy: str = "linear",
+        normalize_weights: bool = True,
+        overwrite_ok: bool = False,
+        set_active: bool = False,
+        svd_rank: int | None = None,
+    ) -> None:
+        """Add an adapter whose weights are the average of those of other adapters.
+
+        Args:
+            adapter_name: Name of the new adapter.
+            adapter_list: Names of the adapters, or a dict name -> weight.
+            weights: One number per adapter; equal shares by default.
+            combine_strategy: "linear" averages every tensor; "lora_linear_only_negate_b" takes the weights' absolute
+                values for A of LoRA; "lora_delta_w_svd" averages what LoRA adapters do, (alpha / r) B A, and factorises
+                the result: here r and alpha may differ, also at fused projections. "lora_delta_w_svd_unscaled" gives
+                the numbers of older versions: B A without alpha / r, used with the old alpha and the new rank.
+            normalize_weights: Divide the weights by their sum.
+            overwrite_ok: Replace an adapter of the name `adapter_name`.
+            set_active: Activate the new adapter.
+            svd_rank: Rank of the new adapter, with "lora_delta_w_svd", whose alpha is `svd_rank` too.
+        Raises:
+            AdapterNameError: an adapter does not exist, or `adapter_name` is taken.
+            MergeError: the adapters differ in their configs, or the strategy does not suit them.
+        """
+        options = (weights, combine_strategy, normalize_weights, svd_rank, overwrite_ok)
+        average_adapter(self._engine, adapter_name, adapter_list, *options)
+        if set_active:
+            self.set_active_adapters(adapter_name)
