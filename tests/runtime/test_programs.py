@@ -369,7 +369,7 @@ def test_what_is_refused_changes_nothing() -> None:
     for setup, error in (("typo", AdapterNameError), (Fuse("b", "a"), CompositionError)):
         with pytest.raises(error):
             model.set_active_adapters(setup)
-    with pytest.raises(ConfigError, match=r"skip_layers names the layers \[50\], but this model has 0 to 1"):
+    with pytest.raises(ConfigError, match=r"skip_layers has \[50\], but the layers of this model are 0-1"):
         model.set_active_adapters("b", skip_layers=[50])
     assert str(model.active_adapters) == "Stack[a]"
     assert torch.equal(infer(model, given), merged)

@@ -17,7 +17,7 @@ from adapters.checkpoint.layout import ADAPTER, description, version_numbers, wr
 from adapters.checkpoint.names import Match, below_base, converted, is_repeated, match, own_prefix, tensors_of
 from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
 from adapters.checkpoint.undo import Before
-from adapters.errors import AdapterError, CheckpointError, ConfigError
+from adapters.errors import AdapterError, CheckpointError
 from adapters.methods import METHODS
 from adapters.methods.config import AdapterConfig, members_of
 from adapters.methods.places import selects
@@ -25,6 +25,7 @@ from adapters.methods.presets import load as load_config
 from adapters.runtime import merging
 from adapters.runtime.adapters_config import check_name
 from adapters.runtime.engine import Engine, Part
+from adapters.sites.layers import layers_of, require_layers
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,9 @@ def load_adapter(
         raise CheckpointError(f"{folder / ADAPTER.config} does not say the adapter's name. Pass load_as.")
     name = load_as or stored_name
     stored_config = stored_adapter_config(saved, found)
-    left_out = check_layers(leave_out or (), engine)
-    config = stored_config.without_layers(left_out, layers_of(engine)) if left_out else stored_config
+    require_layers(given := list(leave_out or ()), engine.sites, "leave_out")
+    left_out = set(given)
+    config = stored_config.without_layers(left_out, layers_of(engine.sites)) if left_out else stored_config
     hint = _origin(saved, model)
 
     def read(parts: Sequence[Part]) -> Match:
@@ -270,19 +272,6 @@ def _is_chained(saved: Mapping[str, Any]) -> bool:
 
 
 # Loading without some layers
-
-
-def layers_of(engine: Engine) -> list[int]:
-    """Numbers of the layers that have sites."""
-    return sorted({live.site.layer for live in engine.live if live.site.layer >= 0})
-
-
-def check_layers(layers: Iterable[Any], engine: Engine) -> set[int]:
-    """Layers to leave out, as a set. Raises ConfigError if the model does not have them."""
-    known, given = layers_of(engine), list(layers)
-    if unknown := [layer for layer in given if isinstance(layer, bool) or layer not in known]:
-        raise ConfigError(f"leave_out has {unknown}, but this model has no such layers. It has {known}.")
-    return set(given)
 
 
 def without_slots(

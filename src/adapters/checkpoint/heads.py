@@ -19,9 +19,9 @@ from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
 from adapters.checkpoint.undo import Before
 from adapters.errors import CheckpointError, HeadError, UnsupportedError, choices
 from adapters.heads.mixin import FlexibleHeadsMixin
+from adapters.heads.options import wrong_option
 from adapters.heads.registry import HEADS
 from adapters.heads.static import convert_static_head, find_static_head
-from adapters.methods.config import Rule, flag, integer, nothing, probability, text
 from adapters.runtime.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -213,29 +213,10 @@ def _add(
     head.load_state_dict(state, strict=False, assign=True)
 
 
-HEAD_FIELDS: Mapping[str, Rule] = {
-    "head_type": text,
-    "num_labels": integer(1),
-    "num_choices": integer(1),
-    "layers": integer(1),
-    "vocab_size": nothing | integer(1),
-    "embedding_size": nothing | integer(1),
-    "activation_function": nothing | text,
-    "dropout_prob": nothing | probability,
-    "bias": flag,
-    "use_pooler": flag,
-    "layer_norm": flag,
-    "shift_labels": flag,
-    "multilabel": flag,
-}
-"""What fields of stored head configs may hold, where they are there."""
-
-
 def check_head_config(config: Mapping[str, Any], what: str) -> None:
     """Raise CheckpointError if a stored head config has a value that no head can have."""
-    for name, rule in HEAD_FIELDS.items():
-        if name in config and not rule.holds(config[name]):
-            raise CheckpointError(f"{what}: {name} is {config[name]!r} in its config. Allowed: {rule.allowed}.")
+    if wrong := wrong_option(config):
+        raise CheckpointError(f"{what} has a config in which {wrong}")
     _swapped(config.get("label2id"), what)
 
 

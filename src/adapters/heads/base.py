@@ -12,9 +12,11 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
+from transformers.utils.generic import ModelOutput
 
 from adapters.errors import HeadError
 from adapters.heads.options import check_options, label_map
+from adapters.heads.outputs import returned
 
 IGNORE = -100
 """Label of positions that do not count in a loss."""
@@ -147,6 +149,90 @@ class PredictionHead(_Modules):
         for module in self.children():
             states = module(states)
         return states
+
+
+class LabelledHead(PredictionHead):
+    """A head whose logits are compared with `labels`. Subclasses have `predict`, `loss_of` and `output_class`."""
+
+    output_class: ClassVar[type[ModelOutput]]
+
+    def predict(self, outputs: ModelOutput, cls_output: Tensor | None) -> Tensor:
+        """The logits, from the output of the base model; here from its last states alone."""
+        return self.run(outputs[0])
+
+    def loss_of(self, logits: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
+        """How far `logits` are from `labels`, by `averaged`."""
+        raise NotImplementedError
+
+    def output_class_for(self, outputs: ModelOutput) -> type[ModelOutput]:
+        """Class of the head's output, by that of the base model."""
+        return self.output_class
+
+    def forward(
+        self,
+        outputs: ModelOutput,
+        cls_output: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_dict: bool = False,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Predicts.
+
+        Args:
+            outputs: Of the base model.
+            cls_output: The vector of each row, [B, D], for heads that classify rows.
+            attention_mask: Not used.
+            return_dict: Return named fields instead of a tuple.
+            labels: What should be predicted; without them there is no loss.
+            num_items_in_batch: Labels in all batches of one optimizer step, by which the loss is divided then.
+            kwargs: Not used.
+        """
+        logits = self.predict(outputs, cls_output)
+        loss = None if labels is None else self.loss_of(logits, labels, num_items_in_batch)
+        return returned(self.output_class_for(outputs)(loss=loss, logits=logits), return_dict)
+
+
+class PositionHead(PredictionHead):
+    """A head that scores each position, with the options that such heads have.
+
+    Args:
+        model: The model the head is for.
+        head_name: Name of the head in it.
+        num_labels: Scores per position, a count.
+        layers: Linear layers, a count.
+        activation_function: Between the layers, a transformers name; None for none.
+        id2label: Names of the scores.
+        dropout_prob: Before each layer; None takes the model's.
+        label2id: `id2label` the other way round, as stored.
+    Raises:
+        HeadError: an option has a value that no head can have.
+    """
+
+    cls_vector = "no"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        head_name: str,
+        num_labels: int = 2,
+        layers: int = 1,
+        activation_function: str | None = "tanh",
+        id2label: Mapping[int, str] | None = None,
+        dropout_prob: float | None = None,
+        label2id: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__(head_name)
+        self.config = self.describe(
+            id2label,
+            label2id,
+            num_labels=num_labels,
+            layers=layers,
+            activation_function=activation_function,
+            dropout_prob=dropout_prob,
+        )
+        self.build(model)
 
 
 def dropout_probability(config: Mapping[str, Any], model: PreTrainedModel) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
@@ -16,11 +15,22 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import ModelOutput
 
 from adapters.errors import HeadError
-from adapters.heads.base import PredictionHead, averaged
-from adapters.heads.outputs import give
+from adapters.heads.base import LabelledHead, PredictionHead, averaged
 
 
-class ClassificationHead(PredictionHead):
+class RowHead(LabelledHead):
+    """A head that labels one vector per row."""
+
+    cls_vector = "required"
+
+    def predict(self, outputs: ModelOutput, cls_output: Tensor | None) -> Tensor:
+        return self.run(classification_vector(self, outputs, cls_output))
+
+    def loss_of(self, logits: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
+        return label_loss(logits, labels, self.multilabel, count)
+
+
+class ClassificationHead(RowHead):
     """Predicts one label per row, or a number if there is one label.
 
         logits = Linear(... tanh(Linear(cls)))
@@ -41,7 +51,6 @@ class ClassificationHead(PredictionHead):
     """
 
     head_type = "classification"
-    cls_vector = "required"
 
     def __init__(
         self,
@@ -69,20 +78,8 @@ class ClassificationHead(PredictionHead):
         )
         self.build(model)
 
-    def forward(
-        self,
-        outputs: ModelOutput,
-        cls_output: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        return_dict: bool = False,
-        labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        logits = self.run(classification_vector(self, outputs, cls_output))
-        loss = None if labels is None else label_loss(logits, labels, self.multilabel, num_items_in_batch)
-        kind = Seq2SeqSequenceClassifierOutput if "encoder_last_hidden_state" in outputs else SequenceClassifierOutput
-        return give(kind(loss=loss, logits=logits), return_dict)
+    def output_class_for(self, outputs: ModelOutput) -> type[ModelOutput]:
+        return Seq2SeqSequenceClassifierOutput if "encoder_last_hidden_state" in outputs else SequenceClassifierOutput
 
 
 class MultiLabelClassificationHead(ClassificationHead):
@@ -92,7 +89,7 @@ class MultiLabelClassificationHead(ClassificationHead):
     multilabel = True
 
 
-class ImageClassificationHead(PredictionHead):
+class ImageClassificationHead(RowHead):
     """Predicts one label, any number of labels (`multilabel`) or a number per image.
 
     Args:
@@ -112,7 +109,7 @@ class ImageClassificationHead(PredictionHead):
     """
 
     head_type = "image_classification"
-    cls_vector = "required"
+    output_class = ImageClassifierOutput
 
     def __init__(
         self,
@@ -141,20 +138,6 @@ class ImageClassificationHead(PredictionHead):
             dropout_prob=dropout_prob,
         )
         self.build(model)
-
-    def forward(
-        self,
-        outputs: ModelOutput,
-        cls_output: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        return_dict: bool = False,
-        labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        logits = self.run(classification_vector(self, outputs, cls_output))
-        loss = None if labels is None else label_loss(logits, labels, self.multilabel, num_items_in_batch)
-        return give(ImageClassifierOutput(loss=loss, logits=logits), return_dict)
 
 
 def classification_vector(head: PredictionHead, outputs: ModelOutput, cls_output: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from transformers.utils.generic import ModelOutput
 
 from adapters.errors import HeadError
 from adapters.heads.base import IGNORE, PredictionHead, hidden_size
-from adapters.heads.outputs import give
+from adapters.heads.outputs import returned
 
 
 @dataclass
@@ -131,7 +131,7 @@ class BiaffineParsingHead(PredictionHead):
         loss = None
         if labels_arcs is not None and labels_rels is not None:
             loss = self._loss(arcs, rels, labels_arcs, labels_rels, counts)
-        return give(DependencyParsingOutput(loss=loss, rel_preds=rels, arc_preds=arcs), return_dict)
+        return returned(DependencyParsingOutput(loss=loss, rel_preds=rels, arc_preds=arcs), return_dict)
 
     def _loss(self, arcs: Tensor, rels: Tensor, gold_arcs: Tensor, gold_rels: Tensor, counts: Tensor) -> Tensor:
         width = min(gold_arcs.size(1), arcs.size(1))

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput, Seq2SeqLMOutput
-from transformers.utils.generic import ModelOutput
 
-from adapters.heads.base import IGNORE, PredictionHead, averaged, hidden_size, pad_labels
+from adapters.heads.base import IGNORE, LabelledHead, averaged, hidden_size, pad_labels
 from adapters.heads.options import check_options
-from adapters.heads.outputs import give
 
 
-class LanguageModelingHead(PredictionHead):
+class LanguageModelingHead(LabelledHead):
     """Linear layers that end in one onto the vocabulary, whose weight may be the input embeddings'.
 
         (Linear(D, E), [activation], [LayerNorm]) x (layers - 1), Linear(E, V)
 
-    Subclasses say which output they give. The last linear layer is what `get_output_embeddings` returns;
+    Subclasses say which output they have. The last linear layer is what `get_output_embeddings` returns;
     the runtime hooks the inverse of invertible adapters onto its input.
 
     Args:
@@ -30,7 +28,6 @@ class LanguageModelingHead(PredictionHead):
     """
 
     cls_vector = "no"
-    output_class: ClassVar[type[ModelOutput]]
 
     tied = False
     """Whether the last layer's weight is that of the input embeddings."""
@@ -86,22 +83,8 @@ class LanguageModelingHead(PredictionHead):
                 self.untie()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward(
-        self,
-        outputs: ModelOutput,
-        cls_output: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        return_dict: bool = False,
-        labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        logits = self.run(outputs[0])
-        loss = None
-        if labels is not None:
-            targets = pad_labels(labels, logits.size(1))
-            loss = token_loss(logits, targets, self.config["shift_labels"], num_items_in_batch)
-        return give(self.output_class(loss=loss, logits=logits), return_dict)
+    def loss_of(self, logits: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
+        return token_loss(logits, pad_labels(labels, logits.size(1)), self.config["shift_labels"], count)
 
 
 class MaskedLMHead(LanguageModelingHead):

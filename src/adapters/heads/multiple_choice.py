@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
@@ -11,12 +10,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MultipleChoiceModelOutput
 from transformers.utils.generic import ModelOutput
 
-from adapters.heads.base import PredictionHead, averaged
+from adapters.heads.base import LabelledHead, averaged
 from adapters.heads.classification import classification_vector
-from adapters.heads.outputs import give
 
 
-class MultipleChoiceHead(PredictionHead):
+class MultipleChoiceHead(LabelledHead):
     """Chooses among alternatives given as inputs [B, choices, S], which the model flattens to rows.
 
     Args:
@@ -35,6 +33,7 @@ class MultipleChoiceHead(PredictionHead):
 
     head_type = "multiple_choice"
     cls_vector = "required"
+    output_class = MultipleChoiceModelOutput
 
     def __init__(
         self,
@@ -60,19 +59,9 @@ class MultipleChoiceHead(PredictionHead):
         )
         self.build(model)
 
-    def forward(
-        self,
-        outputs: ModelOutput,
-        cls_output: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        return_dict: bool = False,
-        labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def predict(self, outputs: ModelOutput, cls_output: Tensor | None) -> Tensor:
         scores = self.run(classification_vector(self, outputs, cls_output))
-        logits = scores.view(-1, self.config["num_choices"])
-        loss = None
-        if labels is not None:
-            loss = averaged(functional.cross_entropy, logits, labels.view(-1), num_items_in_batch)
-        return give(MultipleChoiceModelOutput(loss=loss, logits=logits), return_dict)
+        return scores.view(-1, self.config["num_choices"])
+
+    def loss_of(self, logits: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
+        return averaged(functional.cross_entropy, logits, labels.view(-1), count)

@@ -2,51 +2,56 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from numbers import Integral, Real
+from typing import Any
 
 from transformers.activations import ACT2FN
 
 from adapters.errors import HeadError, choices
+from adapters.methods.config import Rule, flag, nothing, text
 
 MOST_LABELS = 1_000_000
 MOST_LAYERS = 100
 MOST_TOKENS = 10_000_000
 WIDEST = 1_000_000
 
-Rule = tuple[Callable[[object], bool], str]
-"""Whether a value is allowed, and in words which ones are."""
+
+def _count(most: int) -> Rule:
+    def holds(value: Any) -> bool:
+        return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) <= most
+
+    return Rule(f"an integer from 1 to {most}", holds)
 
 
-def _count(most: int, optional: bool = False) -> Rule:
-    def allowed(value: object) -> bool:
-        whole = isinstance(value, Integral) and not isinstance(value, bool)
-        return whole and 1 <= int(value) <= most if value is not None else optional  # type: ignore[call-overload]
-
-    return allowed, f"an integer from 1 to {most}{' or None' if optional else ''}"
+def _is_probability(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
 
 
-def _probability(value: object) -> bool:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    return value is None or (number and math.isfinite(value) and 0 <= value <= 1)  # type: ignore[arg-type, operator]
-
-
-YES_OR_NO: Rule = (lambda value: isinstance(value, bool), "True or False")
-RULES: dict[str, Rule] = {
+RULES: Mapping[str, Rule] = {
+    "head_type": text,
     "num_labels": _count(MOST_LABELS),
     "num_choices": _count(MOST_LABELS),
     "layers": _count(MOST_LAYERS),
-    "vocab_size": _count(MOST_TOKENS, optional=True),
-    "embedding_size": _count(WIDEST, optional=True),
-    "dropout_prob": (_probability, "a number from 0 to 1, or None for the model's"),
-    "multilabel": YES_OR_NO,
-    "use_pooler": YES_OR_NO,
-    "bias": YES_OR_NO,
-    "layer_norm": YES_OR_NO,
-    "shift_labels": YES_OR_NO,
+    "vocab_size": _count(MOST_TOKENS) | nothing,
+    "embedding_size": _count(WIDEST) | nothing,
+    "dropout_prob": Rule("a number from 0 to 1", _is_probability) | nothing,
+    "activation_function": text | nothing,
+    "multilabel": flag,
+    "use_pooler": flag,
+    "bias": flag,
+    "layer_norm": flag,
+    "shift_labels": flag,
 }
-"""Option -> the values that it may have."""
+"""Option of a head, or field of its config -> the values that it may have. Custom heads may have others."""
+
+
+def wrong_option(options: Mapping[str, object]) -> str | None:
+    """What is wrong with the options of a head, the first of it; None if each has a value that it may have."""
+    for name, rule in RULES.items():
+        if name in options and not rule.holds(options[name]):
+            return f"{name} is {options[name]!r}. Allowed: {rule.allowed}."
+    return None
 
 
 def check_options(head_name: str, options: Mapping[str, object]) -> None:
@@ -58,11 +63,10 @@ def check_options(head_name: str, options: Mapping[str, object]) -> None:
     Raises:
         HeadError: a value is of the wrong type, out of bounds, or names an activation that is not known.
     """
-    for name, value in options.items():
-        if name in RULES and not RULES[name][0](value):
-            raise HeadError(f"Head {head_name!r}: {name} is {value!r}. Allowed: {RULES[name][1]}.")
     activation = options.get("activation_function")
-    if activation is not None and (not isinstance(activation, str) or activation not in ACT2FN):
+    if wrong := wrong_option(options):
+        raise HeadError(f"Head {head_name!r}: {wrong}")
+    if activation is not None and activation not in ACT2FN:
         raise HeadError(f"Head {head_name!r}: no activation {activation!r}. {choices(activation, ACT2FN)}")
 
 

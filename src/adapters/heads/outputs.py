@@ -74,7 +74,7 @@ class MultiHeadOutput(ModelOutput):
         return (outputs,) if self.loss is None else (self.loss, outputs)
 
 
-def give(output: ModelOutput, return_dict: bool) -> Any:
+def returned(output: ModelOutput, return_dict: bool) -> Any:
     """The output as asked for: an object with named fields, or a tuple."""
     return output if return_dict else output.to_tuple()
 

@@ -2,63 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import (
     QuestionAnsweringModelOutput,
     Seq2SeqQuestionAnsweringModelOutput,
 )
 from transformers.utils.generic import ModelOutput
 
-from adapters.heads.base import PredictionHead
-from adapters.heads.outputs import give
+from adapters.heads.base import PositionHead
+from adapters.heads.outputs import returned
 
 
-class QuestionAnsweringHead(PredictionHead):
+class QuestionAnsweringHead(PositionHead):
     """Scores each position as start and as end of the answer.
 
     The loss is the mean over `start_positions` and `end_positions`; positions beyond the input do not count.
 
-    Args:
-        model: The model the head is for.
-        head_name: Name of the head in it.
-        num_labels: 2: start and end.
-        layers: Linear layers, a count.
-        activation_function: Between the layers, a transformers name; None for none.
-        id2label: Names of the two scores.
-        dropout_prob: Before each layer; None takes the model's.
-        label2id: `id2label` the other way round, as stored.
-    Raises:
-        HeadError: an option has a value that no head can have.
+    Options as of `PositionHead`; `num_labels` is 2: start and end.
     """
 
     head_type = "question_answering"
-    cls_vector = "no"
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        head_name: str,
-        num_labels: int = 2,
-        layers: int = 1,
-        activation_function: str | None = "tanh",
-        id2label: Mapping[int, str] | None = None,
-        dropout_prob: float | None = None,
-        label2id: Mapping[str, int] | None = None,
-    ) -> None:
-        super().__init__(head_name)
-        self.config = self.describe(
-            id2label,
-            label2id,
-            num_labels=num_labels,
-            layers=layers,
-            activation_function=activation_function,
-            dropout_prob=dropout_prob,
-        )
-        self.build(model)
 
     def forward(
         self,
@@ -80,7 +45,7 @@ class QuestionAnsweringHead(PredictionHead):
             if "encoder_last_hidden_state" in outputs
             else QuestionAnsweringModelOutput
         )
-        return give(kind(loss=loss, start_logits=start, end_logits=end), return_dict)
+        return returned(kind(loss=loss, start_logits=start, end_logits=end), return_dict)
 
     def get_label_names(self) -> list[str]:
         return ["start_positions", "end_positions"]

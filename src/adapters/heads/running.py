@@ -21,7 +21,7 @@ from adapters.composition.blocks import (
 from adapters.errors import CompositionError, HeadError, choices
 from adapters.heads.base import PredictionHead
 from adapters.heads.output_embeddings import Heads, OutputEmbeddingsMixin, head_names
-from adapters.heads.outputs import MultiHeadOutput, Rows, carry_over, cut, give, take_rows, tile
+from adapters.heads.outputs import MultiHeadOutput, Rows, carry_over, cut, returned, take_rows, tile
 from adapters.heads.registry import HEADS
 from adapters.runtime.active import Setup, active_head_setup, active_setup
 from adapters.runtime.engine import Engine
@@ -87,7 +87,7 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
         self._check_labels(heads, kwargs)
         kwargs["attention_mask"] = attention_mask
         if not heads:
-            return give(outputs, return_dict)
+            return returned(outputs, return_dict)
         total = outputs[0].size(0)
         if isinstance(heads, str):
             copies = self._channels()
@@ -99,7 +99,7 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
         else:
             copied = None if isinstance(heads, BatchSplit | MultiTask) else total // self._channels()
             result = self._run_shares(shares, outputs, cls_output, kwargs, copied)
-        return give(result, return_dict)
+        return returned(result, return_dict)
 
     def _check_labels(self, heads: Heads, given: Mapping[str, Any]) -> None:
         """Refuse labels from which no head computes a loss."""

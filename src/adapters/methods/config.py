@@ -476,8 +476,8 @@ class ConfigUnion(AdapterConfig):
 
 def _apart(one: AdapterConfig, other: AdapterConfig) -> bool:
     """Whether two configs of one method do not meet, or only a model can tell."""
-    told = any(config.get(name) for config in (one, other) for name in ("leave_out", "places"))
-    return told or not one.meets(other)
+    placed = any(config.get(name) for config in (one, other) for name in ("leave_out", "places"))
+    return placed or not one.meets(other)
 
 
 _HASH_DEFAULTS: dict[str, Any] = {

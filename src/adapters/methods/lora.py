@@ -15,24 +15,17 @@ from adapters.methods.config import (
     AdapterConfig,
     Rule,
     decimal,
-    dtype_name,
     flag,
     integer,
-    layer_numbers,
-    list_of,
     nothing,
     one_of,
-    place_patterns,
-    probability,
     real,
-    seed,
-    text,
 )
 from adapters.methods.derived import Derived
 from adapters.methods.parts import watched
 from adapters.methods.places import output_columns
 from adapters.methods.state import LinearState
-from adapters.methods.weight_update import Factors, WeightUpdate, wants_site
+from adapters.methods.weight_update import Factors, WeightUpdate, WeightUpdateConfig, wants_site
 from adapters.sites.linear import weight_of
 from adapters.sites.resolve import LinearSite
 
@@ -92,26 +85,16 @@ class LoRAConfig(AdapterConfig):
     places: str | list[str] | None = None
     gate_attended: bool = True
 
-    flags: ClassVar[tuple[str, ...]] = ("selfattn_lora", "intermediate_lora", "output_lora")
-    rules: ClassVar[Mapping[str, Rule]] = {
-        "selfattn_lora": flag,
-        "intermediate_lora": flag,
-        "output_lora": flag,
-        "leave_out": layer_numbers,
+    flags: ClassVar[tuple[str, ...]] = WeightUpdateConfig.flags
+    rules: ClassVar[Mapping[str, Rule]] = {  # the fields themselves are not inherited, because files keep their order
+        **WeightUpdateConfig.rules,
         "r": integer(1),
         "alpha": real,
-        "dropout": probability,
-        "attn_matrices": list_of(text),
         "composition_mode": one_of("add", "scale"),
         "init_weights": one_of("lora", "bert", "ia3", "vera"),
-        "init_weights_seed": seed,
-        "use_gating": flag,
         "use_dora": flag,
         "vera_d": nothing | decimal,
         "vera_b": nothing | decimal,
-        "dtype": dtype_name,
-        "places": place_patterns,
-        "gate_attended": flag,
     }
 
     @property

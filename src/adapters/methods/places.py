@@ -21,6 +21,7 @@ from functools import cache
 from typing import Any
 
 from adapters.errors import ConfigError, UnsupportedError, choices
+from adapters.sites.layers import in_short, layers_of, require_layers
 from adapters.sites.resolve import SITES, LinearSite, NormSite, Site
 from adapters.sites.roles import ROLES
 
@@ -130,7 +131,7 @@ def choose(method: Any, config: Any, sites: Sequence[Site], refused: dict[str, s
     if not found:
         raise ConfigError(
             f"{type(config).__name__} selects no place in {model}. Places for {method.__name__}:\n{listing(kind)}\n"
-            f"in layers {_numbers(site.layer for site in kind)}. Check places, flags, layers and leave_out."
+            f"in layers {in_short(site.layer for site in kind)}. Check places, flags, layers and leave_out."
         )
     return found
 
@@ -159,7 +160,7 @@ def _unmatched(
     if reasons:
         return f"places has {text!r}, which {model} refuses: {'; '.join(sorted(reasons))}."
     if any(anywhere.matches(site, role) for site in kind for role in roles_of(site)):
-        why = f"has no such place in these layers, only in {_numbers(s.layer for s in kind)}"
+        why = f"has no such place in these layers, only in {in_short(s.layer for s in kind)}"
     elif other := {ROLES[r].kind for site in sites for r in roles_of(site) if r and anywhere.matches(site, r)}:
         why = f"has it as {' or '.join(sorted(other))}, where {method.__name__} cannot act"
     else:
@@ -182,26 +183,11 @@ def listing(sites: Iterable[Site]) -> str:
     return "\n".join(lines)
 
 
-def _numbers(layers: Iterable[int]) -> str:
-    """Numbers of layers in short: "0-11"; those of the whole model, -1, left out."""
-    runs: list[list[int]] = []
-    for number in sorted(set(layers) - {-1}):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
 def check_layers(config: Any, sites: Sequence[Site]) -> None:
     """Raise ConfigError if a config names layers that the model does not have."""
-    known = {site.layer for site in sites if site.layer >= 0}
     for name in ("leave_out", "layers"):
         value = getattr(config, name, None)
-        if unknown := sorted(set(value if isinstance(value, list) else ()) - known):
-            raise ConfigError(
-                f"{type(config).__name__}: {name} has {unknown}, but the layers of this model are {_numbers(known)}."
-            )
+        require_layers(value if isinstance(value, list) else (), sites, f"{type(config).__name__}: {name}")
 
 
 Chosen = slice | tuple[int, ...]
@@ -233,13 +219,13 @@ def flagged(method: Any, config: Any, sites: Sequence[Site], chosen: Sequence[Si
     locations = {site.location for site in chosen}
     known = {site.location for site in kind}
     changes: dict[str, Any] = {flag: flag in locations for flag in config.flags if flag in known}
-    layers = {site.layer for site in chosen if site.layer >= 0}
+    layers = layers_of(chosen)
     if "attn_matrices" in config:
         letters = {role.rpartition(".")[2] for site in chosen for role in chosen_roles(config, site)}
         changes["attn_matrices"] = [x for x in ("q", "k", "v") if x in letters] or config.attn_matrices
-    left_out = sorted({site.layer for site in kind if site.layer >= 0} - layers)
+    left_out = [layer for layer in layers_of(kind) if layer not in layers]
     if "layers" in config:
-        changes["layers"] = sorted(layers) if left_out else "all"
+        changes["layers"] = layers if left_out else "all"
     elif "leave_out" in config and left_out:
         changes["leave_out"] = left_out
     plain = config.replace(places=None, **changes)

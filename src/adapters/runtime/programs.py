@@ -22,10 +22,11 @@ from torch import nn
 from adapters.call import CALL
 from adapters.composition.blocks import AdapterCompositionBlock, Fuse
 from adapters.composition.fusion import FusionLayer
-from adapters.errors import AdapterError, CompositionError, ConfigError, MergeError, choices
+from adapters.errors import AdapterError, CompositionError, MergeError, choices
 from adapters.methods.derived import Watch
 from adapters.runtime.active import IN_USE, INNERMOST, LOCK, REGISTRIES, AdapterSetup, Setup, innermost
 from adapters.runtime.hooks import HookedSite, Plan
+from adapters.sites.layers import require_layers
 
 if TYPE_CHECKING:
     from adapters.runtime.engine import Engine
@@ -247,12 +248,7 @@ class Programs:
 
     def check_layers(self, layers: Iterable[int], what: str) -> None:
         """Raise ConfigError if a number is not that of a layer of this model."""
-        known = sorted({live.site.layer for live in self.engine.live if live.site.layer >= 0})
-        if unknown := sorted({layer for layer in layers if layer not in known}, key=str):
-            raise ConfigError(
-                f"{what} names the layers {unknown}, but this model has {known[0]} to {known[-1]}. Layers are counted "
-                "from 0, those of an encoder first."
-            )
+        require_layers(layers, self.engine.sites, what)
 
     # --------------------------------------------------------------------------------------------------- hooks
 

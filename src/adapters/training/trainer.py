@@ -122,9 +122,9 @@ class AdapterTrainer(Trainer):
 
     def _sums_batches(self, num_items_in_batch: Any) -> bool:
         """Whether losses of the batches of one step are added up as they are, instead of averaged."""
-        told = getattr(self, "loss_is_scaled_for_ga", None)
-        if told is not None:
-            return bool(told)
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        if scaled is not None:
+            return bool(scaled)
         return self.compute_loss_func is not None or (self.model_accepts_loss_kwargs and num_items_in_batch is not None)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
