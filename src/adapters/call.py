@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 Scores = dict[str, dict[int, dict[str, Any]]]
@@ -71,6 +72,7 @@ class Call:
         turns: How often hooks were called that act in some calls of their module only, by id.
         selected: (rows, positions, function) of the blocks whose children run: which part of a mask they see.
         windows: (first, end, numbers, masks) of the last edit of some positions: those of all layers are alike.
+        shares: (rows, positions, dtype, weights) of the means that were taken over the attended positions.
     """
 
     def __init__(self, generation: Generation | None = None) -> None:
@@ -94,6 +96,7 @@ class Call:
         self.turns: dict[int, int] = {}
         self.selected: list[tuple[int, int, Callable[[Tensor], Tensor]]] = []
         self.windows: tuple[Tensor, Tensor, Any, Any] | None = None
+        self.shares: list[tuple[int, int, torch.dtype, Tensor | None]] = []
 
     @property
     def generating(self) -> bool:
@@ -147,6 +150,29 @@ def _attended(rows: int, positions: int) -> Tensor | None:
                 part = part.repeat(copies, 1) if call.copies else part.repeat_interleave(copies, 0)
             return part
     return None
+
+
+def attended_mean(values: Tensor) -> Tensor:
+    """Mean of values [B, S, n] over the positions that are no padding, [B, 1, n]."""
+    rows, positions, dtype, known = values.shape[0], values.shape[1], values.dtype, CALL.now.shares
+    for entry in () if CALL.now.selected else known:
+        if entry[0] == rows and entry[1] == positions and entry[2] is dtype:
+            weights = entry[3]
+            break
+    else:
+        weights = _shares(rows, positions, dtype)
+        if not CALL.now.selected:
+            known.append((rows, positions, dtype, weights))
+    return values.mean(1, keepdim=True) if weights is None else torch.bmm(weights, values)
+
+
+def _shares(rows: int, positions: int, dtype: torch.dtype) -> Tensor | None:
+    """What every position counts in a mean, [B, 1, S]; None where all count alike."""
+    mask = attended(rows, positions)
+    if mask is None or (mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all())):
+        return None  # elsewhere it would take longer to look than to go on
+    counted = mask.to(dtype)
+    return (counted / counted.sum(1, keepdim=True).clamp(min=1))[:, None]
 
 
 @contextmanager

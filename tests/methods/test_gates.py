@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import adapters.methods.base
+import adapters.call
 from adapters import AdapterConfig
+from adapters.call import CALL, Call
 from adapters.methods.base import gate
 from adapters.methods.presets import config_from_dict
 from tests.tiny import build, infer, inputs, perturb
@@ -21,7 +22,8 @@ GATED = ("lora[use_gating=True]", "seq_bn[use_gating=True]", "prefix_tuning[use_
 @pytest.fixture
 def padding(monkeypatch: pytest.MonkeyPatch) -> Tensor:
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]).bool()
-    monkeypatch.setattr(adapters.methods.base, "attended", lambda rows, positions: mask)
+    monkeypatch.setattr(adapters.call, "attended", lambda rows, positions: mask)
+    monkeypatch.setattr(CALL, "now", Call())
     return mask
 
 
@@ -29,8 +31,8 @@ def test_the_mean_is_over_attended_positions(padding: Tensor) -> None:
     linear, x = nn.Linear(8, 2), torch.randn(3, 4, 8)
     opened = torch.sigmoid(linear(x))
     expected = torch.stack([row[own].mean(0) for row, own in zip(opened, padding)])
-    torch.testing.assert_close(gate(linear, x, True), expected)
-    torch.testing.assert_close(gate(linear, x, False), opened.mean(1))
+    torch.testing.assert_close(gate(linear, x, True), expected[:, None])
+    torch.testing.assert_close(gate(linear, x, False), opened.mean(1, keepdim=True))
 
 
 def test_a_row_does_not_depend_on_its_padding(padding: Tensor) -> None:

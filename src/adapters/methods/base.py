@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from adapters.call import CALL, attended, prompted, record
+from adapters.call import CALL, attended_mean, prompted, record
 from adapters.errors import MergeError, UnsupportedError
 from adapters.methods.config import AdapterConfig
-from adapters.methods.parts import PATCHES, call, matched
+from adapters.methods.parts import PATCHES, call, matched, watched
 from adapters.methods.stacking import RowGroups
 from adapters.methods.state import LinearState, State
 from adapters.sites.resolve import LinearSite, Site
@@ -40,6 +40,12 @@ class MethodModule(nn.Module):
         if name == "forward":
             PATCHES.count += 1
         super().__setattr__(name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # torch looks for all kinds of hooks, which at so small a module takes longer than many an operation
+        if torch.compiler.is_compiling() or watched(self):
+            return super().__call__(*args, **kwargs)
+        return self.forward(*args, **kwargs)
 
     def tensor(self, name: str) -> Tensor:
         """The parameter `name`, or what stands in its place: pruned, normalised, computed by a parametrization."""
@@ -225,9 +231,9 @@ class AdapterModule(MethodModule, Generic[S]):
         raise NotImplementedError
 
     def record_gate(self, scores: Tensor) -> None:
-        """Report gating scores [B, n] if this call was asked for them."""
+        """Report gating scores [B, 1, n] if this call was asked for them."""
         if (gating := CALL.now.gating) is not None:
-            record(gating, self.name, self.site.layer, self.site.location, scores.squeeze(-1))
+            record(gating, self.name, self.site.layer, self.site.location, scores.squeeze(1).squeeze(-1))
 
 
 PLAIN = (nn.Linear, Conv1D)
@@ -274,7 +280,7 @@ class LinearAdapter(AdapterModule[LinearState]):
 
 
 def gate(linear: nn.Linear | tuple[Tensor, Tensor], x: Tensor, skips_padding: bool) -> Tensor:
-    """Gate of UniPELT (Mao et al. 2022, arXiv:2110.07577): mean over positions of sigmoid(W x + b), [B, n].
+    """Gate of UniPELT (Mao et al. 2022, arXiv:2110.07577): mean over positions of sigmoid(W x + b), [B, 1, n].
 
     While generating it is computed from the prompt and then kept: with a cache later calls see single positions.
 
@@ -292,12 +298,7 @@ def gate(linear: nn.Linear | tuple[Tensor, Tensor], x: Tensor, skips_padding: bo
         x = x[:, : prompted(x.shape[1])]
     given = matched(x, weight)
     opened = torch.sigmoid(call(linear, given) if isinstance(linear, nn.Linear) else F.linear(given, weight, bias))
-    mask = attended(x.shape[0], x.shape[1]) if skips_padding else None
-    if mask is None:
-        scores = opened.mean(dim=1)
-    else:
-        counted = mask[..., None].to(opened.dtype)
-        scores = (opened * counted).sum(1) / counted.sum(1).clamp(min=1)
+    scores = attended_mean(opened) if skips_padding else opened.mean(1, keepdim=True)
     scores = scores.to(x.dtype)
     if gates is not None:
         gates[id(weight)] = scores

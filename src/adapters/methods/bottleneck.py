@@ -422,7 +422,7 @@ class Bottleneck(AdapterModule[ResidualState]):
         if self.gate is not None:
             scores = gate(self.gate, z, self.config.gate_attended)
             self.record_gate(scores)
-            up = up * scores[:, :, None]
+            up = up * scores
         return up
 
     def _normed(self, update: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ class PHMLinear(MethodModule):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.transposed()
-        return nn.functional.linear(matched(x, weight), weight, None if self.b is None else self.tensor("b"))
+        return nn.functional.linear(matched(x, weight), weight, self.tensor("b"))
 
 
 class Compacter(Bottleneck):

@@ -64,6 +64,7 @@ class IA3(LinearAdapter):
         self.lora_B = nn.Parameter(torch.empty(sum(map(count, self.columns)), 1))
         self.gate = new_gate(site.in_features, len(self.columns)) if config.use_gating else None
         init_matrices(None, self.lora_B, config.init_weights)
+        self._scale = Derived(self.plain_scale, self)
 
     @staticmethod
     def scaled_columns(config: LoRAConfig, site: LinearSite) -> tuple[tuple[Chosen, ...], int]:
@@ -83,12 +84,14 @@ class IA3(LinearAdapter):
     def scale(self, x: Tensor) -> Tensor:
         """The scaling vector, [1, 1, O], or with a gate [B, 1, O]."""
         if self.gate is None:
-            return self.plain_scale()
+            return self._scale()  # type: ignore[no-any-return]
         vector = self.tensor("lora_B").view(1, 1, -1)
         scores = gate(self.gate, x, self.config.gate_attended)
         self.record_gate(scores)
-        wide = [scores[:, i : i + 1].expand(-1, count(columns)) for i, columns in enumerate(self.columns)]
-        return self._whole(vector * torch.cat(wide, 1)[:, None])
+        if len(self.columns) == 1:
+            return self._whole(vector * scores)
+        wide = [score.expand(-1, -1, count(columns)) for score, columns in zip(scores.split(1, -1), self.columns)]
+        return self._whole(vector * torch.cat(wide, -1))
 
     def plain_scale(self) -> Tensor:
         """The scaling vector without gate, [1, 1, O]."""

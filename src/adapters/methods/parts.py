@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -23,7 +24,21 @@ def watched(module: nn.Module) -> bool:
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
         or "forward" in own
+        or "_compiled_call_impl" in own
+        or _EVERYWHERE[0]
+        or _EVERYWHERE[1]
+        or _EVERYWHERE[2]
+        or _EVERYWHERE[3]
     )
+
+
+_EVERYWHERE: tuple[dict[int, Any], ...] = (
+    torch_module._global_forward_hooks,
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_backward_hooks,
+    torch_module._global_backward_pre_hooks,
+)
+"""Hooks on all modules of the process, as profilers register them."""
 
 
 def matched(x: Tensor, weight: Tensor) -> Tensor:

@@ -258,5 +258,6 @@ class PrefixTuning(AdapterModule[AttentionState]):
             weights = self.tensor("weight"), self.tensor("bias")
             scores = gate(weights, state.hidden, self.config.gate_attended)
             self.record_gate(scores)
-            keys, values = keys * scores[:, :1, None, None], values * scores[:, -1:, None, None]
+            of_keys, of_values = (scores, scores) if scores.shape[-1] == 1 else scores.split(1, -1)
+            keys, values = keys * of_keys[..., None], values * of_values[..., None]
         return state.prepend(keys, values)

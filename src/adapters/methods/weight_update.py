@@ -120,6 +120,9 @@ class WeightUpdate(LinearAdapter):
 
     def parts(self, factors: Factors, dim: int = 0) -> Iterator[tuple[Chosen, Factors]]:
         """(columns, factors) of every adapted part of the projection; `dim` is that of the rows of the factors."""
+        if len(self.columns) == 1:
+            yield self.columns[0], factors
+            return
         *first, last = factors
         own = [*(factor.chunk(len(self.columns), dim) for factor in first), last.split(self.widths, dim)]
         yield from zip(self.columns, zip(*own))
@@ -149,8 +152,8 @@ class WeightUpdate(LinearAdapter):
         else:
             scores = gate(self.gate, gate_input, self.config.gate_attended)
             self.record_gate(scores)
-            parts = enumerate(self.parts(factors))
-            updates = [(columns, _apply(x, own) * scores[:, None, i : i + 1]) for i, (columns, own) in parts]
+            opened = [scores] if len(self.columns) == 1 else scores.split(1, -1)
+            updates = [(columns, _apply(x, own, by)) for by, (columns, own) in zip(opened, self.parts(factors))]
         if self.whole:
             return updates[0][1]
         delta = updates[0][1].new_zeros(*x.shape[:-1], self.out_features)
@@ -283,8 +286,11 @@ def wants_site(config: Any, site: LinearSite) -> bool:
     return any(role.rpartition(".")[2] in config.attn_matrices for role in roles_of(site))
 
 
-def _apply(x: Tensor, factors: Factors) -> Tensor:
-    return reduce(F.linear, factors, x)
+def _apply(x: Tensor, factors: Factors, by: Tensor | None = None) -> Tensor:
+    """D x, times `by` [B, 1, 1]: where it meets the fewest numbers, in front of the last factor."""
+    *first, last = factors
+    x = reduce(F.linear, first, x)
+    return F.linear(x if by is None else x * by, last)
 
 
 def _product(factors: Factors) -> Tensor:

@@ -164,8 +164,10 @@ class Entry:
             kwargs["attention_mask"] = mask
         inputs = [*args[:1], *(kwargs.get(name) for name in ("input_ids", "inputs_embeds"))]
         span = next((tensor.shape[1] for tensor in inputs if isinstance(tensor, Tensor) and tensor.dim() > 1), None)
-        CALL.now.stacks.pop(id(module), None)  # the stack that runs now is the last
-        CALL.now.stacks[id(module)] = Running(mask if isinstance(mask, Tensor) else None, offset, span)
+        call = CALL.now
+        call.shares = []
+        call.stacks.pop(id(module), None)  # the stack that runs now is the last
+        call.stacks[id(module)] = Running(mask if isinstance(mask, Tensor) else None, offset, span)
         return args, kwargs
 
     # ------------------------------------------------------------------------------------------ recomputation
