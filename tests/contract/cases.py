@@ -25,6 +25,7 @@ SMALL: dict[str, Any] = {
     "r": 4,
     "vector_length": 8,
     "num_vectors": 7,
+    "block_size": 8,
 }
 """Sizes that fit hidden size 32."""
 
@@ -102,6 +103,7 @@ ONE_OF_EACH = (
     "randlora",
     "vblora",
     "adalora",
+    "oft",
     "low_rank_bn",
     "loreft_ends",
     "unipelt",

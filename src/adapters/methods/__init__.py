@@ -15,6 +15,7 @@ from adapters.methods.lokr import LoKr
 from adapters.methods.lora import DoRA, LoRA
 from adapters.methods.low_rank import LowRankBottleneck
 from adapters.methods.mtl_lora import MTLLoRA
+from adapters.methods.oft import OFT
 from adapters.methods.prefix_tuning import PrefixTuning
 from adapters.methods.prompt_tuning import PromptTuning
 from adapters.methods.randlora import RandLoRA
@@ -37,6 +38,7 @@ METHODS: tuple[type[AdapterModule[Any]], ...] = (
     RandLoRA,
     VBLoRA,
     AdaLoRA,
+    OFT,
     LowRankBottleneck,
     PrefixTuning,
     PromptTuning,

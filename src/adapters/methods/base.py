@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from adapters.errors import MergeError, UnsupportedError
 from adapters.methods.config import AdapterConfig
 from adapters.methods.parts import PATCHES, call, matched, watched
 from adapters.methods.stacking import RowGroups
-from adapters.methods.state import LinearState, State
+from adapters.methods.state import HiddenState, LinearState, State
 from adapters.sites.resolve import LinearSite, Site
 
 S = TypeVar("S", bound=State)
@@ -277,6 +278,22 @@ class LinearAdapter(AdapterModule[LinearState]):
             f"Adapter {self.name!r} is of type {type(self).__name__}, which cannot be folded into the base weights: "
             "it depends on the input. Keep it as an adapter."
         )
+
+
+class InputAdapter(LinearAdapter):
+    """A method that changes what a linear map reads: implement `forward` and, where possible, `merged`."""
+
+    tap = "input"
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """What the linear map reads in place of x [B, S, I]."""
+        raise NotImplementedError
+
+    def run(self, state: HiddenState) -> HiddenState:  # type: ignore[override]
+        return replace(state, h=self(state.h))
+
+    def direct(self) -> Direct | None:
+        return "input", self
 
 
 def gate(linear: nn.Linear | tuple[Tensor, Tensor], x: Tensor, skips_padding: bool) -> Tensor:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import ConfigError
-from adapters.methods.base import Direct, LinearAdapter, gate, new_gate
+from adapters.methods.base import InputAdapter, LinearAdapter, gate, new_gate
 from adapters.methods.config import AdapterConfig
 from adapters.methods.derived import Derived
 from adapters.methods.lora import LoRAConfig, init_matrices
 from adapters.methods.parts import Watching, watched
 from adapters.methods.places import Chosen, count, output_columns, patterns
 from adapters.methods.stacking import RowGroups
-from adapters.methods.state import HiddenState, LinearState
+from adapters.methods.state import LinearState
 from adapters.methods.weight_update import wants_site
 from adapters.sites.resolve import LinearSite
 
@@ -140,7 +140,7 @@ class IA3(LinearAdapter):
         return StackedIA3(members, groups)
 
 
-class InwardIA3(IA3):
+class InwardIA3(InputAdapter, IA3):  # type: ignore[misc]
     """Rescaling of the input of a linear map, as the paper has it in the feed-forward block.
 
         y = W (alpha * l * x) + b                       gated: y = W (g(x) * l * x) + b
@@ -150,7 +150,6 @@ class InwardIA3(IA3):
     Paper: Liu et al. 2022, arXiv:2205.05638.
     """
 
-    tap = "input"
     inward = True
     presets: ClassVar[Mapping[str, AdapterConfig]] = {}
 
@@ -167,15 +166,9 @@ class InwardIA3(IA3):
     def acts_at(cls, config: LoRAConfig, site: LinearSite) -> bool:
         return False  # flags mean outputs
 
-    def direct(self) -> Direct | None:
-        return "input", self
-
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """alpha * l * x, for x [B, S, I]."""
         return (x * self.scale(x)).to(x.dtype)
-
-    def run(self, state: HiddenState) -> HiddenState:  # type: ignore[override]
-        return replace(state, h=self(state.h))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.gate is not None:
