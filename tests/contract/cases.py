@@ -12,7 +12,7 @@ import adapters
 from adapters import ConfigUnion
 from adapters.errors import UnsupportedError
 from adapters.methods import METHODS
-from adapters.methods.base import LinearAdapter
+from adapters.methods.base import AffineAdapter
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.presets import ADAPTER_CONFIG_MAP, DEPRECATED_IDENTIFIERS
 from tests.tiny import TINY_MODELS, build
@@ -80,8 +80,9 @@ def made_of(kind: type[Any]) -> tuple[str, ...]:
     return tuple(name for name in CONFIGS if all(issubclass(method, kind) for method in methods_of(name)))
 
 
-LINEAR, BOTTLENECKS = made_of(LinearAdapter), made_of(Bottleneck)
+MERGEABLE, BOTTLENECKS = made_of(AffineAdapter), made_of(Bottleneck)
 LENGTHENING = ("prompt_tuning",)
+WITHOUT_BIAS = ("llama", "mistral", "qwen3", "t5", "t5-gated", "mt5")
 
 ONE_OF_EACH = (
     "seq_bn",
@@ -104,6 +105,7 @@ ONE_OF_EACH = (
     "vblora",
     "adalora",
     "oft",
+    "bitfit",
     "low_rank_bn",
     "loreft_ends",
     "unipelt",
@@ -119,6 +121,10 @@ def refusal(method: str, name: str) -> str | None:
     tiny = TINY_MODELS[name]
     if method in LENGTHENING and (tiny.kind != "encoder" and tiny.kind != "image"):
         return "prompt tuning has no place in decoders"
+    if method.startswith("bitfit") and name in WITHOUT_BIAS:
+        return "no module of its layers has a bias"
+    if method == "bitfit_subset" and name == "qwen2":
+        return "only its queries, keys and values have a bias"
     if method.endswith("_inv") and tiny.kind == "image":
         return "images have no token embeddings to invert"
     return None

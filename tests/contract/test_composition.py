@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adapters import AdapterSetup, Average, BatchSplit, ConfigUnion, Fuse, IA3Config, MultiTask, Parallel, Split, Stack
 from adapters.errors import AdapterError, CompositionError, ConfigError
 from adapters.methods.weight_update import WeightUpdate
+from adapters.sites.resolve import SITES
 from tests.contract.cases import (
     BOTTLENECKS,
     CONFIGS,
@@ -56,7 +57,7 @@ def attended(given: Any, copies: int, output: Tensor) -> Tensor:
 
 def kinds(method: str) -> set[str]:
     """Kinds of places that a config acts at."""
-    return {one.site_type.__name__ for one in methods_of(method)}
+    return {kind.__name__ for kind in SITES.values() for one in methods_of(method) if issubclass(kind, one.site_type)}
 
 
 def chains(method: str, name: str) -> bool:

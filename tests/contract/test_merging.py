@@ -9,8 +9,8 @@ import torch
 
 from adapters import ConfigUnion, LoRAConfig, Stack
 from adapters.errors import MergeError
-from adapters.methods.base import LinearAdapter
-from tests.contract.cases import CONFIGS, LINEAR, carrying, every_pair
+from adapters.methods.base import AffineAdapter
+from tests.contract.cases import CONFIGS, MERGEABLE, carrying, every_pair
 from tests.tiny import build, hooks, infer, inputs, owner, perturb
 
 
@@ -23,7 +23,7 @@ def assert_base_weights(model: Any, expected: dict[str, torch.Tensor]) -> None:
         assert torch.equal(model.state_dict()[key], value), key
 
 
-@every_pair(methods=LINEAR)
+@every_pair(methods=MERGEABLE)
 def test_merged_equals_unmerged_and_reset_is_exact(method: str, name: str) -> None:
     model, given = carrying(name, method), inputs(name)
     perturb(model, "a")
@@ -111,7 +111,7 @@ def test_only_the_linear_part_of_a_union_is_folded() -> None:
     assert torch.equal(infer(model, given), expected)
 
 
-@pytest.mark.parametrize("method", [method for method in CONFIGS if method not in LINEAR])
+@pytest.mark.parametrize("method", [method for method in CONFIGS if method not in MERGEABLE])
 def test_what_cannot_be_folded_is_refused(method: str) -> None:
     model, given = carrying("bert", method), inputs("bert")
     perturb(model, "a")
@@ -154,8 +154,8 @@ def test_merging_leaves_other_modules_of_a_stack_alone() -> None:
     torch.testing.assert_close(infer(model, given), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_linear_methods_are_all_covered() -> None:
+def test_all_that_can_be_folded_are_covered() -> None:
     from adapters.methods import METHODS
 
-    linear = [method for method in METHODS if issubclass(method, LinearAdapter)]
-    assert all(any(method.handles(CONFIGS[name]) for name in LINEAR) for method in linear)
+    folded = [method for method in METHODS if issubclass(method, AffineAdapter)]
+    assert all(any(method.handles(CONFIGS[name]) for name in MERGEABLE) for method in folded)

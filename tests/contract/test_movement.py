@@ -70,11 +70,8 @@ def test_a_new_adapter_follows_the_models_dtype(method: str) -> None:
     assert infer(model, inputs("bert")).isfinite().all()
 
 
-@pytest.mark.parametrize("method", CONFIGS)
-@pytest.mark.parametrize("name", ["bert", "llama"])
+@every_pair(names=("bert", "llama"))
 def test_an_adapter_in_full_precision_in_a_half_precision_model(method: str, name: str) -> None:
-    if method == "prompt_tuning" and name == "llama":
-        pytest.skip("llama carries no prompts")
     model, given = carrying(name, method), inputs(name)
     perturb(model, "a", scale=0.1)
     model.set_active_adapters("a")

@@ -20,6 +20,7 @@ from tests.contract.cases import CONFIGS, every_pair
 
 TAPS = {
     "LinearSite": {"output", "input"},
+    "NormSite": {"output"},
     "ResidualSite": {"h", "sum", "branch"},
     "AttentionSite": {"prefix"},
     "LayerSite": {"output"},

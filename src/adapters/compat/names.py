@@ -45,17 +45,16 @@ class AdapterMethod:
 
     @staticmethod
     def get_from_config(config: AdapterConfig | str) -> list[str]:
-        """The kinds of methods that a config asks for.
+        """The kinds of methods that a config asks for; none for methods that act at norms alone.
 
         Raises:
             ConfigError: no method handles it.
         """
         members = members_of(cast(AdapterConfig, load(config)))
         sites = [method.site_type for member in members for method in METHODS if method.handles(member)]
-        kinds = [kind for kind, site in KINDS.items() if site in sites]
-        if not kinds:
+        if not sites:
             raise ConfigError(f"No method handles {config!r}. {choices(None, [method.__name__ for method in METHODS])}")
-        return kinds
+        return [kind for kind, site in KINDS.items() if any(issubclass(site, one) for one in sites)]
 
 
 def get_adapter_interface(model_type: str) -> None:

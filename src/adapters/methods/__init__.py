@@ -6,6 +6,7 @@ from typing import Any
 
 from adapters.methods.adalora import AdaLoRA
 from adapters.methods.base import AdapterModule
+from adapters.methods.bitfit import BitFit
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.compacter import Compacter
 from adapters.methods.ia3 import IA3, InwardIA3
@@ -39,6 +40,7 @@ METHODS: tuple[type[AdapterModule[Any]], ...] = (
     VBLoRA,
     AdaLoRA,
     OFT,
+    BitFit,
     LowRankBottleneck,
     PrefixTuning,
     PromptTuning,

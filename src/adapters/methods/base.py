@@ -21,7 +21,7 @@ from adapters.methods.config import AdapterConfig
 from adapters.methods.parts import PATCHES, call, matched, watched
 from adapters.methods.stacking import RowGroups
 from adapters.methods.state import HiddenState, LinearState, State
-from adapters.sites.resolve import LinearSite, Site
+from adapters.sites.resolve import AffineSite, LinearSite, Site
 
 S = TypeVar("S", bound=State)
 Direct = tuple[str, Callable[..., Any]]
@@ -118,6 +118,11 @@ class AdapterModule(MethodModule, Generic[S]):
     def acts_at(cls, config: Any, site: Any) -> bool:
         """Whether the flags of `config` put an adapter at `site`, a site of `site_type`. `places` stand above them."""
         raise NotImplementedError
+
+    @classmethod
+    def lacks(cls, site: Any) -> str | None:
+        """What an adapter needs that `site`, a site of `site_type`, does not have, in a word; None if nothing."""
+        return None
 
     @classmethod
     def check_new(cls, config: Any, site: Any) -> None:
@@ -241,15 +246,15 @@ PLAIN = (nn.Linear, Conv1D)
 """Classes of linear maps whose outputs nobody else holds."""
 
 
-class LinearAdapter(AdapterModule[LinearState]):
-    """A method that changes the output of a linear map: implement `forward` and, where possible, `merged`."""
+class AffineAdapter(AdapterModule[LinearState]):
+    """A method that changes the output of linear maps or norms: implement `forward` and, where possible, `merged`."""
 
-    site_type = LinearSite
+    site_type = AffineSite
     container = "loras"
-    site: LinearSite
+    site: AffineSite
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The adapted output for input x [B, S, I] and output y [B, S, O] of the linear map. May reuse y."""
+        """The adapted output for input x [B, S, I] and output y [B, S, O] of the map or norm. May reuse y."""
         raise NotImplementedError
 
     def run(self, state: LinearState) -> LinearState:
@@ -258,6 +263,20 @@ class LinearAdapter(AdapterModule[LinearState]):
 
     def direct(self) -> Direct | None:
         return "output", self
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weight ([O, I], of norms [O]) and bias [O] with which the module alone computes what both do together."""
+        raise MergeError(
+            f"Adapter {self.name!r} is of type {type(self).__name__}, which cannot be folded into the base weights: "
+            "it depends on the input. Keep it as an adapter."
+        )
+
+
+class LinearAdapter(AffineAdapter):
+    """A method that changes the output of a linear map, and no norm."""
+
+    site_type = LinearSite
+    site: LinearSite
 
     def may_write(self, y: Tensor) -> bool:
         """Whether the output y of the linear map is ours to write into.
@@ -270,13 +289,6 @@ class LinearAdapter(AdapterModule[LinearState]):
             and y.is_contiguous()
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        )
-
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Weight [O, I] and bias [O] of the linear map that alone computes what map and adapter do together."""
-        raise MergeError(
-            f"Adapter {self.name!r} is of type {type(self).__name__}, which cannot be folded into the base weights: "
-            "it depends on the input. Keep it as an adapter."
         )
 
 

@@ -10,12 +10,12 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, FrozenInstanceError, dataclass, fields
+from dataclasses import MISSING, FrozenInstanceError, dataclass, field, fields
 from math import isfinite
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from adapters.errors import ConfigError, choices
-from adapters.methods.places import is_places, names_inputs
+from adapters.methods.places import ALL, is_places, names_inputs
 
 ConfigT = TypeVar("ConfigT", bound="FrozenMapping")
 
@@ -91,11 +91,12 @@ decimal = Rule("a float (with a decimal point)", lambda value: isinstance(value,
 probability = number(0, 1)
 layer_numbers = list_of(integer(0))
 seed = nothing | Rule("an integer in [0, 2 ** 64)", lambda value: integer(0).holds(value) and value < 2**64)
-place_patterns = nothing | Rule(
+some_places = Rule(
     "a list of roles, module paths or patterns over them, each if you like after layers and a colon, such as "
     "'attn.q', '*.o', '0-3:ffn' or 'all-linear'",
     is_places,
 )
+place_patterns = nothing | some_places
 
 KNOWN_ACTIVATIONS = frozenset(
     ("gelu", "gelu_10", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "hardswish", "leakyrelu")
@@ -345,6 +346,32 @@ class AdapterConfig(FrozenMapping):
         from adapters.methods.presets import load
 
         return load(config, **kwargs)
+
+
+@dataclass(eq=False)
+class PlacedConfig(AdapterConfig):
+    """What configs have in common that say where by `places` alone.
+
+    Args:
+        leave_out: Layers without adapter, counted from 0.
+        init_weights_seed: Seed set before each module is initialised; None leaves the generator alone.
+        dtype: Name of the adapter's torch dtype, such as "bfloat16"; None for the default.
+        places: Where to adapt, as roles, module paths or patterns (`methods/places.py`).
+    Raises:
+        ConfigError: a value is of another type or outside its range.
+    """
+
+    leave_out: list[int] = field(default_factory=list)
+    init_weights_seed: int | None = None
+    dtype: str | None = None
+    places: str | list[str] = field(default_factory=lambda: [ALL])
+
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "leave_out": layer_numbers,
+        "init_weights_seed": seed,
+        "dtype": dtype_name,
+        "places": some_places,
+    }
 
 
 @dataclass(eq=False)

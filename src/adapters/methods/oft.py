@@ -11,18 +11,7 @@ from torch import Tensor, nn
 
 from adapters.errors import ConfigError
 from adapters.methods.base import InputAdapter, LinearAdapter
-from adapters.methods.config import (
-    AdapterConfig,
-    Rule,
-    dtype_name,
-    flag,
-    integer,
-    layer_numbers,
-    nothing,
-    place_patterns,
-    probability,
-    seed,
-)
+from adapters.methods.config import AdapterConfig, PlacedConfig, Rule, flag, integer, nothing, probability
 from adapters.methods.derived import Derived
 from adapters.methods.parts import Watching, matched
 from adapters.methods.places import chosen_roles
@@ -32,12 +21,13 @@ from adapters.sites.resolve import LinearSite
 
 
 @dataclass(eq=False)
-class OFTConfig(AdapterConfig):
+class OFTConfig(PlacedConfig):
     """Rotates the input of linear layers, block by block: angles between the neurons of a layer stay what they were.
 
         y = W R^T x + b,    R = diag(R_1, ..., R_n),    R_i = (I + Q_i)(I - Q_i)^-1,    Q_i^T = -Q_i
 
-    Paper: Qiu et al. 2023, arXiv:2306.07280; by its input and with the series: Qiu et al. 2025, arXiv:2506.19847.
+    Paper: Qiu et al. 2023, arXiv:2306.07280; by its input and with the series: Qiu et al. 2025, arXiv:2506.19847. Other
+    fields as in `PlacedConfig`; a fused projection is rotated as a whole or not at all.
 
     Args:
         block_size: Side of every R_i, at least 2. It must divide the width of each adapted layer's input.
@@ -45,11 +35,6 @@ class OFTConfig(AdapterConfig):
         neumann_terms: k of the series R_i = (I + Q_i)(I + Q_i + ... + Q_i^k), which stands for the inverse where Q_i is
             small, and is faster to train; None for the inverse itself. (PEFT's count of terms is k + 2.)
         dropout: Probability in [0, 1] that a block is not rotated, in training.
-        leave_out: Layers without adapter, counted from 0.
-        init_weights_seed: Seed set before each module is initialised. Rotations start as the identity all the same.
-        dtype: Name of the adapter's torch dtype, such as "bfloat16"; None for the default.
-        places: Where to adapt, as roles, module paths or patterns (`methods/places.py`). A fused projection is rotated
-            as a whole or not at all.
     Raises:
         ConfigError: a value is of another type or outside its range.
     """
@@ -59,9 +44,6 @@ class OFTConfig(AdapterConfig):
     block_share: bool = False
     neumann_terms: int | None = None
     dropout: float = 0.0
-    leave_out: list[int] = field(default_factory=list)
-    init_weights_seed: int | None = None
-    dtype: str | None = None
     places: str | list[str] = field(default_factory=lambda: ["all-linear"])
 
     rules: ClassVar[Mapping[str, Rule]] = {
@@ -69,10 +51,6 @@ class OFTConfig(AdapterConfig):
         "block_share": flag,
         "neumann_terms": nothing | integer(1),
         "dropout": probability,
-        "leave_out": layer_numbers,
-        "init_weights_seed": seed,
-        "dtype": dtype_name,
-        "places": place_patterns,
     }
 
 

@@ -4,6 +4,7 @@
     places=["*.o", "ffn.*"]             patterns over roles
     places=["0-3:attn.q", "5,7:ffn"]    only in some layers, counted from 0, encoder first
     places=["all-linear"]               every linear map of the layers
+    places=["all"]                      every place of the layers at which the method can act
     places=["ffn.down.in"]              what a linear map reads, instead of what it makes, for methods that can (IA3)
     places=["encoder.layer.*.dense"]    module paths, or patterns over them, of linear maps and norms
     places="attn.q+attn.o"              the same as a list of the parts
@@ -22,10 +23,10 @@ from typing import Any
 
 from adapters.errors import ConfigError, UnsupportedError, choices
 from adapters.sites.layers import in_short, layers_of, require_layers
-from adapters.sites.resolve import SITES, LinearSite, NormSite, Site
+from adapters.sites.resolve import SITES, AffineSite, LinearSite, Site
 from adapters.sites.roles import ROLES
 
-ALL_LINEAR = "all-linear"
+ALL, ALL_LINEAR = "all", "all-linear"
 INPUT = ".in"
 _LAYERS = re.compile(r"(?:(?P<layers>\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*):)?(?P<place>[^:+,\s]+)")
 
@@ -42,11 +43,11 @@ class Pattern:
         """Whether it means the role `role` (one of several, at a fused projection) of `site`."""
         if self.layers is not None and site.layer not in self.layers:
             return False
-        if self.place == ALL_LINEAR:
-            return isinstance(site, LinearSite) and site.layer >= 0
+        if self.place in (ALL, ALL_LINEAR):
+            return (self.place == ALL or isinstance(site, LinearSite)) and site.layer >= 0
         if role and fnmatchcase(role, self.place):
             return True
-        return isinstance(site, LinearSite | NormSite) and fnmatchcase(site.path, self.place)
+        return isinstance(site, AffineSite) and fnmatchcase(site.path, self.place)
 
 
 @cache
@@ -111,17 +112,19 @@ def choose(method: Any, config: Any, sites: Sequence[Site], refused: dict[str, s
         refused: Role -> why this model refuses it.
         model: Words for the model.
     Raises:
-        UnsupportedError: the model has no place of the kind that the method needs.
+        UnsupportedError: the model has no place of the kind that the method needs, or an entry of `places` none that
+            has what it needs.
         ConfigError: nothing is selected, or an entry of `places` matches nothing.
     """
-    kind = [site for site in sites if isinstance(site, method.site_type)]
+    kind = able(method, sites)
     if not kind:
-        raise UnsupportedError(_no_kind(method, refused, model))
+        raise UnsupportedError(_no_kind(method, sites, refused, model))
     if getattr(config, "places", None) is None or not method.placeable:
         found = [site for site in kind if method.acts_at(config, site)]
     else:
         for text, entry in patterns(config, method.inward).items():
             if not any(entry.matches(site, role) for site in kind for role in roles_of(site)):
+                _check_lacks(entry, text, method, sites, model)
                 raise ConfigError(_unmatched(entry, text, method, sites, kind, refused, model))
         layers = getattr(config, "layers", "all")
         found = [site for site in kind if chosen_roles(config, site, method.inward)]
@@ -136,13 +139,31 @@ def choose(method: Any, config: Any, sites: Sequence[Site], refused: dict[str, s
     return found
 
 
-def _no_kind(method: Any, refused: dict[str, str], model: str) -> str:
+def able(method: Any, sites: Iterable[Site]) -> list[Site]:
+    """The sites at which a method can act: those of its kind that have what it needs."""
+    return [site for site in sites if isinstance(site, method.site_type) and method.lacks(site) is None]
+
+
+def _check_lacks(entry: Pattern, text: str, method: Any, sites: Sequence[Site], model: str) -> None:
+    """Raise UnsupportedError if an entry names places of a method's kind that lack what it needs."""
+    named = [site for site in sites if isinstance(site, method.site_type)]
+    named = [site for site in named if any(entry.matches(site, role) for role in roles_of(site))]
+    if lacking := {method.lacks(site) for site in named}:
+        raise UnsupportedError(
+            f"{method.__name__} cannot act at {text!r} in {model}, which has no {' and no '.join(sorted(lacking))} "
+            f"there. Places for {method.__name__}:\n{listing(able(method, sites))}"
+        )
+
+
+def _no_kind(method: Any, sites: Sequence[Site], refused: dict[str, str], model: str) -> str:
     kind = method.site_type.__name__
+    lacking = {method.lacks(site) for site in sites if isinstance(site, method.site_type)}
+    with_it = f" with a {' and a '.join(sorted(lacking))}" if lacking else ""
     reasons = [f"{role}: {reason}" for role, reason in refused.items() if SITES[ROLES[role].kind] is method.site_type]
     because = f" ({'; '.join(reasons)})" if reasons else ""
     return (
-        f"{method.__name__} cannot act in {model}, which has no place of the kind {kind}{because}. Choose another "
-        "method for this model."
+        f"{method.__name__} cannot act in {model}, which has no place of the kind {kind}{with_it}{because}. Choose "
+        "another method for this model."
     )
 
 
@@ -215,7 +236,7 @@ def flagged(method: Any, config: Any, sites: Sequence[Site], chosen: Sequence[Si
     has_flags = getattr(type(config), "places", "") is None  # by default it says where without places
     if not has_flags or config.places is None or names_inputs(config):
         return config
-    kind = [site for site in sites if isinstance(site, method.site_type)]
+    kind = able(method, sites)
     locations = {site.location for site in chosen}
     known = {site.location for site in kind}
     changes: dict[str, Any] = {flag: flag in locations for flag in config.flags if flag in known}

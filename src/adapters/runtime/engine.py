@@ -19,7 +19,7 @@ from adapters.composition.fusion import AdapterFusion
 from adapters.composition.fusion_config import AdapterFusionConfig
 from adapters.errors import AdapterNameError, CompositionError, ConfigError, UnsupportedError, choices
 from adapters.methods import METHODS
-from adapters.methods.base import AdapterModule, LinearAdapter, init_seed
+from adapters.methods.base import AdapterModule, AffineAdapter, init_seed
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.config import AdapterConfig, ConfigUnion, members_of
 from adapters.methods.interface import AdapterModelInterface
@@ -92,8 +92,8 @@ class Engine:
         masked: Those whose adapters need the attention mask.
         programs: What the set-ups mean that were asked for.
         shared: Name of shared parameters -> the adapters that share them.
-        merged: Adapter -> (site, weight, bias) of the linear maps it was folded into, as they were before; None where
-            they are not known.
+        merged: Adapter -> (site, weight, bias) of the linear maps and norms it was folded into, as they were before;
+            None where they are not known.
         gated: Adapters outside of `masked` that need the attention mask too.
         trained: The adapters and fusions that train since `train_adapter` was called; None before.
     """
@@ -214,6 +214,16 @@ class Engine:
         """The sites at which a config puts adapters of a method."""
         model = f"this model of type {self.base.config.model_type!r}"  # type: ignore[union-attr]
         return choose(method, config, list(self.sites), self.spec.refusals(), model)
+
+    def supports(self, config: AdapterConfig) -> bool:
+        """Whether a method handles `config`, no union, and the model has what the method needs where it is to act."""
+        methods = [method for method in METHODS if method.handles(config)]
+        try:
+            return bool(methods) and all(self._choose(method, config) for method in methods)
+        except UnsupportedError:
+            return False
+        except ConfigError:  # the model has such places, only not where this config names them
+            return True
 
     def _build_member(self, name: str, member: AdapterConfig) -> Iterator[Part]:
         methods = [method for method in METHODS if method.handles(member)]
@@ -397,7 +407,7 @@ class Engine:
 
     def is_merged(self, name: str, part: Part) -> bool:
         """Whether a module of an adapter acts through the base weights, and must not act beside them."""
-        return name in self.merged and isinstance(part.module, LinearAdapter)
+        return name in self.merged and isinstance(part.module, AffineAdapter)
 
     def act_first_only(self, name: str) -> None:
         """Let an adapter do in a `Stack` what it did in version 1 of the library: see `AdapterModule.chains`."""

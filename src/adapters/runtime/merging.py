@@ -1,4 +1,4 @@
-"""Fold linear methods into the base weights, and bring the exact weights back.
+"""Fold what changes linear maps and norms into their weights, and bring the exact weights back.
 
 What is merged stays merged until it is taken out again, whatever is activated or trained meanwhile: others act on top.
 """
@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from adapters.errors import MergeError
-from adapters.methods.base import LinearAdapter
+from adapters.methods.base import AffineAdapter
 from adapters.runtime.engine import Engine
-from adapters.sites.linear import assign, weight_of
+from adapters.sites.linear import assign
 
 
 @torch.no_grad()
 def merge(engine: Engine, name: str) -> None:
-    """Put the adapter `name` into the weights of its linear maps, where it acts from then on, active or not.
+    """Put the adapter `name` into the weights of its linear maps and norms, where it acts from then on, active or not.
 
     Raises:
-        MergeError: another adapter is merged, this one has no linear part, or its update depends on the input.
+        MergeError: another adapter is merged, this one changes no such module, or its update depends on the input.
     """
     engine.require(name)
     if name in engine.merged:
@@ -29,28 +29,27 @@ def merge(engine: Engine, name: str) -> None:
         raise MergeError(
             f"Adapter {next(iter(engine.merged))!r} is merged already, and only one can be. Call reset_adapter() first."
         )
-    parts = [part for part in engine.parts[name] if isinstance(part.module, LinearAdapter)]
+    parts = [part for part in engine.parts[name] if isinstance(part.module, AffineAdapter)]
     if not parts:
         raise MergeError(
-            f"Adapter {name!r} changes no linear map, so it cannot be merged into the base weights. "
+            f"Adapter {name!r} changes no linear map and no norm, so it cannot be merged into the base weights. "
             "LoRA, DoRA and IA3 can."
         )
-    changes = []
+    changes: list[Any] = []
     for part in parts:
         site: Any = part.live.site  # type: ignore[union-attr]
         if site.call is not None:
             raise MergeError(
                 f"{site.path} is called {site.call[1]} times in a layer, and {name!r} acts in one call only."
             )
-        linear: Any = site.module
-        changes.append((part.live, linear, part.module.merged(weight_of(linear), linear.bias)))
+        changes.append((part.live, part.module.merged(site.weight, site.bias)))
     with engine.programs.quiet():
         backup: list[Any] = []
         engine.merged[name] = backup
-        for live, linear, (weight, bias) in changes:
-            old_bias = None if linear.bias is None else linear.bias.detach().clone()
-            backup.append((live, weight_of(linear).detach().clone(), old_bias))
-            assign(linear, weight, bias)
+        for live, (weight, bias) in changes:
+            old_bias = None if live.site.bias is None else live.site.bias.detach().clone()
+            backup.append((live, live.site.weight.detach().clone(), old_bias))
+            assign(live.site.module, weight, bias)
         engine.programs.changed([name])
 
 

@@ -42,7 +42,7 @@ def as_stored(module: nn.Module, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def assign(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """Overwrite weight ([O, I]) and bias ([O]) of a linear map in place."""
+    """Overwrite weight ([O, I], of norms [O]) and bias ([O]) of a linear map or norm in place."""
     module.weight.copy_(as_stored(module, weight))  # type: ignore[operator]
     if bias is not None and module.bias is not None:
         module.bias.copy_(bias)  # type: ignore[operator]

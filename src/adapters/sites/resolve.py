@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.errors import UnsupportedError, choices
-from adapters.sites.linear import features, is_linear
+from adapters.sites.linear import features, is_linear, weight_of
 from adapters.sites.roles import ROLES, Kind
 from adapters.sites.spec import (
     At,
@@ -53,7 +53,27 @@ class Site:
 
 
 @dataclass(eq=False)
-class LinearSite(Site):
+class AffineSite(Site):
+    """A module that multiplies by a weight and adds a bias: a linear map, or a normalisation layer."""
+
+    @property
+    def out_features(self) -> int:
+        """O of its output [..., O]."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, of a linear map as [O, I] however it is stored. Raises MergeError if it is packed (quantised)."""
+        raise NotImplementedError
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias [O], None where the module adds none."""
+        return getattr(self.module, "bias", None)
+
+
+@dataclass(eq=False)
+class LinearSite(AffineSite):
     """A linear map y = W x + b. `columns` has the output columns of every role of a fused projection, in order."""
 
     columns: dict[str, Columns] = field(default_factory=dict)
@@ -70,6 +90,10 @@ class LinearSite(Site):
     @property
     def out_features(self) -> int:
         return features(self.module)[1]
+
+    @property
+    def weight(self) -> Tensor:
+        return weight_of(self.module)
 
 
 @dataclass(eq=False)
@@ -121,13 +145,16 @@ class AttentionSite(Site):
 
 
 @dataclass(eq=False)
-class NormSite(Site):
+class NormSite(AffineSite):
     """A normalisation layer y = w n(x) + b."""
 
     @property
-    def width(self) -> int:
-        """D of its output [..., D]."""
-        return int(self.module.get_parameter("weight").shape[0])
+    def out_features(self) -> int:
+        return int(self.weight.shape[0])
+
+    @property
+    def weight(self) -> Tensor:
+        return self.module.get_parameter("weight")
 
 
 @dataclass(eq=False)
@@ -217,7 +244,7 @@ def resolve(base: nn.Module, spec: ModelSpec, name: Namer = lambda role, stack: 
 
 def _others(base: nn.Module, sites: list[Site], numbers: dict[str, int]) -> Iterator[Site]:
     """Linear maps and norms that have no role."""
-    known = {id(site.module) for site in sites if isinstance(site, LinearSite | NormSite)}
+    known = {id(site.module) for site in sites if isinstance(site, AffineSite)}
     for path, module in base.named_modules():
         if id(module) in known or not path:
             continue

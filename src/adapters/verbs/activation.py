@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from adapters.composition.blocks import AdapterCompositionBlock
-from adapters.methods import METHODS
 from adapters.methods.config import AdapterConfig, members_of
 from adapters.methods.interface import KINDS
 from adapters.methods.presets import load as load_config
@@ -51,14 +50,9 @@ class ActivationVerbs(Verbs):
 
     def supports_adapter(self, type_or_config: Any) -> bool:
         """Whether this model can carry a method, given by its config, the config's name, or a kind such as "reft"."""
-        kinds = {type(live.site) for live in self._engine.live}
         if isinstance(type_or_config, str) and type_or_config in KINDS:
-            return KINDS[type_or_config] in kinds
+            return any(isinstance(live.site, KINDS[type_or_config]) for live in self._engine.live)
         config = load_config(
             str(type_or_config) if not isinstance(type_or_config, (AdapterConfig, Mapping)) else type_or_config
         )
-        methods = [
-            [method for method in METHODS if method.handles(member)]
-            for member in members_of(cast(AdapterConfig, config))
-        ]
-        return all(found and all(method.site_type in kinds for method in found) for found in methods)
+        return all(map(self._engine.supports, members_of(cast(AdapterConfig, config))))
