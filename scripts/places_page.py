@@ -35,7 +35,7 @@ Linear maps and norms without a role (a pooler, a router, norms of queries and k
 ## Say where
 
 Every config takes `places`. LoRA and its kin act at linear maps, BitFit at linear maps and norms that have a bias,
-bottlenecks at branches, ReFT at branches and layers, prefixes at attentions.
+LN tuning at norms, bottlenecks at branches, ReFT at branches and layers, prefixes at attentions.
 
 ```python
 {grammar}

@@ -106,6 +106,7 @@ ONE_OF_EACH = (
     "adalora",
     "oft",
     "bitfit",
+    "ln_tuning",
     "low_rank_bn",
     "loreft_ends",
     "unipelt",

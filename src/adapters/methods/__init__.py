@@ -11,6 +11,7 @@ from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.compacter import Compacter
 from adapters.methods.ia3 import IA3, InwardIA3
 from adapters.methods.invertible import NICE
+from adapters.methods.ln_tuning import LNTuning
 from adapters.methods.loha import LoHa
 from adapters.methods.lokr import LoKr
 from adapters.methods.lora import DoRA, LoRA
@@ -41,6 +42,7 @@ METHODS: tuple[type[AdapterModule[Any]], ...] = (
     AdaLoRA,
     OFT,
     BitFit,
+    LNTuning,
     LowRankBottleneck,
     PrefixTuning,
     PromptTuning,
