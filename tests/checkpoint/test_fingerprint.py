@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 import adapters
 from adapters.checkpoint.fingerprint import ENTRY, sample
 from adapters.checkpoint.layout import ADAPTER
+from adapters.checkpoint.tensors import METADATA
+from adapters.errors import CheckpointError
 from tests.contract.cases import CONFIGS
 from tests.heads.models import add_head, tiny
 from tests.tiny import TINY_MODELS, build, perturb
@@ -50,6 +52,40 @@ def test_another_base_model(name: str, tmp_path: Path, caplog: pytest.LogCapture
     path = tmp_path / ADAPTER.safetensors
     save_file(load_file(path), path)
     assert not warned(other(build(name)), tmp_path, caplog)
+
+
+def test_pickle_files_tell_the_base_model_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Beside the tensors, where readers that know nothing of it find a plain dict of tensors."""
+    model = build("bert")
+    model.add_adapter("a", config="lora")
+    model.save_adapter(tmp_path, "a", use_safetensors=False)
+    assert not warned(build("bert"), tmp_path, caplog)
+    assert warned(other(build("bert")), tmp_path, caplog)
+    data = torch.load(tmp_path / ADAPTER.pickle, weights_only=True)
+    assert isinstance(data, dict) and all(type(value) is torch.Tensor for value in data.values())
+    path = tmp_path / ADAPTER.config
+    path.write_text(path.read_text().replace('"r": 8', '"r": 9'))
+    caplog.clear()
+    with pytest.raises(CheckpointError):
+        build("bert").load_adapter(tmp_path)
+    assert "were not saved together" in caplog.text
+    for strange in (7, {"a": 1, 2: "b"}, {ENTRY: "{", "chained": "x"}):
+        setattr(data, METADATA, strange)
+        torch.save(data, tmp_path / ADAPTER.pickle)
+        path.write_text(path.read_text().replace('"r": 9', '"r": 8'))
+        assert not warned(other(build("bert")), tmp_path, caplog)
+
+
+def test_pickle_files_tell_what_is_chained(tmp_path: Path) -> None:
+    for first_only in (False, True):
+        model = build("bert")
+        model.add_adapter("a", config="loreft")
+        if first_only:
+            model._engine.act_first_only("a")
+        model.save_adapter(tmp_path, "a", use_safetensors=False)
+        again = build("bert")
+        again.load_adapter(tmp_path)
+        assert again._engine.is_chained("a") is not first_only
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

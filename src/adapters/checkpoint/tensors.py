@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from adapters.errors import CheckpointError, CheckpointNotFound
 logger = logging.getLogger(__name__)
 
 DIGEST = "config_digest"
-"""Entry of the metadata of safetensors files: what `_digest` says of the config that was saved with them."""
+"""Entry of the metadata of a file of tensors: what `_digest` says of the config that was saved with them."""
+METADATA = "adapter_metadata"
+"""Where pickle files have their metadata: an attribute of their OrderedDict, as `_metadata` in torch's state dicts."""
 NOTES = ("base_model_sample", "chained")
 """Entries of a config that are kept in the metadata, because other programs compare config files."""
 
@@ -49,12 +52,14 @@ def write_checkpoint(
     plain = {name: _on_its_own(tensor, memory) for name, tensor in tensors.items()}
     notes = {name: json.dumps(config[name]) for name in NOTES if name in config}
     config = {name: value for name, value in config.items() if name not in NOTES}
+    metadata = {DIGEST: _digest(config), **notes}
     if use_safetensors:
-        metadata = {"format": "pt", DIGEST: _digest(config), **notes}
-        save_file(plain, folder / kind.safetensors, metadata=metadata)
+        save_file(plain, folder / kind.safetensors, metadata={"format": "pt", **metadata})
         _order_metadata(folder / kind.safetensors)
     else:
-        torch.save(plain, folder / kind.pickle)
+        stored = OrderedDict(plain)
+        setattr(stored, METADATA, metadata)
+        torch.save(stored, folder / kind.pickle)
     write_json(folder / kind.config, with_meta(config, meta))
 
 
@@ -109,8 +114,9 @@ def read_checkpoint(
     if name == kind.pickle:
         if use_safetensors:
             logger.info("%s has no %s, so %s is read.", folder, kind.safetensors, name)
-        return config, read_pickle(path)
-    tensors, metadata = _read_safetensors(path)
+        tensors, metadata = read_pickle(path)
+    else:
+        tensors, metadata = _read_safetensors(path)
     if metadata.get(DIGEST, _digest(config)) != _digest(config):
         logger.warning(
             "%s and %s beside it were not saved together: one of the two is of another state of the %s, or was edited.",
@@ -143,15 +149,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
 
 
-def read_pickle(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file that torch.save wrote. Nothing in it is executed."""
+def read_pickle(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """All tensors of a file that torch.save wrote, and its metadata. Nothing in it is executed."""
     data = load_pickle(path)
     if not isinstance(data, Mapping):
         raise CheckpointError(f"{path} holds {type(data).__name__}, but a dict of tensors is needed.")
     for name, tensor in data.items():
         if problem := "not a string" if not isinstance(name, str) else not_plain(tensor):
             raise CheckpointError(f"{path} holds {type(tensor).__name__} under {name!r}, which is {problem}.")
-    return dict(data)
+    metadata = getattr(data, METADATA, None)
+    texts = metadata.items() if isinstance(metadata, Mapping) else ()
+    return dict(data), {name: text for name, text in texts if isinstance(name, str) and isinstance(text, str)}
 
 
 def not_plain(value: Any) -> str:
