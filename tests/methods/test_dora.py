@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from adapters import DoRAConfig, Stack
+from adapters.errors import MergeError
 from tests.methods.reference import adapted, close, dense, gate_of, states, weights
 from tests.methods.test_lora import SITES, called
 from tests.tiny import build, infer, inputs
@@ -32,6 +35,34 @@ def test_starts_with_the_lengths_of_the_base_weight() -> None:
     lengths = torch.linalg.vector_norm(model.get_submodule(place).weight, dim=1)
     close(weights(model, f"{place}.loras")["m.weight"].squeeze(1), lengths.detach())
     close(infer(model, given), plain)
+
+
+@pytest.mark.parametrize("method", ["dora", "dvora"])
+def test_loading_reads_no_lengths_of_the_base_weight(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given = adapted("bert", method), inputs("bert")
+    model.save_adapter(tmp_path, "a")
+    fresh, measured = build("bert"), []
+    norm = torch.Tensor.norm
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "norm", lambda self, *args, **kw: (measured.append(1), norm(self, *args, **kw))[1])
+        fresh.load_adapter(tmp_path, set_active=True)
+        assert not measured
+        fresh.add_adapter("b", config=method)
+        assert len(measured) == 4
+    assert torch.equal(infer(fresh, given), infer(model, given))
+
+
+@pytest.mark.parametrize("method", ["dora", "dvora"])
+def test_packed_weights_are_refused_when_a_file_is_loaded(method: str, tmp_path: Path) -> None:
+    adapted("bert", method).save_adapter(tmp_path, "a")
+    model = build("bert")
+    query = model.encoder.layer[0].attention.self.query
+    query.weight = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(MergeError, match="packed"):
+        model.load_adapter(tmp_path)
+    assert not model.has_adapters()
 
 
 def test_the_last_of_a_stack_sets_the_length() -> None:

@@ -219,8 +219,10 @@ class DoRA(LoRA):
     def __init__(self, config: LoRAConfig, site: LinearSite, name: str) -> None:
         super().__init__(config, site, name)
         self.m = nn.Linear(1, site.out_features, bias=False)
-        with torch.no_grad():
-            self.m.weight.copy_(weight_of(site.module).float().norm(dim=1, keepdim=True))
+        weight = weight_of(site.module)  # also where a file has the lengths: packed weights are refused at once
+        if not self.m.weight.is_meta:
+            with torch.no_grad():
+                self.m.weight.copy_(weight.float().norm(dim=1, keepdim=True))
 
     def bind(self, shared: nn.Module | None) -> None:
         super().bind(shared)
