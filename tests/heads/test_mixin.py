@@ -92,6 +92,8 @@ def test_two_models_of_one_config_do_not_share_heads() -> None:
 def test_priority_of_heads() -> None:
     model = two_heads()
     inputs = inputs_for(model)
+    for name in ("x", "a"):
+        model.add_adapter(name, config="lora")  # new ones change nothing
     each = {name: model(**inputs, head=name).logits for name in ("a", "b")}
     assert torch.equal(model(**inputs).logits, each["b"])
     with AdapterSetup("x"):

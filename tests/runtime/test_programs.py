@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from adapters import AdapterSetup, Average, BatchSplit, Fuse, MultiTask, Parallel, Split, Stack
 from adapters.call import CALL
 from adapters.errors import AdapterNameError, CompositionError, ConfigError, UnsupportedError
+from adapters.runtime.arguments import UnknownArgument
 from tests.contract.cases import ONE_OF_EACH, carrying, every_pair
 from tests.tiny import LENGTH, ROWS, build, checkpoint, hooks, infer, inputs, output, perturb
 
@@ -189,6 +190,31 @@ def test_an_adapter_that_is_added_after_another_thread_entered_its_name_acts_the
         found = infer(model, given)
     assert torch.equal(found, asked(model, given, "late"))
     assert not torch.allclose(found, infer(model, given))
+
+
+@pytest.mark.parametrize("task", ["base", "classification"])
+@pytest.mark.parametrize("ever", [False, True], ids=["never had one", "has none left"])
+def test_a_model_without_adapters_refuses_what_names_one(task: str, ever: bool) -> None:
+    model, given = build("bert", task), inputs("bert")
+    expected = infer(model, given)
+    if ever:
+        model.add_adapter("a", config="lora")
+        model.delete_adapter("a")
+    for setup in ("a", Stack("a", "b"), Average("a", None)):
+        with AdapterSetup(setup), pytest.raises(AdapterNameError, match="no adapter 'a' in this Bert"):
+            infer(model, given)
+    with pytest.raises(UnknownArgument, match=r"with AdapterSetup\(BatchSplit\('a', None, batch_sizes=\[3, 1\]\)\)"):
+        model(**given, adapter_names=["a", "a", "a", "__base__"])
+    for harmless in (AdapterSetup(None), AdapterSetup(None, ignore_empty=True)):
+        with harmless:
+            assert torch.equal(infer(model, given), expected)
+    assert hooks(model) == []
+
+
+def test_a_model_without_adapters_refuses_to_generate_with_one() -> None:
+    model, given = build("llama", "lm"), inputs("llama", "lm")
+    with AdapterSetup("a"), pytest.raises(AdapterNameError, match="no adapter 'a'"):
+        model.generate(**given, max_new_tokens=2)
 
 
 def test_a_name_that_the_model_lacks_is_an_error() -> None:

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from adapters.call import CALL, Call, Generation, Running
 from adapters.errors import UnsupportedError
 from adapters.methods.derived import WATCHING
+from adapters.runtime.active import INNERMOST
 from adapters.runtime.arguments import refuse_adapter_names
 from adapters.runtime.hooks import HookedPrompt
 from adapters.runtime.replication import batch_size, replicate
@@ -24,17 +25,23 @@ if TYPE_CHECKING:
 
 
 class Entry:
-    """Follows the calls of one model. Hooks the root, the base model and the stacks whose masks adapters need."""
+    """Follows the calls of one model. Hooks the root, the base model and the stacks whose masks adapters need.
+
+    Attributes:
+        attached: Whether it follows them, as it does while there are adapters.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.attached = False
         self.handles: list[RemovableHandle] = []
         self.stacks: dict[int, RemovableHandle] = {}
 
     def attach(self) -> None:
         """Follow calls from now on."""
-        if self.handles:
+        if self.attached:
             return
+        self.attached = True
         modules = {id(m): m for m in (self.engine.root, self.engine.base)}
         for module in modules.values():
             self.handles.append(module.register_forward_pre_hook(self.on_call, prepend=True, with_kwargs=True))
@@ -46,6 +53,7 @@ class Entry:
             handle.remove()
         self.handles.clear()
         self.stacks.clear()
+        self.attached = False
 
     def follow_stacks(self) -> None:
         """Follow the stacks whose masks the adapters need that are there now, and no others."""
@@ -55,6 +63,18 @@ class Entry:
             self.stacks.pop(key).remove()
         for key in set(needed) - set(self.stacks):
             self.stacks[key] = needed[key].register_forward_pre_hook(self.on_stack, with_kwargs=True)
+
+    def check_unfollowed(self, kwargs: dict[str, Any]) -> None:
+        """Refuse what a call asks of adapters where there are none, and so no hook that would see the call.
+
+        Raises:
+            AdapterNameError: an `AdapterSetup` is in force that names one.
+            UnknownArgument: the call has PEFT's `adapter_names`.
+        """
+        if INNERMOST.setup is not None:
+            self.engine.programs.in_force()
+        if "adapter_names" in kwargs:
+            refuse_adapter_names(kwargs)
 
     # -------------------------------------------------------------------------------------------------- hooks
 

@@ -25,12 +25,15 @@ class CallVerbs(Verbs):
             return replica_of(self._engine.root, cast(nn.Module, self))(*args, **kwargs)
         if torch.compiler.is_compiling():
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        entry = self._engine.entry
         INNERMOST.setup, before = innermost(), CALL.now
+        if not entry.attached:
+            entry.check_unfollowed(kwargs)
         try:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         finally:
             if CALL.now is not before:
-                self._engine.entry.end_interrupted(before)
+                entry.end_interrupted(before)
 
     def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in Transformers; with `Parallel` the result has the rows of all adapters, first adapter first."""
