@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from adapters.errors import HeadError
 from tests.heads.models import VOCAB, add_head, inputs_for, tiny
-from tests.tiny import LANGUAGE_MODELS, build, infer, inputs, perturb
+from tests.tiny import LANGUAGE_MODELS, build, hooks, infer, inputs, perturb
 
 TOKEN_HEADS = [("bert", "masked_lm"), ("electra", "masked_lm"), ("gpt2", "causal_lm"), ("t5", "seq2seq_lm")]
 
@@ -38,6 +39,52 @@ def test_resizing_embeddings_resizes_all_token_heads(
         model.load_head(str(tmp_path / name))
         torch.testing.assert_close(model(**inputs, head=name).logits, logits)
     torch.testing.assert_close(model(**inputs, head="c").logits, before["c"])
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "t5"])
+def test_a_head_under_the_name_of_a_plain_class_is_refused(model_type: str) -> None:
+    """It would take part in nothing."""
+    model = tiny(model_type)
+    modules, before = dict(model.named_modules()), dict(vars(model))
+    for name in ("lm_head", "cls", "classifier", "score", "qa_outputs"):
+        with pytest.raises(HeadError, match=rf"{name} would do nothing.*set_output_embeddings"):
+            setattr(model, name, nn.Linear(4, VOCAB))
+    assert dict(model.named_modules()) == modules and dict(vars(model)) == before
+    model.lm_head = None
+
+
+@pytest.mark.parametrize("what", ["layer", "head"])
+def test_the_inverse_follows_layers_and_heads_that_are_assigned(what: str) -> None:
+    model = tiny("gpt2", tie_word_embeddings=False)
+    add_head(model, "causal_lm", "h")
+    model.add_adapter("a", config="seq_bn_inv")
+    perturb(model, "a")
+    model.set_active_adapters("a")
+    model.active_head = "h"
+    inputs = inputs_for(model)
+    expected = model(**inputs).logits
+    if what == "layer":
+        model.heads["h"][-1] = twin(model.heads["h"][-1])
+    else:
+        other = add_head(tiny("gpt2", tie_word_embeddings=False), "causal_lm", "h")
+        other.load_state_dict(model.heads["h"].state_dict())
+        model.heads["h"] = other
+    torch.testing.assert_close(model(**inputs).logits, expected)
+    model.set_active_adapters(None)
+    plain = model(**inputs).logits
+    assert not torch.allclose(plain, expected, atol=1e-3)
+    model.delete_adapter("a")
+    assert torch.equal(model(**inputs).logits, plain) and hooks(model) == []
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_the_inverse_follows_an_assigned_layer_of_a_plain_class(name: str) -> None:
+    model, given = build(name, "lm"), inputs(name, "lm")
+    model.add_adapter("a", config="seq_bn_inv", set_active=True)
+    perturb(model, "a")
+    expected = infer(model, given)
+    model.lm_head = twin(model.lm_head)
+    torch.testing.assert_close(infer(model, given), expected)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "t5"])

@@ -26,6 +26,7 @@ from adapters.heads.running import LABELS
 from adapters.heads.shifting import Shift
 from adapters.heads.static import (
     DEFAULT_HEAD,
+    HEAD_MODULES,
     STATIC_HEADS,
     static_head_config,
     static_key_mapping,
@@ -127,6 +128,15 @@ class HeadModel(_Base):
             task_ids=tasks,
             **for_heads,
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in HEAD_MODULES and isinstance(value, nn.Module):
+            raise HeadError(
+                f"{type(self).__name__}.{name} would do nothing: the heads of this model are in `heads`. Replace the "
+                "layer onto the vocabulary of the active head with set_output_embeddings(layer), or add a head with "
+                "one of the add_..._head methods."
+            )
+        super().__setattr__(name, value)
 
     def _name_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """All arguments of a call by name; the base model's may be given by position."""

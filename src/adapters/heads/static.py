@@ -136,6 +136,8 @@ STATIC_HEADS: dict[str, StaticHead] = {
 
 BASE_KEYS = ("bert.", "roberta.", "distilbert.", "electra.", "transformer.", "model.", "vit.")
 ENCODER_DECODER_KEYS = ("encoder.", "decoder.", "shared.")
+HEAD_MODULES = {path.partition(".")[0] for head in STATIC_HEADS.values() for path in head.modules if path}
+"""What plain classes call the modules of their heads."""
 IGNORED_KEYS = ("final_logits_bias", "lm_head.bias", "cls.predictions.bias")
 """Tensors that flexible heads do not have: the two biases repeat the one of the last layer."""
 

@@ -28,8 +28,16 @@ from adapters.runtime import tree
 from adapters.runtime.active import Setup
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.entry import Entry
-from adapters.runtime.hooks import HookedEmbedding, HookedLayer, HookedPrompt, HookedResidual, HookedSite, hooked
-from adapters.runtime.programs import Pin, Program, Programs, fusion_key, fusion_names
+from adapters.runtime.hooks import (
+    HookedEmbedding,
+    HookedLayer,
+    HookedPrompt,
+    HookedResidual,
+    HookedSite,
+    Pin,
+    hooked,
+)
+from adapters.runtime.programs import Program, Programs, fusion_key, fusion_names
 from adapters.runtime.replication import Replication
 from adapters.sites.resolve import Site, resolve, spec_for
 
@@ -501,6 +509,8 @@ class Engine:
                         else:
                             part.last_seen = found
             self._seen_edits = self.edits.count
+            if (find_outputs := getattr(self.root, "_on_heads_changed", None)) is not None:
+                find_outputs()
             self.programs.changed(changed, replaced=True)
 
     @staticmethod

@@ -7,7 +7,7 @@ graph, because a plan is found by the number of its site, never by a name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -38,6 +38,9 @@ from adapters.sites.spec import Turn
 
 if TYPE_CHECKING:
     from adapters.runtime.programs import Programs
+
+Pin = tuple[dict[str, Any], str, nn.Module]
+"""(children of a module, name, child)."""
 
 SiteT = TypeVar("SiteT", bound=Site)
 Modules = Mapping[str, AdapterModule[Any]]
@@ -122,6 +125,10 @@ class HookedSite(Generic[SiteT]):
                 hooks: Any = handle.hooks_dict_ref()
                 hooks[handle.id] = OneCall(hooks[handle.id], *turn)
             self.handles[tap] = in_order(handle)
+
+    def pins(self) -> Iterator[Pin]:
+        """Where modules hang that its plans refer to beside the site's own."""
+        yield from ()
 
     def turn(self, tap: str) -> Turn | None:
         """In which call of the hooked module a tap is, if not in all."""
@@ -390,6 +397,17 @@ class HookedEmbedding(HookedSite[EmbeddingSite]):
     def planned(self, step: Step) -> Plan:
         inverses = tuple(f"inverse:{i}" for i in range(len(self.outputs)))
         return Plan(("embedding", *inverses), step, step.run, step.inverse().run)
+
+    def pins(self) -> Iterator[Pin]:
+        root = self.programs.engine.root
+        wanted = set(map(id, self.outputs))
+        for path in [path for path, module in root.named_modules() if id(module) in wanted]:
+            owner = root
+            for name in path.split("."):
+                child = owner._modules[name]
+                assert child is not None
+                yield owner._modules, name, child
+                owner = child
 
     def on_output(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         plan = self.now()

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
-from torch import nn
 
 from adapters.call import CALL
 from adapters.composition.blocks import AdapterCompositionBlock, Fuse
@@ -25,7 +24,7 @@ from adapters.composition.fusion import FusionLayer
 from adapters.errors import AdapterError, CompositionError, MergeError, choices
 from adapters.methods.derived import Watch
 from adapters.runtime.active import IN_USE, INNERMOST, LOCK, REGISTRIES, AdapterSetup, Setup, innermost
-from adapters.runtime.hooks import HookedSite, Plan
+from adapters.runtime.hooks import HookedSite, Pin, Plan
 from adapters.sites.layers import require_layers
 
 if TYPE_CHECKING:
@@ -36,9 +35,6 @@ MOST_BLOCKS, MOST_NAMES = 32, 256
 
 WAIT = 60.0
 """Seconds that a merge waits for the calls of other threads to end."""
-
-Pin = tuple[dict[str, Any], str, nn.Module]
-"""(children of a module, name, child)."""
 
 _numbers = itertools.count()
 
@@ -56,7 +52,7 @@ class Program:
         names: The adapters that it names, and its fusions as `fusion_key`.
         first_layer: The lowest layer it adapts.
         copies: How often it needs every row of the input.
-        pins: What holds as long as nobody has replaced a dictionary of adapters.
+        pins: What holds as long as nobody has replaced a dictionary of adapters, or an output embedding behind them.
         watch: Looks after what is derived from the weights of its adapters.
         stale: Whether an adapter that it names has changed since: later calls must not begin with it.
         served: The sweep of hooks since which all its hooks are registered.
@@ -233,6 +229,7 @@ class Programs:
         plans: list[Plan | None] = [None] * len(engine.live)
         for live, there in modules.items():
             plans[live.number] = live.plan(setup, there, layers.get(live, {}))
+            pins += live.pins()
         numbers = [live.site.layer for live in modules if plans[live.number] is not None]
         return Program(
             self,
