@@ -21,13 +21,14 @@ def _count(most: int) -> Rule:
     def holds(value: Any) -> bool:
         return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) <= most
 
-    return Rule(f"an integer from 1 to {most}", holds)
+    return Rule(f"an integer from 1 to {most}", holds, {"type": "integer", "minimum": 1, "maximum": most})
 
 
 def _is_probability(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
 
 
+_PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 RULES: Mapping[str, Rule] = {
     "head_type": text,
     "num_labels": _count(MOST_LABELS),
@@ -35,7 +36,7 @@ RULES: Mapping[str, Rule] = {
     "layers": _count(MOST_LAYERS),
     "vocab_size": _count(MOST_TOKENS) | nothing,
     "embedding_size": _count(WIDEST) | nothing,
-    "dropout_prob": Rule("a number from 0 to 1", _is_probability) | nothing,
+    "dropout_prob": Rule("a number from 0 to 1", _is_probability, _PROBABILITY) | nothing,
     "activation_function": text | nothing,
     "multilabel": flag,
     "use_pooler": flag,

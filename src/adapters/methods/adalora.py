@@ -75,6 +75,7 @@ class AdaLoRA(WeightUpdate):
     """
 
     paper = "arXiv:2303.10512"
+    titles: ClassVar[Mapping[str, str]] = {"adalora": "AdaLoRA"}
     config_class = AdaLoRAConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"adalora": AdaLoRAConfig()}
 

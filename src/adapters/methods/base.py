@@ -66,6 +66,8 @@ class AdapterModule(MethodModule, Generic[S]):
 
     Class attributes:
         paper: Where the method was published.
+        titles: What people call it: the `kind` of its configs, and names of presets where these have a title of their
+            own, to titles.
         config_class: Class of its configs.
         presets: Names that people type, and the configs they mean.
         site_type: Kind of site it acts at.
@@ -87,6 +89,7 @@ class AdapterModule(MethodModule, Generic[S]):
     """
 
     paper: ClassVar[str]
+    titles: ClassVar[Mapping[str, str]] = {}
     config_class: ClassVar[type[AdapterConfig]]
     presets: ClassVar[Mapping[str, AdapterConfig]] = {}
     site_type: ClassVar[type[Site]]

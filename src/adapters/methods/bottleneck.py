@@ -173,6 +173,15 @@ class BnConfig(AdapterConfig):
         if self.inv_adapter is not None and self.inv_adapter_reduction_factor is None:
             raise self._error("inv_adapter_reduction_factor", "With inv_adapter a number above 0 is needed, such as 2.")
 
+    @property
+    def kind(self) -> str:
+        """Short name of what the fields describe: "bottleneck", "parallel", "compacter", or an `architecture`."""
+        if self.architecture is not None:
+            return self.architecture
+        if self.phm_layer:
+            return "compacter"
+        return "parallel" if self.is_parallel else "bottleneck"
+
     def meets(self, other: AdapterConfig) -> bool:
         """Whether two bottlenecks stand behind the same branch, or both have an invertible adapter."""
         return any(self[flag] and other[flag] for flag in (*self.flags, "inv_adapter"))
@@ -197,7 +206,7 @@ class SeqBnConfig(BnConfig):
 
         h = norm(h + x);  out = norm(W_up relu(W_down h + b_down) + b_up + h_before_norm + x)
 
-    Paper: Pfeiffer et al. 2020, arXiv:2005.00052. Fields as in `BnConfig`.
+    Paper: Pfeiffer et al. 2021, arXiv:2005.00247. Fields as in `BnConfig`.
     """
 
     original_ln_before: bool = True
@@ -209,7 +218,7 @@ class SeqBnConfig(BnConfig):
 
 @dataclass(eq=False)
 class SeqBnInvConfig(SeqBnConfig):
-    """`SeqBnConfig` with an invertible adapter behind the embeddings, for languages.
+    """One adapter per layer and an invertible one behind the embeddings, for languages.
 
         y1 = x1 + F(x2);  y2 = x2 + G(y1)
 
@@ -238,7 +247,7 @@ class DoubleSeqBnConfig(BnConfig):
 
 @dataclass(eq=False)
 class DoubleSeqBnInvConfig(DoubleSeqBnConfig):
-    """`DoubleSeqBnConfig` with an invertible adapter behind the embeddings, for languages.
+    """Two adapters per layer and an invertible one behind the embeddings, for languages.
 
         y1 = x1 + F(x2);  y2 = x2 + G(y1)
 
@@ -301,6 +310,16 @@ class Bottleneck(AdapterModule[ResidualState]):
     """
 
     paper = "arXiv:1902.00751"
+    titles: ClassVar[Mapping[str, str]] = {
+        "bottleneck": "Bottleneck adapter",
+        "parallel": "Parallel adapter",
+        "seq_bn": "Sequential bottleneck",
+        "double_seq_bn": "Double sequential bottleneck",
+        "par_bn": "Parallel bottleneck",
+        "scaled_par_bn": "Scaled parallel bottleneck",
+        "seq_bn_inv": "Bottleneck with invertible block",
+        "double_seq_bn_inv": "Double bottleneck with invertible block",
+    }
     config_class = BnConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {
         "seq_bn": SeqBnConfig(),

@@ -164,6 +164,7 @@ class Compacter(Bottleneck):
     """
 
     paper = "arXiv:2106.04647"
+    titles: ClassVar[Mapping[str, str]] = {"compacter": "Compacter", "compacter++": "Compacter++"}
     presets: ClassVar[Mapping[str, AdapterConfig]] = {
         "compacter++": CompacterPlusPlusConfig(),
         "compacter": CompacterConfig(),

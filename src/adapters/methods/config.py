@@ -11,11 +11,12 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, FrozenInstanceError, dataclass, field, fields
+from functools import cache
 from math import isfinite
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from adapters.errors import ConfigError, choices
-from adapters.methods.places import ALL, is_places, names_inputs
+from adapters.methods.places import ALL, ENTRY, is_places, names_inputs
 
 ConfigT = TypeVar("ConfigT", bound="FrozenMapping")
 
@@ -25,13 +26,21 @@ class ConfigTypeError(TypeError, ConfigError):
 
 
 class Rule(NamedTuple):
-    """What a field may hold: words for the message, and the test."""
+    """What a field may hold: words for the message, the test, and the same as JSON Schema for programs without us.
+
+    The schema has one type beside those of JSON Schema: "float", a number that is written with a decimal point.
+    """
 
     allowed: str
     holds: Callable[[Any], bool]
+    schema: Mapping[str, Any]
 
     def __or__(self, other: Rule) -> Rule:
-        return Rule(f"{self.allowed} or {other.allowed}", lambda value: self.holds(value) or other.holds(value))
+        return Rule(
+            f"{self.allowed} or {other.allowed}",
+            lambda value: self.holds(value) or other.holds(value),
+            {"anyOf": [*self.schema.get("anyOf", [self.schema]), *other.schema.get("anyOf", [other.schema])]},
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -46,9 +55,11 @@ def number(low: float, high: float = float("inf"), *, above: bool = False, below
             return False
         return bool((low < value if above else low <= value) and (value < high if below else value <= high))
 
+    schema: dict[str, Any] = {"type": "number", "exclusiveMinimum" if above else "minimum": low}
     if high == float("inf"):
-        return Rule(f"a number {'above' if above else 'of at least'} {low}", holds)
-    return Rule(f"a number in {'(' if above else '['}{low}, {high}{')' if below else ']'}", holds)
+        return Rule(f"a number {'above' if above else 'of at least'} {low}", holds, schema)
+    schema["exclusiveMaximum" if below else "maximum"] = high
+    return Rule(f"a number in {'(' if above else '['}{low}, {high}{')' if below else ']'}", holds, schema)
 
 
 def integer(low: int) -> Rule:
@@ -56,12 +67,22 @@ def integer(low: int) -> Rule:
     return Rule(
         f"an integer of at least {low}",
         lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low,
+        {"type": "integer", "minimum": low},
     )
 
 
 def one_of(*values: str) -> Rule:
     """One of these strings."""
-    return Rule(", ".join(map(repr, values)), lambda value: isinstance(value, str) and value in values)
+    return Rule(
+        ", ".join(map(repr, values)),
+        lambda value: isinstance(value, str) and value in values,
+        {"enum": list(values)},
+    )
+
+
+def text_such_as(*values: str) -> Rule:
+    """Any string; these are the ones that mean something."""
+    return Rule("a string", lambda value: isinstance(value, str), {"type": "string", "examples": list(values)})
 
 
 def list_of(rule: Rule) -> Rule:
@@ -69,6 +90,7 @@ def list_of(rule: Rule) -> Rule:
     return Rule(
         f"a list of items, each {rule.allowed}",
         lambda value: isinstance(value, list) and all(rule.holds(item) for item in value),
+        {"type": "array", "items": rule.schema},
     )
 
 
@@ -80,21 +102,34 @@ def per_layer(rule: Rule) -> Rule:
             return False
         return all((k == "default" or k.isdecimal()) and rule.holds(v) for k, v in value.items())
 
-    return Rule(f"a mapping from layer number, or 'default', to {rule.allowed}", holds)
+    schema = {"type": "object", "minProperties": 1, "propertyNames": {"pattern": r"^(default|\d+)$"}}
+    return Rule(
+        f"a mapping from layer number, or 'default', to {rule.allowed}",
+        holds,
+        {**schema, "additionalProperties": rule.schema},
+    )
 
 
-flag = Rule("True or False", lambda value: isinstance(value, bool))
-real = Rule("a number", _is_number)
-text = Rule("a string", lambda value: isinstance(value, str))
-nothing = Rule("None", lambda value: value is None)
-decimal = Rule("a float (with a decimal point)", lambda value: isinstance(value, float) and isfinite(value))
+flag = Rule("True or False", lambda value: isinstance(value, bool), {"type": "boolean"})
+real = Rule("a number", _is_number, {"type": "number"})
+text = text_such_as()
+nothing = Rule("None", lambda value: value is None, {"type": "null"})
+decimal = Rule(
+    "a float (with a decimal point)", lambda value: isinstance(value, float) and isfinite(value), {"type": "float"}
+)
 probability = number(0, 1)
 layer_numbers = list_of(integer(0))
-seed = nothing | Rule("an integer in [0, 2 ** 64)", lambda value: integer(0).holds(value) and value < 2**64)
+attention_letters = list_of(text_such_as("q", "k", "v"))
+seed = nothing | Rule(
+    "an integer in [0, 2 ** 64)",
+    lambda value: integer(0).holds(value) and value < 2**64,
+    {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**64},
+)
 some_places = Rule(
     "a list of roles, module paths or patterns over them, each if you like after layers and a colon, such as "
     "'attn.q', '*.o', '0-3:ffn' or 'all-linear'",
     is_places,
+    {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": f"^{ENTRY}$"}},
 )
 place_patterns = nothing | some_places
 
@@ -130,6 +165,7 @@ def _is_activation(value: Any) -> bool:
 activation = Rule(
     f"the name of an activation in Transformers, such as {', '.join(sorted(KNOWN_ACTIVATIONS))}",
     _is_activation,
+    {"type": "string"},
 )
 
 DTYPES = ("float16", "half", "bfloat16", "float32", "float", "float64", "double")
@@ -157,7 +193,7 @@ class FrozenMapping(Mapping[str, Any]):
 
     @classmethod
     def _field_names(cls) -> list[str]:
-        return [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        return _names_of(cls)
 
     def _written(self) -> list[str]:
         """Names of the fields that go into files."""
@@ -250,6 +286,12 @@ class FrozenMapping(Mapping[str, Any]):
         return config
 
 
+@cache
+def _names_of(owner: type) -> list[str]:
+    """Names of the fields of a dataclass."""
+    return [field.name for field in fields(owner)]
+
+
 def _plain(value: Any) -> Any:
     """A copy made of the types that JSON has, so that no caller can change a config from outside."""
     if isinstance(value, Mapping) and not isinstance(value, FrozenMapping):
@@ -290,6 +332,11 @@ class AdapterConfig(FrozenMapping):
             raise self._error("architecture", f"It can only be {type(self).architecture!r} in this class.")
         if names_inputs(self) and not self.scales:
             raise self._error("places", "Only methods that scale (ia3) act on the input of a linear map.")
+
+    @property
+    def kind(self) -> str:
+        """Short name of what the fields describe, for listings: one of the `titles` of the method."""
+        return str(self.architecture)
 
     @property
     def scales(self) -> bool:
@@ -507,7 +554,7 @@ def _apart(one: AdapterConfig, other: AdapterConfig) -> bool:
     return placed or not one.meets(other)
 
 
-_HASH_DEFAULTS: dict[str, Any] = {
+HASH_DEFAULTS: dict[str, Any] = {
     "phm_layer": True,
     "phm_dim": 4,
     "factorized_phm_W": True,
@@ -523,6 +570,7 @@ _HASH_DEFAULTS: dict[str, Any] = {
     "init_weights": "bert",
     "scaling": 1.0,
 }
+"""Values that do not count for the hash."""
 
 
 def members_of(config: AdapterConfig) -> list[AdapterConfig]:
@@ -544,7 +592,7 @@ def get_adapter_config_hash(config: Mapping[str, Any], length: int = 16) -> str:
     minimal = {
         key: value
         for key, value in _without_falsy(config).items()
-        if key not in _HASH_DEFAULTS or value != _HASH_DEFAULTS[key]
+        if key not in HASH_DEFAULTS or value != HASH_DEFAULTS[key]
     }
     return hashlib.sha1(json.dumps(minimal, sort_keys=True).encode(), usedforsecurity=False).hexdigest()[:length]
 

@@ -50,6 +50,7 @@ class IA3(LinearAdapter):
     """
 
     paper = "arXiv:2205.05638"
+    titles: ClassVar[Mapping[str, str]] = {"ia3": "(IA)³"}
     config_class = LoRAConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"ia3": IA3Config()}
 
@@ -73,7 +74,7 @@ class IA3(LinearAdapter):
 
     @classmethod
     def handles(cls, config: Any) -> bool:
-        if not isinstance(config, LoRAConfig) or config.linear_method != "ia3":
+        if not isinstance(config, LoRAConfig) or config.kind != "ia3":
             return False
         return config.places is None or bool(patterns(config, cls.inward))
 

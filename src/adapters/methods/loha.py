@@ -58,6 +58,7 @@ class LoHa(DenseUpdate):
     """
 
     paper = "arXiv:2108.06098"
+    titles: ClassVar[Mapping[str, str]] = {"loha": "LoHa"}
     config_class = LoHaConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"loha": LoHaConfig()}
 

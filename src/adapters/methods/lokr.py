@@ -92,6 +92,7 @@ class LoKr(DenseUpdate):
     """
 
     paper = "arXiv:2309.14859"
+    titles: ClassVar[Mapping[str, str]] = {"lokr": "LoKr"}
     config_class = LoKrConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"lokr": LoKrConfig()}
 

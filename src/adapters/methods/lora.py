@@ -98,8 +98,8 @@ class LoRAConfig(AdapterConfig):
     }
 
     @property
-    def linear_method(self) -> str:
-        """The method that the fields describe: "lora", "dora", "vera", "dvora", "ia3", or an `architecture`."""
+    def kind(self) -> str:
+        """Short name of what the fields describe: "lora", "dora", "vera", "dvora", "ia3", or an `architecture`."""
         if self.architecture != "lora":
             return str(self.architecture)
         if isinstance(self.vera_d, float) or isinstance(self.vera_b, float):
@@ -156,6 +156,7 @@ class LoRA(WeightUpdate):
     """
 
     paper = "arXiv:2106.09685"
+    titles: ClassVar[Mapping[str, str]] = {"lora": "LoRA"}
     config_class = LoRAConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"lora": LoRAConfig()}
     variant: ClassVar[str] = "lora"
@@ -174,7 +175,7 @@ class LoRA(WeightUpdate):
 
     @classmethod
     def handles(cls, config: Any) -> bool:
-        return isinstance(config, LoRAConfig) and config.linear_method == cls.variant
+        return isinstance(config, LoRAConfig) and config.kind == cls.variant
 
     @classmethod
     def acts_at(cls, config: LoRAConfig, site: LinearSite) -> bool:
@@ -213,6 +214,7 @@ class DoRA(LoRA):
     """
 
     paper = "arXiv:2402.09353"
+    titles: ClassVar[Mapping[str, str]] = {"dora": "DoRA"}
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"dora": DoRAConfig()}
     variant = "dora"
 

@@ -62,6 +62,7 @@ class LowRankBottleneck(Bottleneck):
     """
 
     paper = "arXiv:2106.04647"
+    titles: ClassVar[Mapping[str, str]] = {"low_rank_bn": "Low-rank bottleneck"}
     config_class = LowRankBnConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"low_rank_bn": LowRankBnConfig()}
 

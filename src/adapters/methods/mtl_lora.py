@@ -68,6 +68,7 @@ class MTLLoRA(LoRA):
     """
 
     paper = "arXiv:2410.09437"
+    titles: ClassVar[Mapping[str, str]] = {"mtl_lora": "MTL-LoRA"}
     config_class = MTLLoRAConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"mtl_lora": MTLLoRAConfig()}
     variant = "mtl_lora"

@@ -28,7 +28,9 @@ from adapters.sites.roles import ROLES
 
 ALL, ALL_LINEAR = "all", "all-linear"
 INPUT = ".in"
-_LAYERS = re.compile(r"(?:(?P<layers>\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*):)?(?P<place>[^:+,\s]+)")
+ENTRY = r"(?:(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*):)?([^:+,\s]+)"
+"""Form of an entry: layers and a colon, if any, and a place."""
+_ENTRY = re.compile(ENTRY)
 
 
 @dataclass(frozen=True)
@@ -53,26 +55,26 @@ class Pattern:
 @cache
 def pattern(text: str) -> Pattern:
     """The pattern that `text` writes. Raises ConfigError if it has another form."""
-    if (found := _LAYERS.fullmatch(text)) is None:
+    if (found := _ENTRY.fullmatch(text)) is None:
         raise ConfigError(
             f"places has {text!r}. Write a role, a module path, a pattern over them or {ALL_LINEAR!r}, if you like "
             "after layers and a colon: 'attn.q', '*.o', '0-3,5:ffn'."
         )
     layers: set[int] = set()
-    for part in (found["layers"] or "").split(","):
+    for part in (found[1] or "").split(","):
         first, _, last = part.partition("-")
         if first:
             layers.update(range(int(first), int(last or first) + 1))
-    place = found["place"]
+    place = found[2]
     inward = place.endswith(INPUT)
-    return Pattern(place.removesuffix(INPUT), frozenset(layers) if found["layers"] else None, inward)
+    return Pattern(place.removesuffix(INPUT), frozenset(layers) if found[1] else None, inward)
 
 
 def is_places(value: Any) -> bool:
     """Whether `value` can be the `places` of a config."""
     if not isinstance(value, list) or not value or not all(isinstance(entry, str) for entry in value):
         return False
-    return all(_LAYERS.fullmatch(entry) for entry in value)
+    return all(_ENTRY.fullmatch(entry) for entry in value)
 
 
 def roles_of(site: Site) -> tuple[str, ...]:

@@ -170,6 +170,7 @@ class PrefixTuning(AdapterModule[AttentionState]):
     """
 
     paper = "arXiv:2101.00190"
+    titles: ClassVar[Mapping[str, str]] = {"prefix_tuning": "Prefix tuning", "prefix_tuning_flat": "Flat prefix tuning"}
     config_class = PrefixTuningConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {
         "prefix_tuning": PrefixTuningConfig(),

@@ -12,7 +12,7 @@ from typing import Any
 from adapters.errors import ConfigError, choices
 from adapters.methods import METHODS
 from adapters.methods.config import AdapterConfig, ConfigUnion, FrozenMapping
-from adapters.methods.unions import MAMConfig, UniPELTConfig
+from adapters.methods.unions import TITLES, MAMConfig, UniPELTConfig
 
 _CURRENT: dict[str, AdapterConfig] = {
     **{name: config for method in METHODS for name, config in method.presets.items()},
@@ -33,6 +33,11 @@ ADAPTER_CONFIG_MAP: dict[str, AdapterConfig] = {
     **_CURRENT,
     **{old: _CURRENT[new] for old, new in DEPRECATED_IDENTIFIERS.items()},
 }
+PRESET_TITLES: dict[str, str] = {
+    name: title for titles in (*(method.titles for method in METHODS), TITLES) for name, title in titles.items()
+}
+"""What people call the kinds of configs, and the presets that have a title of their own."""
+
 DEFAULT_ADAPTER_CONFIG = "seq_bn"
 
 ARCHITECTURES: dict[str | None, type[AdapterConfig]] = {

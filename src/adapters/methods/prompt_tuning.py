@@ -78,6 +78,7 @@ class PromptTuning(AdapterModule[HiddenState]):
     """
 
     paper = "arXiv:2104.08691"
+    titles: ClassVar[Mapping[str, str]] = {"prompt_tuning": "Prompt tuning"}
     config_class = PromptTuningConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"prompt_tuning": PromptTuningConfig()}
     site_type = PromptSite

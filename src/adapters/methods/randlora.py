@@ -85,6 +85,7 @@ class RandLoRA(DenseUpdate):
     """
 
     paper = "arXiv:2502.00987"
+    titles: ClassVar[Mapping[str, str]] = {"randlora": "RandLoRA"}
     config_class = RandLoRAConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"randlora": RandLoRAConfig()}
     shared_container = "shared_parameters"

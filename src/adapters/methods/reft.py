@@ -237,6 +237,7 @@ class ReFT(AdapterModule[HiddenState]):
     """
 
     paper = "arXiv:2404.03592"
+    titles: ClassVar[Mapping[str, str]] = {"reft": "ReFT", "loreft": "LoReFT", "noreft": "NoReFT", "direft": "DiReFT"}
     config_class = ReftConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {
         "loreft": LoReftConfig(),

@@ -7,6 +7,9 @@ from adapters.methods.config import AdapterConfig, ConfigUnion
 from adapters.methods.lora import LoRAConfig
 from adapters.methods.prefix_tuning import PrefixTuningConfig
 
+TITLES = {"union": "Union", "mam": "Mix-and-Match", "unipelt": "UniPELT"}
+"""What people call them, as in `titles` of the methods."""
+
 
 class MAMConfig(ConfigUnion):
     """Mix-and-Match adapter: prefix tuning and a parallel bottleneck.

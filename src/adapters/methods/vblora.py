@@ -84,6 +84,7 @@ class VBLoRA(WeightUpdate):
     """
 
     paper = "arXiv:2405.15179"
+    titles: ClassVar[Mapping[str, str]] = {"vblora": "VB-LoRA"}
     config_class = VBLoRAConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"vblora": VBLoRAConfig()}
     shared_container = "shared_parameters"

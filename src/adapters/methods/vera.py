@@ -74,6 +74,7 @@ class VeRA(LoRA):
     """
 
     paper = "arXiv:2310.11454"
+    titles: ClassVar[Mapping[str, str]] = {"vera": "VeRA"}
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"vera": VeraConfig()}
     variant = "vera"
     shared_container = "shared_parameters"
@@ -108,5 +109,6 @@ class DVoRA(DoRA, VeRA):
     Paper: Liu et al. 2024, arXiv:2402.09353, section 5.
     """
 
+    titles: ClassVar[Mapping[str, str]] = {"dvora": "DVoRA"}
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"dvora": DvoRAConfig()}
     variant = "dvora"

@@ -18,14 +18,13 @@ from adapters.methods.base import AdapterModule, LinearAdapter, gate, new_gate
 from adapters.methods.config import (
     AdapterConfig,
     Rule,
+    attention_letters,
     dtype_name,
     flag,
     layer_numbers,
-    list_of,
     place_patterns,
     probability,
     seed,
-    text,
 )
 from adapters.methods.derived import Derived
 from adapters.methods.parts import Watching, matched, watched
@@ -75,7 +74,7 @@ class WeightUpdateConfig(AdapterConfig):
         "intermediate_lora": flag,
         "output_lora": flag,
         "leave_out": layer_numbers,
-        "attn_matrices": list_of(text),
+        "attn_matrices": attention_letters,
         "dropout": probability,
         "use_gating": flag,
         "gate_attended": flag,
