@@ -2,103 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from ..index.configs import aliases, members, method, named
+from ..index.configs import aliases, find_named, members, named
+from ..methods import UNION, Field, fits, library
 from .finding import Finding, error, listed, nearest, quoted, warning
 from .subject import CONFIG, HEAD, HEAD_WEIGHTS, Adapter, Subject
 
 __all__ = ["adapter_config", "head_pair"]
 
 
-class _Rule(NamedTuple):
-    """What a field may hold."""
-
-    holds: Callable[[Any], bool]
-    text: str
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-
-
-def _factor(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return _positive(value)
-    names = all(key == "default" or key.isdigit() for key in value)
-    return bool(value) and names and all(map(_positive, value.values()))
-
-
-def _layers(value: Any) -> bool:
-    return isinstance(value, list) and all(_whole(item) or item == 0 for item in value)
-
-
-def _one_of(*allowed: object) -> _Rule:
-    return _Rule(
-        lambda value: any(value is one or (isinstance(value, str) and value == one) for one in allowed),
-        "one of " + listed(map(repr, allowed), len(allowed)),
-    )
-
-
-_FLAG = _Rule(lambda value: isinstance(value, bool), "true or false")
-_NAME = _Rule(lambda value: isinstance(value, str) and bool(value), "a text")
-_WHOLE = _Rule(_whole, "a whole number above 0")
-_MAYBE_WHOLE = _Rule(lambda value: value is None or _whole(value), "a whole number above 0, or null")
-_MAYBE_NAME = _Rule(lambda value: value is None or isinstance(value, str), "a text, or null")
-_SHARE = _Rule(
-    lambda value: _positive(value + 1) and value <= 1 if _is_number(value) else False, "a number from 0 to 1"
-)
-_LAYERS = _Rule(_layers, "a list of layer numbers, counted from 0")
-_FACTOR = _Rule(_factor, "a number above 0, or a mapping from layers and 'default' to such numbers")
-_SCALING = _Rule(lambda value: _is_number(value) or value in ("learned", "channel"), "a number, 'learned' or 'channel'")
-
 # Around the config of the method.
+_NAME = Field("a text", {"type": "string", "pattern": "."})
+_MAYBE_NAME = Field("a text, or null", {"anyOf": [{"type": "null"}, {"type": "string"}]})
+_MAYBE_WHOLE = Field(
+    "a whole number above 0, or null",
+    {"anyOf": [{"type": "null"}, {"type": "integer", "minimum": 1, "exclusiveMaximum": 1 << 31}]},
+)
 _OUTER = {"hidden_size": _MAYBE_WHOLE, "model_type": _MAYBE_NAME, "model_name": _MAYBE_NAME, "name": _MAYBE_NAME}
-# Fields that must be there, and fields that may, by the architecture of the config.
-_REQUIRED = {
-    None: ("mh_adapter", "output_adapter", "reduction_factor", "non_linearity"),
-    "reft": ("layers", "prefix_positions", "suffix_positions", "r", "orthogonality"),
-}
-_FIELDS: Mapping[str | None, Mapping[str, _Rule]] = {
-    None: {
-        "mh_adapter": _FLAG,
-        "output_adapter": _FLAG,
-        "reduction_factor": _FACTOR,
-        "non_linearity": _NAME,
-        "is_parallel": _FLAG,
-        "scaling": _SCALING,
-        "inv_adapter": _one_of(None, "nice", "glow"),
-        "leave_out": _LAYERS,
-        "dropout": _SHARE,
-        "phm_layer": _FLAG,
-        "phm_dim": _WHOLE,
-        "phm_rank": _WHOLE,
-        "residual_before_ln": _one_of(True, False, "post_add"),
-    },
-    "lora": {
-        "r": _WHOLE,
-        "alpha": _Rule(lambda value: _is_number(value), "a number"),
-        "dropout": _SHARE,
-        "leave_out": _LAYERS,
-        "composition_mode": _one_of("add", "scale"),
-    },
-    "mtl_lora": {"r": _WHOLE, "n_up_projection": _WHOLE, "leave_out": _LAYERS},
-    "prefix_tuning": {
-        "prefix_length": _WHOLE,
-        "bottleneck_size": _WHOLE,
-        "flat": _FLAG,
-        "leave_out": _LAYERS,
-        "dropout": _SHARE,
-    },
-    "prompt_tuning": {"prompt_length": _WHOLE, "combine": _one_of("prefix", "prefix_after_bos")},
-    "reft": {"r": _WHOLE, "orthogonality": _FLAG, "dropout": _SHARE},
-}
 _PEFT = {"peft_type": _NAME, "base_model_name_or_path": _MAYBE_NAME, "num_virtual_tokens": _MAYBE_WHOLE}
 _PEFT_METHODS = frozenset(
     name
@@ -108,10 +30,6 @@ _PEFT_METHODS = frozenset(
     )
     for name in line.split()
 )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def adapter_config(subject: Subject) -> list[Finding] | None:
@@ -155,7 +73,7 @@ def _config_findings(adapter: Adapter) -> Iterator[Finding]:
 
 def _method_findings(path: str, config: Any) -> Iterator[Finding]:
     if isinstance(config, str):
-        if config not in named() and config not in aliases():
+        if find_named(config) is None:
             hint = nearest(config, [*named(), *aliases()])
             yield error(
                 f"'config' in {path} is {quoted(config)}, which names no config.{hint}", "Write the whole config."
@@ -165,7 +83,7 @@ def _method_findings(path: str, config: Any) -> Iterator[Finding]:
         message = f"'config' in {path} must be a mapping or the name of a config, but is {quoted(config)}."
         yield error(message, "Save the adapter again with `save_adapter`.")
         return
-    union = config.get("architecture") == "union"
+    union = config.get("architecture") == UNION
     if union and not isinstance(config.get("configs"), list):
         yield error(f"'configs' of the union in {path} must be a list.", "Save the adapter again with `save_adapter`.")
         return
@@ -175,29 +93,33 @@ def _method_findings(path: str, config: Any) -> Iterator[Finding]:
 
 def _member_findings(path: str, at: str, config: Mapping[str, Any]) -> Iterator[Finding]:
     architecture = config.get("architecture")
-    if not isinstance(architecture, (str, type(None))) or architecture not in _FIELDS or method(config) is None:
-        known = listed((repr(name) for name in _FIELDS if name), len(_FIELDS))
+    found = library().architecture(config)
+    if found is None:
+        known = [repr(name) for name in library().architectures if name]
         message = (
-            f"'{at}architecture' in {path} is {quoted(architecture)}; known are {known}, and null for a bottleneck."
+            f"'{at}architecture' in {path} is {quoted(architecture)}; known are {listed(known, len(known))}, and null "
+            "for a bottleneck."
         )
         if architecture is None:
             message = f"'{at[:-1]}' in {path} has none of the fields of a bottleneck adapter."
         yield error(message, "Save the adapter again with `save_adapter`.")
         return
-    for name in _REQUIRED.get(architecture, ()):
+    for name in found.required:
         if name not in config:
-            rule = _FIELDS[architecture].get(name)
-            fix = f"Add {name!r}, {rule.text}." if rule else f"Add {name!r}."
-            yield error(f"'{at}{name}' is missing in {path}.", fix)
-    yield from _field_findings(path, config, _FIELDS[architecture], at)
+            yield error(f"'{at}{name}' is missing in {path}.", f"Add {name!r}, {found.fields[name].words}.")
+    yield from _field_findings(path, config, found.fields, at)
+    for name in sorted(config.keys() - found.fields.keys() - {"architecture"}):
+        if hint := nearest(name, found.fields.keys() - config.keys(), cutoff=0.8):
+            message = f"'{at}{name}' in {path} is no field of this method, and changes nothing.{hint}"
+            yield warning(message, "Correct the name, or take the field out.")
 
 
 def _field_findings(
-    path: str, config: Mapping[str, Any], rules: Mapping[str, _Rule], at: str = ""
+    path: str, config: Mapping[str, Any], fields: Mapping[str, Field], at: str = ""
 ) -> Iterator[Finding]:
-    for name, rule in rules.items():
-        if name in config and not rule.holds(config[name]):
-            message = f"'{at}{name}' in {path} is {quoted(config[name])}, but must be {rule.text}."
+    for name, field in fields.items():
+        if name in config and not fits(config[name], field.schema):
+            message = f"'{at}{name}' in {path} is {quoted(config[name])}, but must be {field.words}."
             yield error(message, "Correct the value; it must be the one the adapter was trained with.")
 
 

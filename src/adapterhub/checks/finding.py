@@ -66,7 +66,7 @@ def listed(values: Iterable[object], most: int = 3) -> str:
     return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def nearest(value: str, known: Iterable[str]) -> str:
+def nearest(value: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """A hint at known names that are like a given one: ` Did you mean 'x'?`; empty without any."""
-    near = difflib.get_close_matches(value.lower(), sorted(known), n=3, cutoff=0.6)
+    near = difflib.get_close_matches(value.lower(), sorted(known), n=3, cutoff=cutoff)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

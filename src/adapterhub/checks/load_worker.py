@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..content.safetensors import header_length, parse_header
-from ..index.configs import aliases, members, named
-from .layout import Header, hidden_sizes
+from ..index.configs import find_named
+from .tensors import Header, hidden_sizes, shared_keys
 
 __all__ = ["main"]
 
@@ -70,12 +70,12 @@ def _header(path: Path) -> Header:
 def _shrink(model: Any, config: Mapping[str, Any], tensors: Header) -> None:
     """Makes the model as wide as the adapter's and as small as possible otherwise."""
     inner = config["config"]
-    inner = named()[aliases().get(inner, inner)] if isinstance(inner, str) else inner
+    inner = find_named(inner) or {} if isinstance(inner, str) else inner
     widths = hidden_sizes(inner, tensors, config.get("name"))
     width = config.get("hidden_size") or (min(widths) if widths else None)
     # Prefixes for all layers are one tensor: then there must be as many layers as the model had.
-    prefix = next((part for part in members(inner) if part.get("architecture") == "prefix_tuning"), None)
-    layers = _FEW if prefix is None else _prefixed_layers(prefix, tensors, width)
+    keys = shared_keys(inner, tensors, config.get("name"))
+    layers = _FEW if keys is None else keys // (2 * width) if width else None
     if layers is not None:
         for name in _DEPTHS:
             if hasattr(model, name):
@@ -93,15 +93,6 @@ def _shrink(model: Any, config: Mapping[str, Any], tensors: Header) -> None:
             number = getattr(model, name, None)
             if isinstance(number, int) and number >= model.vocab_size:
                 setattr(model, name, 0)
-
-
-def _prefixed_layers(config: Mapping[str, Any], tensors: Header, width: int | None) -> int | None:
-    """How many layers have a prefix, told by the size of the tensor that holds the keys and values of all."""
-    rows = [
-        shape[0] for name, (_, shape) in tensors.items() if name.endswith((".control_trans.2.bias", ".control_trans"))
-    ]
-    each = 2 * (width or 0) * (config.get("prefix_length", 30) if config.get("flat") else 1)
-    return rows[0] // each if rows and each else None
 
 
 def _load(folder: Path, model_config: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .layout import Comparison, Header
+from .tensors import Comparison, Header
 
 __all__ = ["compare"]
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ..content import cards
 from ..content.cards import Card, InvalidCard
 from ..errors import HubError
-from ..index.configs import aliases, named
+from ..index.configs import find_named
 from ..settings import MiB
-from . import finite, layout, peft
-from .layout import Comparison, Header
+from . import finite, peft, tensors
+from .tensors import Comparison, Header
 
 if TYPE_CHECKING:
     from ..repos.files import Files
@@ -87,19 +87,19 @@ class Adapter:
         config = self.config or {}
         found = config if self.is_peft else config.get("config")
         if isinstance(found, str):
-            found = named().get(aliases().get(found, found))
+            found = find_named(found)
         return found if isinstance(found, dict) else {}
 
     @cached_property
     def comparison(self) -> Comparison:
         """How its tensors differ from what its config makes."""
-        config, tensors = self.config or {}, self.tensors or {}
+        config, found = self.config or {}, self.tensors or {}
         if self.is_peft:
-            return peft.compare(config, tensors)
+            return peft.compare(config, found)
         name, hidden, model_type = (config.get(key) for key in ("name", "hidden_size", "model_type"))
-        return layout.compare(
+        return tensors.compare(
             self.inner,
-            tensors,
+            found,
             name=name if isinstance(name, str) else None,
             hidden=hidden if isinstance(hidden, int) and hidden > 0 else None,
             model_type=str(model_type or ""),

@@ -10,7 +10,7 @@ from typing import Any
 from ..content import cards
 from ..content.cards import Card, InvalidCard
 from ..repos.files import Files, Manifest
-from . import configs
+from . import configs, peft
 from .record import Evaluation, Record
 from .taxonomy import Taxonomy
 
@@ -92,7 +92,7 @@ async def read_json(files: Files, path: str) -> dict[str, Any]:
 
 def _read_config(record: Record, config: Mapping[str, Any]) -> None:
     if config.get("peft_type"):
-        record.library, record.method = "peft", configs.peft_method(config)
+        record.library, record.method = "peft", peft.method(config)
         record.config = dict(config)
         record.base_model = _text(config.get("base_model_name_or_path")) or record.base_model
         record.rank = _whole(config.get("r"))
@@ -105,7 +105,7 @@ def _read_config(record: Record, config: Mapping[str, Any]) -> None:
         record.hidden_size = _whole(config.get("hidden_size"))
         parts = configs.members(record.config)
         record.reduction_factor = _first(parts, "reduction_factor", float)
-        record.rank = _first([part for part in parts if configs.method(part) != "ia3"], "r", int)
+        record.rank = _first([part for part in parts if not configs.scales(part)], "r", int)
         record.non_linearity = next((_text(part["non_linearity"]) for part in parts if part.get("non_linearity")), None)
 
 
@@ -161,7 +161,7 @@ async def _read_weights(record: Record, files: Files) -> None:
         record.parameters = sum(_elements(shape) for name, (_, shape) in header.items() if configs.trains(config, name))
         layers = {int(found[1]) for name in header if (found := _LAYER.search(name))}
         record.layers = max(layers) + 1 if layers else None
-        if record.library == "peft" and record.method in ("lora", "dora"):
+        if record.library == "peft":
             wide = [shape for name, (_, shape) in header.items() if ".lora_A." in name and len(shape) == 2]
             record.hidden_size = record.hidden_size or (min(shape[1] for shape in wide) if wide else None)
         return

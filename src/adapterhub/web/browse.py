@@ -14,11 +14,11 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..data import load
 from ..db import schema
 from ..errors import BadRequest, NotFound
 from ..http import MOST, hub_of, principal_of, unquote
 from ..index import compat, leaderboard, search, taxonomy
+from ..index.configs import members
 from ..index.search import Query
 from ..index.taxonomy import Taxonomy
 from ..rights import Page
@@ -49,8 +49,9 @@ FACETS = {
     "type": "Kind",
 }
 SORTS = {"downloads": "Most used", "updated": "Newest", "created": "First published", "parameters": "Fewest parameters"}
-# Method and model type of the drawing on the front page.
-_SHOWN = ("unipelt", "bert")
+# The drawing on the front page has the method of most parts, in a model of this type.
+_SHOWN = max((method.config for method in METHODS.values()), key=lambda config: len(members(config)))
+_MODEL_TYPE = "bert"
 
 
 @router.get("/")
@@ -65,7 +66,6 @@ async def home(request: Request) -> Response:
     doors = [{"type": kind, "title": title, "text": text} for kind, (title, text) in TYPES.items()]
     for door in doors:
         door["places"] = _busiest(known, counts.get(door["type"], {}))  # type: ignore[assignment]
-    config = load("configs.json")["configs"][_SHOWN[0]]
     return await page(
         request,
         "home.html",
@@ -73,7 +73,7 @@ async def home(request: Request) -> Response:
         newest=newest.rows,
         most_used=used.rows,
         doors=doors,
-        drawing=Markup(placement_svg(config, layers=12, model_type=_SHOWN[1])),
+        drawing=Markup(placement_svg(_SHOWN, layers=12, model_type=_MODEL_TYPE)),
     )
 
 

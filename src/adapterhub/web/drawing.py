@@ -201,6 +201,10 @@ def _draw_lowrank(mark: Mark) -> Iterable[str]:
 
 
 def _draw_scale(mark: Mark) -> Iterable[str]:
+    if mark.site.startswith("norm"):
+        top, height = _ROWS[mark.site]
+        yield _plus(_RIGHT - 14, top + height / 2, "×")
+        return
     x, y = _LINEAR[mark.site]
     yield _plus(x + (26 if mark.site in ("output", "intermediate") else 13), y - 9, "×")
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any, NamedTuple
+
+from ..index.configs import members
+from ..methods import Kind, Method, library, meets
 
 __all__ = ["ONCE", "Config", "Mark", "left_out", "marks", "placement_text"]
 
@@ -16,7 +22,8 @@ class Mark(NamedTuple):
 
     Attributes:
         site: where: `attention`, `ffn` (after or beside the block), `q`, `k`, `v`, `o`, `intermediate`, `output` (a
-            linear layer), `keys` (what is attended to), `tokens` (the input), `layer` (its output) or `embeddings`.
+            linear layer), `norm1`, `norm2`, `keys` (what is attended to), `tokens` (the input), `layer` (its output) or
+            `embeddings`.
         kind: `bottleneck`, `parallel`, `lowrank`, `scale`, `prefix`, `prompt`, `reft` or `invertible`.
         note: its size, in a few characters.
         neck: how wide its narrow middle is, from 0 to 1.
@@ -32,41 +39,111 @@ class Mark(NamedTuple):
 
 def marks(config: Config) -> list[Mark]:
     """The trained pieces of a config of this library or of PEFT; those of a union one after another."""
-    return [mark for member in _members(config) for mark in _pieces(member)]
-
-
-def _members(config: Config) -> list[Config]:
-    if config.get("architecture") == "union":
-        return [member for member in config.get("configs") or [] if isinstance(member, Mapping)]
-    return [config]
+    return [mark for member in members(config) for mark in _pieces(member)]
 
 
 def _pieces(config: Config) -> list[Mark]:
-    peft_type, architecture = config.get("peft_type"), config.get("architecture")
     try:
-        if peft_type:
-            return list(_peft(str(peft_type), config))
-        return list(_READERS[architecture](config)) if architecture in _READERS else []
+        peft_type = config.get("peft_type")
+        return list(_peft(str(peft_type), config) if peft_type else _own(config))
     except (TypeError, ValueError):  # a config that no library could load is not drawn
         return []
 
 
 # ---- this library ---------------------------------------------------------------------------------------------------
 
+# Role of a place: where it is drawn, and as what.
+_ROLES = {
+    "attn": ("attention", "bottleneck"),
+    "ffn": ("ffn", "bottleneck"),
+    "attn.q": ("q", "lowrank"),
+    "attn.k": ("k", "lowrank"),
+    "attn.v": ("v", "lowrank"),
+    "attn.o": ("o", "lowrank"),
+    "attn.norm": ("norm1", "scale"),
+    "ffn.up": ("intermediate", "lowrank"),
+    "ffn.gate": ("intermediate", "lowrank"),
+    "ffn.down": ("output", "lowrank"),
+    "ffn.norm": ("norm2", "scale"),
+    "attn.core": ("keys", "prefix"),
+    "embed.prompt": ("tokens", "prompt"),
+    "layer": ("layer", "reft"),
+    "embed": ("embeddings", "invertible"),
+}
+_LAYERS = re.compile(r"^[\d,-]+:")  # in front of a place: only in these layers
 
-def _bottleneck(config: Config) -> Iterator[Mark]:
-    factor = _factor(config.get("reduction_factor"))
-    note = [f"d/{factor:g}" if factor else "d/r"]
-    note += ["PHM"] * bool(config.get("phm_layer")) + ["gated"] * bool(config.get("use_gating"))
-    scaling = config.get("scaling", 1.0)
-    note += [f"× {scaling:g}" if isinstance(scaling, (int, float)) else f"× {scaling}"] if scaling != 1.0 else []
-    kind = "parallel" if config.get("is_parallel") else "bottleneck"
+
+def _own(config: Config) -> Iterator[Mark]:
+    architecture = library().architecture(config)
+    kind = architecture.kind(config) if architecture else None
+    if architecture is None or kind is None:
+        return
+    full = architecture.full(config)
+    drawn: dict[tuple[str, str], Mark] = {}
+    for method in architecture.methods_of(config):
+        for site, shape in _drawn(method, full):
+            shape = "scale" if shape == "lowrank" and kind.scales else shape
+            shape = "parallel" if shape == "bottleneck" and full.get("is_parallel") else shape
+            drawn.setdefault((site, shape), _mark(site, shape, full, kind))
+    yield from drawn.values()
+
+
+def _drawn(method: Method, full: Config) -> list[tuple[str, str]]:
+    """Where a method acts in a layer, and as what it is drawn."""
+    if full.get("places") is None or not method.placeable:
+        roles = {role for role, when in method.roles.items() if meets(full, when)}
+    else:
+        given = full["places"]
+        texts = [_LAYERS.sub("", str(text)) for text in (given.split("+") if isinstance(given, str) else given)]
+        places = [text.removesuffix(".in") for text in texts if text.endswith(".in") == method.inward]
+        roles = {role for role in method.roles for place in places if fnmatchcase(role, place)}
+        modules = [] if roles else _sites(place.rstrip("*.") for place in places)
+        roles |= {role for role in method.roles if _ROLES.get(role, ("",))[0] in modules}
+    found = [_ROLES[role] for role in method.roles if role in roles and role in _ROLES]
+    # What edits hidden states stands at the end of the layer in the drawing, behind whichever branch it is.
+    return [_ROLES["layer"]][: len(found)] if "layer" in method.roles else found
+
+
+def _mark(site: str, shape: str, full: Config, kind: Kind) -> Mark:
+    factor = _factor(full.get("reduction_factor"))
     neck = max(0.12, min(0.75, float(factor) ** -0.5)) if factor else 0.3
-    for site, option in (("attention", "mh_adapter"), ("ffn", "output_adapter")):
-        if config.get(option):
-            yield Mark(site, kind, " · ".join(note), neck)
-    if config.get("inv_adapter"):
-        yield Mark("embeddings", "invertible", str(config["inv_adapter"]).upper())
+    first, last = (full.get(key) or 0 for key in ("prefix_positions", "suffix_positions"))
+    positions = (int(first), int(last)) if shape == "reft" else (0, 0)
+    named = shape in _NAMED and _plain().get(shape, kind) != kind
+    note = [*_size(shape, full, factor), *([kind.title] if named else [])]
+    note += ["gated"] * bool(full.get("use_gating"))
+    scaling = full.get("scaling", 1.0) if shape in ("bottleneck", "parallel") else 1.0
+    note += [f"× {scaling:g}" if isinstance(scaling, (int, float)) else f"× {scaling}"] if scaling != 1.0 else []
+    if shape == "invertible":
+        note = [str(full.get("inv_adapter")).upper()]
+    return Mark(site, shape, " · ".join(note), neck if shape in ("bottleneck", "parallel") else 0.3, positions)
+
+
+def _size(shape: str, full: Config, factor: float | None) -> list[str]:
+    if shape in ("bottleneck", "parallel"):
+        return [f"d/{factor:g}" if factor else "d/r"]
+    if shape in ("prefix", "prompt"):
+        return [f"{full.get(f'{shape}_length')} tokens"]
+    return [f"r = {full['r']}"] if shape in ("lowrank", "reft") and "r" in full else []
+
+
+# Shapes of several methods, whose name stands beside them, but for the plainest one.
+_NAMED = ("bottleneck", "parallel", "lowrank")
+
+
+@cache
+def _plain() -> Mapping[str, Kind]:
+    """Of every shape the kind of the first preset that is drawn so."""
+    found: dict[str, Kind] = {}
+    for preset in library().presets.values():
+        architecture = library().architecture(preset.config)
+        kind = architecture.kind(preset.config) if architecture else None
+        if architecture is not None and kind is not None:
+            for method in architecture.methods_of(preset.config):
+                for _, shape in _drawn(method, architecture.full(preset.config)):
+                    parallel = shape == "bottleneck" and preset.config.get("is_parallel")
+                    found.setdefault("parallel" if parallel else shape, kind)
+    return found
 
 
 def _factor(given: Any) -> float | None:
@@ -75,46 +152,6 @@ def _factor(given: Any) -> float | None:
         given = given.get("default", next(iter(given.values()), None))
     return given if isinstance(given, (int, float)) and given > 0 else None
 
-
-def _lora(config: Config) -> Iterator[Mark]:
-    scale = config.get("composition_mode") == "scale"
-    note = [] if scale else [f"r = {config.get('r')}"]
-    note += ["DoRA"] * bool(config.get("use_dora")) + ["gated"] * bool(config.get("use_gating"))
-    note += ["VeRA"] * isinstance(config.get("vera_d"), float)
-    attention = [str(name) for name in config.get("attn_matrices") or []] if config.get("selfattn_lora", True) else []
-    rest = [name for name in ("intermediate", "output") if config.get(f"{name}_lora")]
-    for site in [*(name for name in ("q", "k", "v") if name in attention), *rest]:
-        yield Mark(site, "scale" if scale else "lowrank", " · ".join(note))
-
-
-def _prefix(config: Config) -> Iterator[Mark]:
-    gated = " · gated" if config.get("use_gating") else ""
-    yield Mark("keys", "prefix", f"{config.get('prefix_length')} tokens{gated}")
-
-
-def _prompt(config: Config) -> Iterator[Mark]:
-    yield Mark("tokens", "prompt", f"{config.get('prompt_length')} tokens")
-
-
-def _reft(config: Config) -> Iterator[Mark]:
-    first, last = (config.get(key) or 0 for key in ("prefix_positions", "suffix_positions"))
-    yield Mark("layer", "reft", f"r = {config.get('r')}", positions=(int(first), int(last)))
-
-
-_READERS = {
-    None: _bottleneck,
-    "lora": _lora,
-    "low_rank_bn": _bottleneck,
-    "mtl_lora": _lora,
-    "adalora": _lora,
-    "loha": _lora,
-    "lokr": _lora,
-    "randlora": _lora,
-    "vblora": _lora,
-    "prefix_tuning": _prefix,
-    "prompt_tuning": _prompt,
-    "reft": _reft,
-}
 
 # ---- PEFT -----------------------------------------------------------------------------------------------------------
 
@@ -158,7 +195,7 @@ def _peft(peft_type: str, config: Config) -> Iterator[Mark]:
 
 
 def _sites(modules: Any) -> list[str]:
-    names = [modules] if isinstance(modules, str) else [str(name) for name in modules]
+    names = [modules] if isinstance(modules, str) else map(str, modules)
     found = {site for name in names for site in _site_of(name)}
     return [site for site in _MODULES if site in found]
 
@@ -177,7 +214,7 @@ def _site_of(module: str) -> tuple[str, ...]:
 
 def left_out(config: Config, layers: int | None) -> tuple[int | None, frozenset[int]]:
     """How many layers the model has, as far as known, and which of them no member of the config touches."""
-    named = [(_named(member), "leave_out" in member) for member in _members(config)]
+    named = [(_named(member), "leave_out" in member) for member in members(config)]
     if layers is None:
         highest = [max(indices) + 1 for indices, _ in named if indices]
         layers = max(highest, default=None)
@@ -221,6 +258,8 @@ _SITES = {
     "o": "attention output",
     "intermediate": "feed-forward up",
     "output": "feed-forward down",
+    "norm1": "norm after the attention",
+    "norm2": "norm after the feed-forward network",
 }
 
 
@@ -252,7 +291,7 @@ def _phrases(pieces: list[Mark]) -> list[str]:
 def _phrase(group: list[Mark]) -> str:
     mark = group[0]
     sites = _list([_SITES.get(member.site, member.site) for member in group])
-    if mark.kind in ("lowrank", "scale"):
+    if mark.kind in ("lowrank", "scale") and not mark.site.startswith("norm"):
         sites += " projection" + "s" * (len(group) > 1)
     if mark.kind == "lowrank" and not mark.note:
         return f"low-rank updates of the {sites}"

@@ -19,9 +19,10 @@ from ..content.cards import Card, InvalidCard
 from ..db.counts import Counts
 from ..errors import BadRequest, EntryNotFound, HubError, Moved
 from ..http import hub_of, principal_of, unquote, whole
-from ..index import compat, search
+from ..index import compat, configs, search
 from ..index.search import Query
 from ..index.yanks import set_yank
+from ..methods import UNION
 from ..repos import commits, manage, refs, repos
 from ..repos.commits import Commit
 from ..repos.files import Entry, Manifest, RepoFiles
@@ -200,10 +201,8 @@ async def config(request: Request) -> Response:
 
 def _options(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, Any, bool]]]]:
     """Options in groups, one for each member of a union, each with whether it says nothing."""
-    members = config.get("configs") if config.get("architecture") == "union" else None
-    if isinstance(members, list):
-        named = [member for member in members if isinstance(member, dict)]
-        return [(str(member.get("architecture") or "bottleneck"), _rows(member)) for member in named]
+    if config.get("architecture") == UNION:
+        return [(str(configs.method(member) or ""), _rows(member)) for member in configs.members(config)]
     return [("", _rows(config))]
 
 

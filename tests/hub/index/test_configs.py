@@ -5,6 +5,7 @@ import json
 import pytest
 
 from adapterhub.index import configs
+from adapterhub.methods import library
 from adapters.methods.config import get_adapter_config_hash
 from adapters.methods.presets import ADAPTER_CONFIG_MAP, DEPRECATED_IDENTIFIERS
 
@@ -75,8 +76,8 @@ def test_method(name):
     assert configs.method(as_file(ADAPTER_CONFIG_MAP[name])) == METHOD_OF[name]
 
 
-def test_every_named_config_has_a_method_with_a_label():
-    assert {configs.method(config) for config in configs.named().values()} <= configs.METHODS.keys()
+def test_every_named_config_has_a_method_with_a_title():
+    assert {configs.method(config) for config in configs.named().values()} <= library().titles.keys()
 
 
 def test_what_is_no_config_has_no_method():

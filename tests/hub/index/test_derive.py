@@ -7,7 +7,6 @@ import pytest
 from transformers import BertConfig
 
 import adapters
-from adapterhub.data import load
 from adapterhub.index import configs
 from adapterhub.index.derive import derive
 from adapterhub.index.taxonomy import Taxonomy, canonical_metric, higher_is_better
@@ -142,7 +141,7 @@ def test_metrics_have_one_name_and_a_direction():
     assert not higher_is_better("perplexity")
 
 
-@pytest.mark.parametrize("name", load("configs.json")["configs"])
+@pytest.mark.parametrize("name", configs.named())
 def test_parameters_are_what_trains(name, tmp_path):
     """Not what is stored besides: LoReFT's square base, VeRA's random matrices."""
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 30}
@@ -156,7 +155,7 @@ def test_parameters_are_what_trains(name, tmp_path):
 
 
 def test_rules_that_are_not_learned_are_no_parameters():
-    config = {**load("configs.json")["configs"]["compacter"], "learn_phm": False}
+    config = {**configs.named()["compacter"], "learn_phm": False}
     assert not configs.trains(config, "bert.shared_parameters.a.phm_rule")
     assert configs.trains(config, "bert.encoder.layer.0.output.adapters.a.adapter_up.W_left")
     vera = {"peft_type": "VERA"}

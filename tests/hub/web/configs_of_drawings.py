@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from adapterhub.data import load
+from adapterhub.index.configs import aliases, named
 
-NAMED: dict[str, dict[str, Any]] = dict(load("configs.json")["configs"])
-NAMED |= {alias: NAMED[name] for alias, name in load("configs.json")["aliases"].items()}
+NAMED: dict[str, dict[str, Any]] = {name: dict(config) for name, config in named().items()}
+NAMED |= {alias: NAMED[name] for alias, name in aliases().items()}
 LORA = NAMED["lora"]
 OTHERS: dict[str, dict[str, Any]] = {
     "leave_out": {**NAMED["double_seq_bn"], "leave_out": [0, 1, 2, 3, 11]},

@@ -12,17 +12,17 @@ import sqlalchemy as sa
 
 from adapterhub import accounts
 from adapterhub.accounts import Principal
-from adapterhub.data import load
 from adapterhub.db import schema
 from adapterhub.db.schema import now
 from adapterhub.hub import Hub
+from adapterhub.index import configs
 from adapterhub.ops import downloads
 from adapterhub.repos import commits, discussions, manage, refs, repos
 from adapterhub.repos.commits import Committed, Put
 from adapterhub.repos.repos import Repo
 from adapterhub.storage import ingest
 
-CONFIGS = load("configs.json")["configs"]
+CONFIGS = configs.named()
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
