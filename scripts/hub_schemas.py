@@ -343,6 +343,10 @@ def build(method: Method, config: AdapterConfig, sites: list[Site]) -> dict[Key,
     return found
 
 
+UNEVEN: list[str | None] = [None, "?"]
+"""For tensors of which some have more sizes than others."""
+
+
 class Bench:
     """Builds one method again and again, and remembers what came out.
 
@@ -369,6 +373,8 @@ class Bench:
             found = [result for result in tries if result is not None]
             if found:
                 self.made[row] = [result for result in found if result[1]] or found
+        if not any(tensors for results in self.made.values() for _, tensors in results):
+            raise SystemExit(f"{method.__name__} could not be built at any made-up site, or stores nothing.")
 
     def differs(self, start: Sequence[tuple[Variable, int]], variable: Variable) -> bool:
         """Whether the choice of a variable changes the tensors."""
@@ -429,6 +435,8 @@ class Bench:
             whole = all(has(self.made[row], key, every=True) for row in rows)
             entry: dict[str, Any] = {"container": container, "unit": unit, "name": name}
             entry["shape"] = self.shape(key, rows)
+            if entry["shape"] == UNEVEN:
+                raise SystemExit(f"{self.method.__name__}: no choice tells how many sizes {name} has.")
             if not whole or any(m[key].alias for row in rows for _, m in self.made[row] if key in m):
                 entry["optional"] = True
             if any(fixed[row] for row in rows):
@@ -450,11 +458,11 @@ class Bench:
         return [rows]
 
     def shape(self, key: Key, rows: Sequence[Choices]) -> list[str | None]:
-        """A formula for every size; [None] if the number of sizes differs."""
+        """A formula for every size; UNEVEN if their number differs."""
         seen = [(sizes, found[key].shape) for row in rows for sizes, found in self.made[row] if key in found]
         seen = random.Random(0).sample(seen, min(len(seen), 100))
         if len({len(shape) for _, shape in seen}) > 1:
-            return [None]
+            return UNEVEN
         return [formula([(sizes, shape[i]) for sizes, shape in seen]) for i in range(len(seen[0][1]))]
 
 
@@ -666,5 +674,18 @@ def text() -> str:
     return lines + "\n"
 
 
+def unknown() -> Iterator[str]:
+    """The tensors in the file that have a size of which nothing is known."""
+    for name, method in json.loads(TARGET.read_text(encoding="utf-8"))["methods"].items():
+        yield from (
+            f"{name}: {tensor['name']} {tensor['shape']}" for tensor in method["tensors"] if None in tensor["shape"]
+        )
+
+
 if __name__ == "__main__":
     TARGET.write_text(text(), encoding="utf-8")
+    print(
+        f"{TARGET} is written. These tensors have sizes that no formula gives; the hub takes any:",
+        *unknown(),
+        sep="\n  ",
+    )

@@ -25,6 +25,7 @@ _HIERARCHICAL = ("swin", "segformer", "pvt", "convnext", "hiera", "mobilevit", "
 # Towers behind another one, whose layers the config counts on from there.
 _LATER_TOWER = re.compile(r"(?:^|\.)(?:decoder|vision_model|vision_tower|visual)(?:\.|$)")
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d{1,4})(?:\.|$)")
+_LARGEST = 1 << 53  # number of a config that is taken as it is
 _ALIAS = ".prefix_tuning.pool"  # below it, old files repeat the prefixes of the base model
 
 
@@ -140,7 +141,7 @@ def _sizes(config: Config, hidden: int | None, layer: int | None) -> Sizes:
         if isinstance(value, dict):
             value = None if layer is None else value.get(str(layer), value.get("default"))
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[name] = value
+            found[name] = max(-_LARGEST, min(value, _LARGEST))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Packaged data: the taxonomy of the old hub (Apache-2.0) and the library's named configs."""
+"""Packaged data: the taxonomy of the old hub (Apache-2.0), the methods of the library, and papers to cite."""
 
 from __future__ import annotations
 

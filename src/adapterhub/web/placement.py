@@ -70,6 +70,7 @@ _ROLES = {
     "layer": ("layer", "reft"),
     "embed": ("embeddings", "invertible"),
 }
+_MOST = 200  # entries of `places`, and characters of one, that are looked at
 _LAYERS = re.compile(r"^[\d,-]+:")  # in front of a place: only in these layers
 
 
@@ -94,7 +95,8 @@ def _drawn(method: Method, full: Config) -> list[tuple[str, str]]:
         roles = {role for role, when in method.roles.items() if meets(full, when)}
     else:
         given = full["places"]
-        texts = [_LAYERS.sub("", str(text)) for text in (given.split("+") if isinstance(given, str) else given)]
+        entries = given.split("+") if isinstance(given, str) else [str(text) for text in given]
+        texts = [_LAYERS.sub("", text) for text in entries[:_MOST] if len(text) < _MOST]
         places = [text.removesuffix(".in") for text in texts if text.endswith(".in") == method.inward]
         roles = {role for role in method.roles for place in places if fnmatchcase(role, place)}
         modules = [] if roles else _sites(place.rstrip("*.") for place in places)

@@ -8,7 +8,17 @@ import json
 import pytest
 
 from adapterhub.checks import CHECKS, CheckContext, run
-from tests.hub.checks.fixtures import CONTEXT, FAILING, PASSING, MemoryFiles, config, files, safetensors, weights
+from tests.hub.checks.fixtures import (
+    CONTEXT,
+    FAILING,
+    METHODS,
+    PASSING,
+    MemoryFiles,
+    config,
+    files,
+    safetensors,
+    weights,
+)
 
 IDS = [rule.id for rule in CHECKS]
 CARD_OF_TRANSFORMERS = "---\nlibrary_name: transformers\ntags: []\n---\n\n# Model Card for Model ID\n"
@@ -114,6 +124,10 @@ def test_hostile_sizes_end_quickly():
     assert answers(weights(None, shapes), "weights.missing")
     deep = {**config()["config"], "reduction_factor": 1e-300}
     assert answers(weights(deep), "weights.shape")[0]["level"] == "error"
+    for size in (10**4000, 1e308, -1, 0, "x", [], {"a": 1}):
+        for name in ("r", "prefix_length", "phm_dim", "vector_length"):
+            for inner, made in METHODS.values():
+                assert answers(weights({**inner, name: size}, made), "weights.shape") is not None
 
 
 def test_unknown_quota_says_nothing():

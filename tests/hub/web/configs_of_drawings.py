@@ -16,5 +16,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "peft_ia3": {"peft_type": "IA3", "target_modules": ["key", "value", "output.dense"]},
     "peft_prefix_tuning": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 20},
     "peft_prompt_tuning": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 8},
+    "placed": {**LORA, "places": ["0-3:attn.o", "ffn.*"]},
+    "inward": {**NAMED["ia3"], "places": ["attn.k", "ffn.down.in"]},
+    "by_path": {**LORA, "places": ["encoder.layer.*.attention.self.query"]},
     "unknown": {"architecture": "of_tomorrow"},
 }

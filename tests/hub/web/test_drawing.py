@@ -63,6 +63,9 @@ def sites(name: str) -> set[tuple[str, str]]:
         "peft_ia3": {("k", "scale"), ("v", "scale"), ("output", "scale")},
         "peft_prefix_tuning": {("keys", "prefix")},
         "unknown": set(),
+        "placed": {("o", "lowrank"), ("intermediate", "lowrank"), ("output", "lowrank")},
+        "inward": {("k", "scale"), ("output", "scale")},
+        "by_path": {("q", "lowrank")},
     }.items(),
 )
 def test_an_adapter_is_where_its_paper_says(name: str, expected: set[tuple[str, str]]) -> None:
@@ -106,6 +109,8 @@ def test_the_text_names_sizes_and_places() -> None:
         {"architecture": "lora", "attn_matrices": 5},
         {"peft_type": "LORA", "target_modules": 5},
         {"architecture": ["lora"]},
+        {"architecture": "lora", "places": 5},
+        {"architecture": "lora", "places": ["[", 3, None, "*" * 10**5, "ffn.up"]},
         {"peft_type": "LORA", "target_modules": "all-linear"},
         {"peft_type": "LORA", "target_modules": {"q": 1}},
         {"leave_out": ["x", -1, 10**9]},
