@@ -45,6 +45,7 @@ class BitFit(AffineAdapter):
 
     paper = "arXiv:2106.10199"
     config_class = BitFitConfig
+    titles: ClassVar[Mapping[str, str]] = {"bitfit": "BitFit", "bitfit_subset": "BitFit (subset)"}
     presets: ClassVar[Mapping[str, AdapterConfig]] = {
         "bitfit": BitFitConfig(),
         "bitfit_subset": BitFitConfig(places=["attn.q", "ffn.up"]),

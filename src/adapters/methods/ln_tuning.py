@@ -42,6 +42,7 @@ class LNTuning(AffineAdapter):
 
     paper = "arXiv:2312.11420"
     config_class = LNTuningConfig
+    titles: ClassVar[Mapping[str, str]] = {"ln_tuning": "LN tuning"}
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"ln_tuning": LNTuningConfig()}
     site_type = NormSite
 

@@ -68,6 +68,7 @@ class OFT(InputAdapter):
 
     paper = "arXiv:2306.07280"
     config_class = OFTConfig
+    titles: ClassVar[Mapping[str, str]] = {"oft": "OFT"}
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"oft": OFTConfig()}
 
     def __init__(self, config: OFTConfig, site: LinearSite, name: str) -> None:
