@@ -26,11 +26,11 @@ from typing import Any
 from torch import nn
 
 from adapters.checkpoint.empty import Empty
-from adapters.checkpoint.places import names_of
 from adapters.errors import AdapterError
 from adapters.methods import METHODS
 from adapters.methods.base import AdapterModule, MethodModule
 from adapters.methods.config import HASH_DEFAULTS, AdapterConfig, get_adapter_config_hash
+from adapters.methods.locations import names_of
 from adapters.methods.presets import ADAPTER_CONFIG_MAP, ARCHITECTURES, DEPRECATED_IDENTIFIERS, PRESET_TITLES
 from adapters.sites.resolve import (
     SITES,

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from adapters.checkpoint.places import LOCATIONS
 from adapters.methods import places as grammar
+from adapters.methods.locations import LOCATIONS
 from adapters.sites import roles
 from adapters.sites.resolve import LinearSite, resolve, spec_for
 from adapters.sites.roles import ROLES

@@ -13,7 +13,7 @@ from adapterhub import names
 from adapterhub.data import load
 from adapterhub.db import schema
 from adapterhub.db.schema import now
-from adapterhub.index import configs
+from adapterhub.facts import configs
 
 LARGEST, SMALL = ("sentiment", "sst-2"), ("qa", "squad1")  # places of a sixth and of a thousandth of the adapters
 MODELS = (

@@ -18,12 +18,11 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from . import accounts
+from . import accounts, attempts
 from .accounts import Principal
 from .db.schema import now
 from .errors import Forbidden, Unauthorized
 from .http import SAFE, check_csrf, hub_of, principal_of
-from .ops import attempts
 
 __all__ = ["FRESH", "RIGHTS", "Guarded", "Page", "Right", "Who", "check", "confirm", "is_fresh", "routes"]
 

@@ -100,7 +100,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "ViTAdapterModel",
         "XLMRobertaAdapterModel",
     ),
-    "adapters.checkpoint.locate": ("ADAPTER_CACHE",),
+    "adapters.hub.locate": ("ADAPTER_CACHE",),
     "adapters.compat.names": (
         "AdapterLayerBase",
         "AdapterMethod",

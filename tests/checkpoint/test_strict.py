@@ -273,7 +273,7 @@ def test_a_part_is_there(left: str, tmp_path: Path) -> None:
 
 
 def test_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapters.checkpoint.locate.ADAPTER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("adapters.hub.locate.ADAPTER_CACHE", str(tmp_path / "cache"))
     model = carrying("bert", "lora")
     model.save_adapter(tmp_path / "a", "a")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:

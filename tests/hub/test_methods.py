@@ -20,7 +20,7 @@ from torch import nn
 
 import adapterhub
 from adapterhub.checks import configfile, tensors
-from adapterhub.index import configs
+from adapterhub.facts import configs
 from adapterhub.methods import UNION, Architecture, Library, fits, library, read
 from adapterhub.web import placement
 from adapters.checkpoint.names import tensors_of

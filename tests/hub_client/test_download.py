@@ -12,8 +12,8 @@ from huggingface_hub import constants
 
 import adapters
 from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, SETUP_FILE
-from adapters.checkpoint.locate import wanted_files
 from adapters.errors import CheckpointError, CheckpointNotFound
+from adapters.hub.locate import wanted_files
 from tests.contract.cases import carrying
 from tests.hub_client.fake import FakeHub, commit_of
 from tests.tiny import build

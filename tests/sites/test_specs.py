@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from adapters.checkpoint.places import names_of
 from adapters.errors import ConfigError, UnsupportedError
+from adapters.methods.locations import names_of
 from adapters.sites.linear import features, weight_of
 from adapters.sites.resolve import (
     AttentionSite,

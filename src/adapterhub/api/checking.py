@@ -16,13 +16,13 @@ from .. import checks, names
 from ..content.safetensors import InvalidSafetensors, parse_header
 from ..db import schema
 from ..errors import EntryNotFound, HubError, RepoNotFound, TooLarge
+from ..facts import taxonomy
 from ..http import hub_of, unquote
-from ..index import taxonomy
 from ..index.derive import derive
 from ..index.examine import context_of, examine
 from ..repos import commits, repos
 from ..repos.files import Entry, Manifest, RepoFiles
-from ..repos.git import blob_oid
+from ..storage.git import blob_oid
 from .models import CheckReport, CheckRequest, DryFile
 from .shared import Caller, Name, Text, part
 

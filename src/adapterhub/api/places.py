@@ -9,9 +9,9 @@ from starlette.requests import Request
 
 from .. import accounts
 from ..errors import NotFound
+from ..facts.taxonomy import Taxonomy, read
 from ..http import hub_of
 from ..index import leaderboard, resolver, search
-from ..index.taxonomy import Taxonomy, read
 from ..repos import repos
 from .models import Board, Preferred, TypeOfAdapter
 from .shared import Caller, Choice, FullName, Text, User, part

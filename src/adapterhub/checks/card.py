@@ -8,7 +8,7 @@ from typing import Any
 
 from ..content import cards
 from ..content.cards import InvalidCard
-from ..index.taxonomy import Taxonomy, canonical_metric
+from ..facts.taxonomy import Taxonomy, canonical_metric
 from .finding import Finding, error, listed, nearest, quoted, warning
 from .subject import CARD, CONFIG, CheckContext, Subject
 

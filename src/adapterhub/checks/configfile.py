@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..index.configs import aliases, find_named, members, named
+from ..facts.configs import aliases, find_named, members, named
 from ..methods import UNION, Field, fits, library
 from .finding import Finding, error, listed, nearest, quoted, warning
 from .subject import CONFIG, HEAD, HEAD_WEIGHTS, Adapter, Subject

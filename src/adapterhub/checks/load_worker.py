@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..content.safetensors import header_length, parse_header
-from ..index.configs import find_named
+from ..facts.configs import find_named
 from .tensors import Header, hidden_sizes, shared_keys
 
 __all__ = ["main"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..content import cards
 from ..content.cards import Card, InvalidCard
 from ..errors import HubError
-from ..index.configs import find_named
+from ..facts.configs import find_named
 from ..settings import MiB
 from . import finite, peft, tensors
 from .tensors import Comparison, Header

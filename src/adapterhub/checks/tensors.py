@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
-from ..index.configs import members
+from ..facts.configs import members
 from ..methods import library, meets
 from .formulas import Formula, Sizes, fit, shown
 

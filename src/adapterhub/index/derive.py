@@ -9,10 +9,10 @@ from typing import Any
 
 from ..content import cards
 from ..content.cards import Card, InvalidCard
+from ..facts import configs, peft
+from ..facts.taxonomy import Taxonomy
 from ..repos.files import Files, Manifest
-from . import configs, peft
 from .record import Evaluation, Record
-from .taxonomy import Taxonomy
 
 __all__ = ["ADAPTER_WEIGHTS", "derive", "read_card", "read_json"]
 

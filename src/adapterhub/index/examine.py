@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .. import checks, names, quotas
 from ..checks import CheckContext
 from ..db import schema
-from . import taxonomy
+from ..facts import taxonomy
 from .derive import derive
 from .record import Record
 

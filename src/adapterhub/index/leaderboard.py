@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..accounts import Principal
 from ..db import schema
-from . import base_models, taxonomy
+from ..facts import taxonomy
+from . import base_models
 from .search import sorting, visible_to
 
 __all__ = ["Board", "Line", "board", "scores"]

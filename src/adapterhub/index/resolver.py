@@ -15,9 +15,10 @@ from .. import names
 from ..accounts import Principal
 from ..db import schema
 from ..errors import BadRequest, Conflict, HubError, NotFound, RepoNotFound
+from ..facts import configs
 from ..repos import refs, repos
 from ..repos.repos import Repo
-from . import base_models, configs, leaderboard, search
+from . import base_models, leaderboard, search
 
 __all__ = ["Hit", "default_of", "facts", "prefer", "resolve", "unprefer"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..content import cards
 from ..content.cards import InvalidCard
-from ..index.taxonomy import Taxonomy
+from ..facts.taxonomy import Taxonomy
 
 __all__ = ["OldCard", "adapter_config", "read", "readme"]
 

@@ -13,15 +13,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import accounts
 from ..accounts import Principal
+from ..changes import committing, manage
+from ..changes.committing import Put
 from ..content.cards import InvalidCard
 from ..db import schema
 from ..errors import BadRequest, HubError, NotFound, RepoNotFound
-from ..index import base_models, resolver, taxonomy
-from ..index.taxonomy import Taxonomy
-from ..repos import commits, manage, refs, repos
-from ..repos.commits import Put
+from ..facts import taxonomy
+from ..facts.taxonomy import Taxonomy
+from ..index import base_models, resolver
+from ..ingest import ingest, once
+from ..repos import commits, refs, repos
 from ..repos.repos import Repo
-from ..storage.ingest import ingest, once
 from . import cards
 from .cards import OldCard
 
@@ -149,7 +151,7 @@ async def _take_over(
     for path, text in files.items():
         blob = await ingest(hub, once(text.encode()), repo_id=repo.id, name=path)
         puts.append(Put(path, blob.sha256, lfs=False))
-    made = await commits.commit(hub, principal, repo, repo.default_branch, puts, title=_TITLE)
+    made = await committing.commit(hub, principal, repo, repo.default_branch, puts, title=_TITLE)
     done.unchanged += not made.changed
     await _branches(hub, repo, card, done)
     return repo

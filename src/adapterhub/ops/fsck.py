@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ..accounts import Principal
 from ..db import schema
 from ..db.engine import insert_missing
-from ..repos import git, refs, repos
+from ..repos import refs, repos
+from ..storage import git
 from .gc import named, set_bytes
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ async def finish_creations(hub: Hub) -> list[str]:
     Returns:
         Their names.
     """
-    from ..repos.commits import create_first
+    from ..changes.committing import create_first
 
     has_ref = sa.exists().where(schema.ref.c.repo_id == schema.repo.c.id)
     query = (

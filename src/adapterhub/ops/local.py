@@ -62,7 +62,7 @@ async def check_folder(root: Path) -> list[dict[str, Any]]:
     """
     from .. import checks
     from ..content.inspect import inspect
-    from ..index import taxonomy
+    from ..facts import taxonomy
 
     if not root.is_dir():
         raise ValueError(f"{root} is no folder. Give the folder that holds adapter_config.json and README.md.")

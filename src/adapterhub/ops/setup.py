@@ -26,7 +26,8 @@ _LEASE = "setup"
 
 async def prepare(hub: Hub) -> None:
     """Brings the database to what this version needs, whatever it was before."""
-    from ..index import search, taxonomy
+    from ..facts import taxonomy
+    from ..index import search
 
     await migrate.upgrade(hub.db)
     async with hub.db.write() as conn:

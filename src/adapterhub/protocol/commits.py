@@ -14,14 +14,15 @@ from starlette.responses import JSONResponse, Response
 
 from .. import names, quotas
 from ..accounts import Principal
+from ..changes import committing
+from ..changes.committing import Committed
 from ..checks.card import validate_card
 from ..content import kinds
 from ..errors import BadRequest, Forbidden, NotFound, Unauthorized, Unprocessable
+from ..facts import taxonomy
 from ..http import flag, header_line, hub_of, json_body, unquote
-from ..index import taxonomy
 from ..index.examine import context_of
 from ..repos import commits, discussions, refs
-from ..repos.commits import Committed
 from ..repos.files import Manifest
 from ..repos.repos import Repo, payer_of
 from ..rights import Guarded
@@ -98,7 +99,7 @@ async def commit(request: Request) -> Response:
         # Before its bytes are taken: a commit that has nowhere to go.
         await refs.oid_of(conn, repo, refs.head_of(revision))
     header, operations = await read_operations(hub, repo, _lines(request), payer_id=payer_of(principal, repo))
-    made = await commits.commit(
+    made = await committing.commit(
         hub,
         principal,
         repo,

@@ -9,9 +9,10 @@ from fastapi import APIRouter
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 
+from ..changes import pulls
 from ..errors import BadRequest
 from ..http import flag, hub_of, iso, json_body, whole
-from ..repos import discussions, pulls
+from ..repos import discussions
 from ..repos.repos import Repo
 from ..rights import Guarded
 from .shared import API, caller_and_repo

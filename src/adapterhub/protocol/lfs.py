@@ -17,17 +17,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from .. import quotas
+from ..changes import committing
 from ..db import schema
 from ..db.schema import now
 from ..errors import BadRequest, Conflict, EntryNotFound, Forbidden, NotFound, TooLarge
 from ..http import hub_of, json_body
 from ..hub import Hub
-from ..repos import commits, discussions, repos
+from ..ingest import ingest, renew, storage_error
+from ..repos import discussions, repos
 from ..repos.repos import Repo
 from ..rights import Guarded
 from ..storage.blobs import CHUNK
 from ..storage.disk import fsync_file
-from ..storage.ingest import ingest, renew, storage_error
 from .shared import caller_and_repo
 
 router = APIRouter(include_in_schema=False, route_class=Guarded)
@@ -55,7 +56,7 @@ async def batch(request: Request) -> Response:
         discussions.require_participant(principal, repo)
         payer = repos.payer_of(principal, repo)
         await quotas.require_room(hub, conn, payer or repo.owner_id, dict(objects))
-        present = await commits.usable(conn, principal, repo, {oid for oid, _ in objects})
+        present = await committing.usable(conn, principal, repo, {oid for oid, _ in objects})
     if present:
         async with hub.db.write() as conn:  # so that they are not collected before the commit names them
             await renew(hub, conn, repo.id, present, payer_id=payer)
@@ -257,7 +258,7 @@ async def verify(request: Request) -> Response:
     oid, size = _announced(hub, body)
     async with hub.db.read() as conn:
         principal, repo = await caller_and_repo(request, conn)
-        known = await commits.usable(conn, principal, repo, [oid])
+        known = await committing.usable(conn, principal, repo, [oid])
     if oid not in known or known[oid][1] != size:
         raise EntryNotFound(f"The {size} bytes with SHA-256 {oid} have not arrived. Upload them again.")
     return Response()

@@ -19,9 +19,10 @@ from ..errors import BadRequest, EntryNotFound, TooLarge
 from ..http import flag, hub_of, iso, json_body, principal_of, unquote
 from ..index import search
 from ..index.derive import derive
-from ..repos import commits, git
+from ..repos import commits
 from ..repos.files import Manifest, RepoFiles
 from ..repos.repos import Repo
+from ..storage import git
 from .shared import API, Plain, at_revision, file_object, folder_object, full_object, model_object, tree_objects
 
 router = APIRouter(include_in_schema=False, route_class=Plain)

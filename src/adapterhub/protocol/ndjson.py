@@ -12,15 +12,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .. import quotas
+from .. import ingest, quotas
+from ..changes.committing import Operation, Put, Remove, RemoveFolder
 from ..content import kinds
 from ..errors import BadRequest, TooLarge
 from ..http import check_values
 from ..names import check_path
-from ..repos.commits import MAX_FILES, Operation, Put, Remove, RemoveFolder
+from ..repos.commits import MAX_FILES
 from ..repos.repos import Repo
 from ..settings import KiB, MiB
-from ..storage import ingest
 
 if TYPE_CHECKING:
     from ..hub import Hub

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ..changes import committing
 from ..errors import BadRequest
 from ..http import flag, hub_of, iso, json_body, unquote, whole
 from ..repos import commits, refs
@@ -70,7 +71,7 @@ async def create_branch(request: Request) -> Response:
         _, repo = await caller_and_repo(request, conn, write=True)
         start = str(body.get("startingPoint") or repo.default_branch)
         oid = await refs.create(conn, repo, refs.HEADS, unquote(request.path_params["revision"]), start)
-        await commits.take_over(hub, conn, repo, oid)
+        await committing.take_over(hub, conn, repo, oid)
     return Response(status_code=201)
 
 
@@ -91,7 +92,7 @@ async def create_tag(request: Request) -> Response:
     async with hub.db.write() as conn:
         _, repo = await caller_and_repo(request, conn, write=True)
         oid = await refs.create(conn, repo, refs.TAGS, name, unquote(request.path_params["revision"]), message)
-        await commits.take_over(hub, conn, repo, oid)
+        await committing.take_over(hub, conn, repo, oid)
     return Response(status_code=201)
 
 

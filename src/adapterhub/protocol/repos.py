@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..accounts import Principal
+from ..changes import manage
 from ..errors import BadRequest
 from ..http import hub_of, json_body, principal_of
-from ..repos import manage
 from ..rights import Guarded
 from .shared import API, caller_and_repo
 

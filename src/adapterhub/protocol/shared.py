@@ -11,11 +11,12 @@ from starlette.responses import Response
 
 from ..accounts import Principal
 from ..http import hub_of, iso, principal_of, unquote
-from ..repos import commits, git, repos, revisions
+from ..repos import commits, repos, revisions
 from ..repos.commits import Commit
 from ..repos.files import Entry, Manifest
 from ..repos.repos import Repo
 from ..rights import Guarded
+from ..storage import git
 
 __all__ = [
     "API",

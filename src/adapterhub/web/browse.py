@@ -16,11 +16,12 @@ from starlette.responses import Response
 
 from ..db import schema
 from ..errors import BadRequest, NotFound
+from ..facts import taxonomy
+from ..facts.configs import members
+from ..facts.taxonomy import Taxonomy
 from ..http import MOST, hub_of, principal_of, unquote
-from ..index import compat, leaderboard, search, taxonomy
-from ..index.configs import members
+from ..index import compat, leaderboard, search
 from ..index.search import Query
-from ..index.taxonomy import Taxonomy
 from ..rights import Page
 from . import queries
 from .charts import Point, scatter

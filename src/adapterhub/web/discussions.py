@@ -10,9 +10,10 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..changes import pulls
 from ..content.render import render
 from ..http import hub_of, principal_of, whole
-from ..repos import discussions, pulls, repos
+from ..repos import discussions, repos
 from ..repos.repos import Repo
 from ..rights import Page
 from .pages import form_of, page, redirect

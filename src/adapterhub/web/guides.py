@@ -16,8 +16,8 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 
 from ..checks import CHECKS
 from ..errors import NotFound
+from ..facts import taxonomy
 from ..http import hub_of, iso
-from ..index import taxonomy
 from ..rights import Page
 from . import queries
 from .methods import METHODS

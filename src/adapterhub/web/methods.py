@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..data import load
-from ..index.configs import aliases
+from ..facts.configs import aliases
 from ..methods import UNION, Preset, library
 from .placement import marks
 

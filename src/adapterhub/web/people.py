@@ -11,13 +11,12 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .. import accounts
+from .. import accounts, attempts
 from ..db import schema
 from ..db.schema import now
 from ..errors import BadRequest, Conflict, Forbidden, NotFound, TooManyRequests, Unauthorized
 from ..http import BROWSER_COOKIE, SESSION_COOKIE, cookie_name, hub_of, principal_of, session_cookie, whole
 from ..index import search
-from ..ops import attempts
 from ..ops.setup import consume_setup_key
 from ..rights import Page, confirm, is_fresh
 from . import queries

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, NamedTuple
 
-from ..index.configs import members
+from ..facts.configs import members
 from ..methods import Kind, Method, library, meets
 
 __all__ = ["ONCE", "Config", "Mark", "left_out", "marks", "placement_text"]

@@ -14,16 +14,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..changes import manage
 from ..content import cards, render
 from ..content.cards import Card, InvalidCard
 from ..db.counts import Counts
 from ..errors import BadRequest, EntryNotFound, HubError, Moved
+from ..facts import configs
 from ..http import hub_of, principal_of, unquote, whole
-from ..index import compat, configs, search
+from ..index import compat, search
 from ..index.search import Query
 from ..index.yanks import set_yank
 from ..methods import UNION
-from ..repos import commits, manage, refs, repos
+from ..repos import commits, refs, repos
 from ..repos.commits import Commit
 from ..repos.files import Entry, Manifest, RepoFiles
 from ..repos.repos import Repo

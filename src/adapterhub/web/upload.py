@@ -13,21 +13,21 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from .. import names
+from .. import ingest, names
 from ..accounts import Principal
+from ..changes import committing, manage
+from ..changes.committing import Committed, Put, Remove
 from ..content import cards, render
 from ..content.cards import InvalidCard
 from ..errors import BadRequest, RepoNotFound
 from ..http import hub_of, principal_of
 from ..hub import Hub
-from ..repos import commits, manage, repos
-from ..repos.commits import Committed, Put, Remove
+from ..ingest import Staged, once
+from ..repos import commits, repos
 from ..repos.files import RepoFiles
 from ..repos.repos import Repo, payer_of
 from ..rights import Page
 from ..settings import KiB, MiB
-from ..storage import ingest
-from ..storage.ingest import Staged, once
 from .pages import form_of, page, redirect
 
 router = APIRouter(include_in_schema=False, route_class=Page)
@@ -142,7 +142,7 @@ async def _upload(request: Request, me: Principal, form: FormData) -> Response:
     suggest = form.get("action") == "suggest" or not me.may_write(repo.namespace, repo.full_name)
     puts = [Put(path, item.blob.sha256, _apart(hub, path, item)) for path, item in staged]
     title = str(form.get("title", "")).strip() or ("Upload adapter" if is_new else "Update files")
-    made: Committed = await commits.commit(
+    made: Committed = await committing.commit(
         hub,
         me,
         repo,

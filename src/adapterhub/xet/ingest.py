@@ -29,9 +29,9 @@ from ..db import schema
 from ..db.engine import insert_missing
 from ..db.schema import now
 from ..errors import BadRequest, DiskFull, Forbidden, StorageUnavailable, TooLarge
+from ..ingest import Blob
+from ..ingest import ingest as ingest_bytes
 from ..repos import repos
-from ..storage.ingest import Blob
-from ..storage.ingest import ingest as ingest_bytes
 from . import codec
 from .codec import MalformedXet, Node, ShardFile
 

@@ -45,7 +45,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "adapters.models.auto": ("adapters.auto",),
     "adapters.models.auto.adapter_model": ("adapters.auto",),
     "adapters.trainer": ("adapters.training.trainer",),
-    "adapters.utils": ("adapters.checkpoint.locate", "adapters.hub.listing", "adapters.methods.config", _NAMES),
+    "adapters.utils": ("adapters.hub.locate", "adapters.hub.listing", "adapters.methods.config", _NAMES),
     "adapters.wrappers": ("adapters.model", _NAMES),
     "adapters.wrappers.model": ("adapters.model",),
     "adapters.wrappers.configuration": (_NAMES,),

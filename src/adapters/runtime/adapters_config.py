@@ -58,7 +58,7 @@ class ModelAdaptersConfig:
 
         Args:
             name: Its name; without "." and ",", which have a meaning in tensor names and fusion names.
-            config: Whatever `AdapterConfig.load` understands; by default "seq_bn".
+            config: Whatever `AdapterConfig.load` understands; by default `DEFAULT_ADAPTER_CONFIG`.
         Returns:
             The adapter's config.
         Raises:

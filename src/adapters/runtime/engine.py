@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.checkpoint.places import names_of
 from adapters.composition.blocks import AdapterCompositionBlock, Stack, parse_composition
 from adapters.composition.fusion import AdapterFusion
 from adapters.composition.fusion_config import AdapterFusionConfig
@@ -23,6 +22,7 @@ from adapters.methods.base import AdapterModule, AffineAdapter, init_seed
 from adapters.methods.bottleneck import Bottleneck
 from adapters.methods.config import AdapterConfig, ConfigUnion, members_of
 from adapters.methods.interface import AdapterModelInterface
+from adapters.methods.locations import names_of
 from adapters.methods.places import check_layers, choose, flagged
 from adapters.runtime import tree
 from adapters.runtime.active import Setup

@@ -212,7 +212,7 @@ class HookedResidual(HookedSite[ResidualSite]):
             if site.x_module is None:
                 raise UnsupportedError(
                     f"The adapters at {site.path} need the residual input of their block, which this model's "
-                    "interface does not name. Set layer_pre_self_attn and layer_pre_ffn, or use double_seq_bn."
+                    "interface does not name. Set layer_pre_self_attn and layer_pre_ffn, or use other adapters."
                 )
             if isinstance(site.x_index, str):
                 return site.x_module.register_forward_pre_hook(self.on_named_x, prepend=True, with_kwargs=True)

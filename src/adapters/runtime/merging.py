@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from adapters.errors import MergeError
+from adapters.methods import METHODS
 from adapters.methods.base import AffineAdapter
 from adapters.runtime.engine import Engine
 from adapters.sites.linear import assign
@@ -32,8 +33,8 @@ def merge(engine: Engine, name: str) -> None:
     parts = [part for part in engine.parts[name] if isinstance(part.module, AffineAdapter)]
     if not parts:
         raise MergeError(
-            f"Adapter {name!r} changes no linear map and no norm, so it cannot be merged into the base weights. "
-            "LoRA, DoRA and IA3 can."
+            f"Adapter {name!r} changes no linear map and no norm, so it cannot be merged into the base weights. Those "
+            f"of {', '.join(method.__name__ for method in METHODS if issubclass(method, AffineAdapter))} can."
         )
     changes: list[Any] = []
     for part in parts:

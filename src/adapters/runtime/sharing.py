@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from adapters.errors import AdapterNameError, ConfigError, choices
+from adapters.methods import METHODS
 from adapters.methods.config import ConfigTypeError, MultiTaskConfig
 from adapters.runtime.engine import Engine
 
@@ -23,12 +24,13 @@ def share(engine: Engine, names: Sequence[str], name: str, reference: str | None
     if not names:
         raise AdapterNameError("There are no adapters to share parameters. Name at least one.")
     source_name = names[0] if reference is None else reference
+    sharing = {m.config_class: None for m in METHODS if issubclass(m.config_class, MultiTaskConfig)}
     for adapter in (*names, source_name):
         engine.require(adapter)
         if not isinstance(engine.config.get(adapter), MultiTaskConfig):
             raise ConfigTypeError(
                 f"Adapter {adapter!r} is of type {type(engine.config.get(adapter)).__name__}, which has no parameters "
-                "that tasks can share. Use MTLLoRAConfig ('mtl_lora')."
+                f"that tasks can share. Allowed: {', '.join(kind.__name__ for kind in sharing)}."
             )
     if name in engine.shared:
         raise AdapterNameError(f"There are shared parameters {name!r} already. Choose another name.")

@@ -9,7 +9,7 @@ from adapters.checkpoint import bundles
 from adapters.checkpoint.atomic import saving
 from adapters.checkpoint.average import average_adapter
 from adapters.checkpoint.layout import ADAPTER, PathLike, subfolder
-from adapters.checkpoint.locate import locate
+from adapters.hub.locate import locate
 from adapters.methods.config import get_adapter_config_hash
 from adapters.verbs.activation import ActivationVerbs
 

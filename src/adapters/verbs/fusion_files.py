@@ -8,8 +8,8 @@ from typing import Any
 from adapters.checkpoint import bundles
 from adapters.checkpoint.atomic import saving
 from adapters.checkpoint.layout import FUSION, PathLike, subfolder
-from adapters.checkpoint.locate import locate
 from adapters.composition.blocks import Fuse
+from adapters.hub.locate import locate
 from adapters.verbs.base import Verbs
 from adapters.verbs.lifecycle import fusion_names
 

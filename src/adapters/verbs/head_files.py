@@ -8,8 +8,8 @@ from typing import Any
 from adapters.checkpoint import heads
 from adapters.checkpoint.atomic import saving
 from adapters.checkpoint.layout import HEAD, PathLike, subfolder
-from adapters.checkpoint.locate import locate
 from adapters.checkpoint.undo import Before
+from adapters.hub.locate import locate
 from adapters.verbs.base import Verbs
 
 

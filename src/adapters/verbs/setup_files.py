@@ -7,7 +7,7 @@ from typing import Any
 
 from adapters.checkpoint import setup
 from adapters.checkpoint.layout import SETUP_FILE, PathLike
-from adapters.checkpoint.locate import locate
+from adapters.hub.locate import locate
 from adapters.verbs.base import Verbs
 
 

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from adapterhub import accounts
+from adapterhub.changes import committing, manage
+from adapterhub.changes.committing import Put
 from adapterhub.errors import RepoNotFound
+from adapterhub.facts.configs import named
 from adapterhub.hub import Hub
-from adapterhub.index.configs import named
-from adapterhub.repos import commits, manage, repos
-from adapterhub.repos.commits import Put
-from adapterhub.storage.ingest import ingest
+from adapterhub.ingest import ingest
+from adapterhub.repos import repos
 
 ROWS = 64
 
@@ -62,7 +63,7 @@ async def push(
     for path, data in files.items():
         blob = await ingest(hub, _once(data), repo_id=repo.id, name=path)
         puts.append(Put(path, blob.sha256, lfs=path.endswith(".safetensors")))
-    return (await commits.commit(hub, me, repo, "main", puts, title="Add")).oid
+    return (await committing.commit(hub, me, repo, "main", puts, title="Add")).oid
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from adapterhub.checks import CheckContext
 from adapterhub.content.safetensors import InvalidSafetensors, header_length, parse_header
-from adapterhub.repos import git
 from adapterhub.repos.files import Entry
+from adapterhub.storage import git
 
 CONTEXT = CheckContext(
     tasks={"sentiment": ["imdb", "sst-2"], "en": ["wiki"]},

@@ -22,6 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub import accounts
+from adapterhub.changes import committing, manage
+from adapterhub.changes.committing import Put
 from adapterhub.content import texts
 from adapterhub.content.inspect import inspect
 from adapterhub.content.kinds import ALLOWED, judge, misnamed, refused_name
@@ -30,9 +32,7 @@ from adapterhub.content.reading import Malformed
 from adapterhub.content.texts import MAX_JSON
 from adapterhub.errors import BadRequest, Unprocessable
 from adapterhub.hub import Hub
-from adapterhub.repos import commits, manage
-from adapterhub.repos.commits import Put
-from adapterhub.storage.ingest import ingest, once
+from adapterhub.ingest import ingest, once
 from tests.hub.content import valid
 
 RAN: list[str] = []
@@ -418,7 +418,7 @@ def test_bytes_that_come_without_a_name_must_fit_the_one_they_get(hub: Hub, run:
             alice = await accounts.principal(hub.db, (await accounts.find_account(conn, "alice"))["id"])
         repo = await manage.create(hub, alice, "alice/files")
         blob = await ingest(hub, once(data), repo_id=repo.id)
-        await commits.commit(hub, alice, repo, "main", [Put(name, blob.sha256, lfs=True)], title="Add")
+        await committing.commit(hub, alice, repo, "main", [Put(name, blob.sha256, lfs=True)], title="Add")
 
     with pytest.raises((Unprocessable, BadRequest), match=f"^'?{name}'? .*(should be|is not a valid)"):
         run(work())

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from adapterhub.repos import git
+from adapterhub.storage import git
 
 FILES = {
     "README.md": b"# one\n",

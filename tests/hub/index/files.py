@@ -5,8 +5,8 @@ import json
 from dataclasses import dataclass, field
 
 from adapterhub.content.safetensors import header_length, parse_header
-from adapterhub.repos import git
 from adapterhub.repos.files import Entry
+from adapterhub.storage import git
 
 
 @dataclass

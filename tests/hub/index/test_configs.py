@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from adapterhub.index import configs
+from adapterhub.facts import configs
 from adapterhub.methods import library
 from adapters.methods.config import get_adapter_config_hash
 from adapters.methods.presets import ADAPTER_CONFIG_MAP, DEPRECATED_IDENTIFIERS

@@ -7,9 +7,9 @@ import pytest
 from transformers import BertConfig
 
 import adapters
-from adapterhub.index import configs
+from adapterhub.facts import configs
+from adapterhub.facts.taxonomy import Taxonomy, canonical_metric, higher_is_better
 from adapterhub.index.derive import derive
-from adapterhub.index.taxonomy import Taxonomy, canonical_metric, higher_is_better
 from tests.hub.index.files import MemoryFiles, safetensors
 
 CARD = """---

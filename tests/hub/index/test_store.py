@@ -5,16 +5,16 @@ import json
 import pytest
 import sqlalchemy as sa
 
-from adapterhub import accounts
+from adapterhub import accounts, ingest
+from adapterhub.changes import committing, manage
+from adapterhub.changes.committing import Put, Remove
 from adapterhub.db import schema
 from adapterhub.errors import RepoNotFound
 from adapterhub.index import store
 from adapterhub.index.record import Record
 from adapterhub.index.yanks import set_yank
 from adapterhub.ops.reindex import reindex
-from adapterhub.repos import commits, manage
-from adapterhub.repos.commits import Put, Remove
-from adapterhub.storage import ingest
+from adapterhub.repos import commits
 from tests.hub.index.files import safetensors
 
 CARD = """---
@@ -85,7 +85,7 @@ async def push(hub, who, repo, contents, removed=()):
     blobs = await ingest.keep(hub, staged, repo_id=repo.id)
     operations = [Put(path, blob.sha256, lfs=False) for path, blob in zip(contents, blobs, strict=True)]
     operations += [Remove(path) for path in removed]
-    return await commits.commit(hub, who, repo, "main", operations, title="change")
+    return await committing.commit(hub, who, repo, "main", operations, title="change")
 
 
 async def snapshot(hub):

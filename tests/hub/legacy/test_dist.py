@@ -11,11 +11,12 @@ import httpx
 import pytest
 
 from adapterhub import accounts
+from adapterhub.changes import committing, manage
+from adapterhub.changes.committing import Put
 from adapterhub.hub import Hub
+from adapterhub.ingest import ingest
 from adapterhub.legacy import import_cards
-from adapterhub.repos import commits, manage, repos
-from adapterhub.repos.commits import Put
-from adapterhub.storage.ingest import ingest
+from adapterhub.repos import repos
 
 from . import old_cards
 
@@ -35,7 +36,7 @@ async def fill(hub: Hub, folder: Path) -> None:
 
     blob = await ingest(hub, weights(), repo_id=repo.id, name="adapter.safetensors")
     put = Put("adapter.safetensors", blob.sha256, lfs=True)
-    await commits.commit(hub, alice, repo, "2", [put], title="Add weights")
+    await committing.commit(hub, alice, repo, "2", [put], title="Add weights")
     await manage.set_private(hub, alice, "ukp/no-wiki", True)
 
 

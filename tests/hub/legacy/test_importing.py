@@ -11,18 +11,19 @@ import sqlalchemy as sa
 
 from adapterhub import accounts
 from adapterhub.accounts import ANONYMOUS
+from adapterhub.changes import committing
+from adapterhub.changes.committing import Put
 from adapterhub.content import cards
 from adapterhub.data import load
 from adapterhub.db import schema
 from adapterhub.errors import BadRequest, Conflict, Unauthorized
+from adapterhub.facts.configs import config_id
 from adapterhub.hub import Hub
 from adapterhub.index import resolver
-from adapterhub.index.configs import config_id
+from adapterhub.ingest import ingest
 from adapterhub.legacy import Imported, import_cards
 from adapterhub.repos import commits, refs, repos
-from adapterhub.repos.commits import Put
 from adapterhub.repos.files import RepoFiles
-from adapterhub.storage.ingest import ingest
 
 from . import old_cards
 
@@ -236,7 +237,7 @@ def test_what_people_changed_is_left_alone(hub: Hub, run: Any, tmp_path: Path) -
             yield b"mine"
 
         blob = await ingest(hub, text(), repo_id=repo.id, name="README.md")
-        await commits.commit(hub, me, repo, "main", [Put("README.md", blob.sha256, lfs=False)], title="Rewrite")
+        await committing.commit(hub, me, repo, "main", [Put("README.md", blob.sha256, lfs=False)], title="Rewrite")
         return await import_cards(hub, tmp_path), await files_of(hub, "ukp/sst_pfeiffer")
 
     again, (card, _) = run(work())

@@ -3,10 +3,10 @@
 import hashlib
 
 from adapterhub import accounts
+from adapterhub.changes import committing, manage
+from adapterhub.changes.committing import Put, Remove
 from adapterhub.db import schema
-from adapterhub.repos import commits, manage
-from adapterhub.repos.commits import Put, Remove
-from adapterhub.storage.ingest import ingest
+from adapterhub.ingest import ingest
 
 
 async def member(hub, name="alice"):
@@ -28,12 +28,12 @@ async def upload(hub, repo, data):
 
 async def put(hub, repo, path, data, *, lfs=True, revision="main"):
     operation = Put(path, await upload(hub, repo, data), lfs)
-    made = await commits.commit(hub, await member(hub), repo, revision, [operation], title=f"Add {path}")
+    made = await committing.commit(hub, await member(hub), repo, revision, [operation], title=f"Add {path}")
     return made.oid
 
 
 async def remove(hub, repo, path):
-    return (await commits.commit(hub, await member(hub), repo, "main", [Remove(path)], title=f"Remove {path}")).oid
+    return (await committing.commit(hub, await member(hub), repo, "main", [Remove(path)], title=f"Remove {path}")).oid
 
 
 async def stored(hub):

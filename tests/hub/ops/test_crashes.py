@@ -23,10 +23,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from adapterhub import ingest
 from adapterhub.hub import Hub
 from adapterhub.ops import fsck
 from adapterhub.serve import PREFIX, serve, text_of
-from adapterhub.storage import ingest
 
 CRASHES = int(os.environ.get("ADAPTERHUB_CRASHES", "5"))
 REPO = "acme/crash"

@@ -8,10 +8,11 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
+from adapterhub.changes import committing, manage
+from adapterhub.changes.committing import Put
 from adapterhub.db import schema
 from adapterhub.ops import gc
-from adapterhub.repos import commits, manage, refs
-from adapterhub.repos.commits import Put
+from adapterhub.repos import commits, refs
 from tests.hub.ops import making
 from tests.hub.ops.making import sha256
 
@@ -67,7 +68,7 @@ def test_branches_tags_and_pull_requests_keep_their_bytes(hub, run):
         await making.put(hub, repo, "a.bin", b"on a branch", revision="dev")
         operation = Put("b.bin", await making.upload(hub, repo, b"in a pull request"), True)
         bob = await making.member(hub, "bob")
-        await commits.commit(hub, bob, repo, "main", [operation], title="Add b", create_pull=True)
+        await committing.commit(hub, bob, repo, "main", [operation], title="Add b", create_pull=True)
         await making.age(hub, days=8)
         await gc.collect(hub)
         return await making.stored(hub)

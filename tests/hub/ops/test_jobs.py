@@ -7,10 +7,10 @@ import pytest
 import sqlalchemy as sa
 
 from adapterhub import accounts
+from adapterhub.changes import manage
 from adapterhub.db import schema
 from adapterhub.errors import Forbidden
 from adapterhub.ops import downloads, jobs, setup
-from adapterhub.repos import manage
 from tests.hub.ops import making
 
 BOTH = pytest.mark.parametrize("hub", [{}, {"db": "postgres"}], indirect=True)

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
+from adapterhub.changes import committing, pulls
+from adapterhub.changes.committing import Put
 from adapterhub.checks import Check
 from adapterhub.db import schema
 from adapterhub.errors import Forbidden
 from adapterhub.ops import loading
-from adapterhub.repos import commits, pulls
-from adapterhub.repos.commits import Put
 from tests.hub.index.files import safetensors
 from tests.hub.ops.making import member, new_repo, rows, upload
 
@@ -20,7 +20,7 @@ ON = [{"load_checks": True}, {"load_checks": True, "db": "postgres"}]
 
 async def push(hub, repo, files, **options):
     puts = [Put(path, await upload(hub, repo, data), lfs=False) for path, data in files.items()]
-    return await commits.commit(hub, await member(hub), repo, "main", puts, title="Add files", **options)
+    return await committing.commit(hub, await member(hub), repo, "main", puts, title="Add files", **options)
 
 
 async def reports(hub):

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from adapterhub.ingest import StorageUnavailable
 from adapterhub.repos import commits
-from adapterhub.storage.ingest import StorageUnavailable
 from tests.hub.conftest import HubServer
 
 CLIENTS = 6

@@ -11,8 +11,8 @@ from adapterhub import accounts
 from adapterhub.accounts import ANONYMOUS, Principal
 from adapterhub.db import schema
 from adapterhub.errors import BadRequest, Conflict, HubError, NotFound
+from adapterhub.facts.configs import config_id, named
 from adapterhub.index import resolver
-from adapterhub.index.configs import config_id, named
 
 from .conftest import Trial
 from .rows import add, add_place, oid_of

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from adapterhub.index.configs import aliases, named
+from adapterhub.facts.configs import aliases, named
 
 NAMED: dict[str, dict[str, Any]] = {name: dict(config) for name, config in named().items()}
 NAMED |= {alias: NAMED[name] for alias, name in aliases().items()}

@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from adapterhub import accounts
+from adapterhub import accounts, ingest
 from adapterhub.accounts import Principal
+from adapterhub.changes import committing, manage
+from adapterhub.changes.committing import Committed, Put
 from adapterhub.db import schema
 from adapterhub.db.schema import now
+from adapterhub.facts import configs
 from adapterhub.hub import Hub
-from adapterhub.index import configs
 from adapterhub.ops import downloads
-from adapterhub.repos import commits, discussions, manage, refs, repos
-from adapterhub.repos.commits import Committed, Put
+from adapterhub.repos import discussions, refs, repos
 from adapterhub.repos.repos import Repo
-from adapterhub.storage import ingest
 
 CONFIGS = configs.named()
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -307,7 +307,7 @@ async def push(
     for path, data in content.items():
         blob = await ingest.ingest(hub, _once(data), repo_id=repo.id, name=path)
         puts.append(Put(path, blob.sha256, lfs=path.endswith(".safetensors")))
-    return await commits.commit(hub, who, repo, "main", puts, title=title, create_pull=pull)
+    return await committing.commit(hub, who, repo, "main", puts, title=title, create_pull=pull)
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
+from adapterhub import attempts
 from adapterhub.http import BROWSER_COOKIE, SESSION_COOKIE
-from adapterhub.ops import attempts
 from tests.hub.conftest import PASSWORD, HubServer
 
 from .conftest import browser

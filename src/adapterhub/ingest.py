@@ -18,17 +18,17 @@ from typing import IO, TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .. import quotas
-from ..content.inspect import inspect
-from ..db import schema
-from ..db.engine import insert_missing
-from ..db.schema import now
-from ..errors import DiskFull, HubError, StorageUnavailable, TooLarge, Unprocessable
-from ..repos.git import MAX_POINTER, BlobHash, is_lfs_pointer
-from .blobs import CHUNK
+from . import quotas
+from .content.inspect import inspect
+from .db import schema
+from .db.engine import insert_missing
+from .db.schema import now
+from .errors import DiskFull, HubError, StorageUnavailable, TooLarge, Unprocessable
+from .storage.blobs import CHUNK
+from .storage.git import MAX_POINTER, BlobHash, is_lfs_pointer
 
 if TYPE_CHECKING:
-    from ..hub import Hub
+    from .hub import Hub
 
 __all__ = [
     "Blob",

@@ -16,8 +16,8 @@ from ..db.engine import insert
 from ..db.schema import now
 from ..errors import Conflict, Forbidden, NotFound
 from ..index import store
-from .commits import create_first
-from .repos import Repo, by_id, find, refuse
+from ..repos.repos import Repo, by_id, find, refuse
+from .committing import create_first
 
 if TYPE_CHECKING:
     from ..hub import Hub

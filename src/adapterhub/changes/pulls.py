@@ -13,10 +13,11 @@ from .. import accounts
 from ..accounts import Principal
 from ..db import schema
 from ..errors import Conflict, Forbidden, NotFound
-from . import commits, discussions, refs
-from .commits import Committed, Operation, Put, Remove
-from .files import Entry, Manifest
-from .repos import Repo
+from ..repos import commits, discussions, refs
+from ..repos.files import Entry, Manifest
+from ..repos.repos import Repo
+from . import committing
+from .committing import Committed, Operation, Put, Remove
 
 if TYPE_CHECKING:
     from ..hub import Hub
@@ -124,7 +125,7 @@ async def merge(hub: Hub, principal: Principal, repo: Repo, number: int) -> Comm
     if failed and hub.settings.enforce_checks == "errors":
         texts = " ".join(f"[{check['id']}] {check['message']}" for check in failed)
         raise Forbidden(f"Pull request {number} cannot be merged while checks fail: {texts}")
-    made = await commits.commit(
+    made = await committing.commit(
         hub,
         principal,
         repo,

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from .. import names
-from ..db import schema
-from ..errors import Busy, Forbidden, TooManyRequests
+from . import names
+from .db import schema
+from .errors import Busy, Forbidden, TooManyRequests
 
 if TYPE_CHECKING:
-    from ..hub import Hub
+    from .hub import Hub
 
 __all__ = ["KNOWN_DAYS", "attempt", "known_browser", "remember"]
 

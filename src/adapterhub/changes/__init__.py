@@ -1,0 +1,1 @@
+"""How do repositories change? Commits with what follows from them, pull requests, names and owners."""
