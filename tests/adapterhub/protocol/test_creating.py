@@ -1,0 +1,51 @@
+"""Is a repository whole from the first moment at which anyone sees it?"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from adapterhub.ingest import StorageUnavailable
+from adapterhub.repos import commits
+from tests.adapterhub.conftest import HubServer
+
+CLIENTS = 6
+
+
+@pytest.mark.parametrize("hub_server", [{}, {"db": "postgres"}], indirect=True, ids=["sqlite", "postgres"])
+def test_clients_that_make_the_same_one_at_once_all_find_it_whole(hub_server: HubServer) -> None:
+    def make(_: int) -> list[int]:
+        with hub_server.client() as client:
+            seen = []
+            for number in range(4):
+                made = client.post("/api/repos/create", json={"name": f"alice/same-{number}"})
+                if made.status_code == 409:
+                    assert made.json()["url"].endswith(f"/alice/same-{number}")
+                seen += [made.status_code, client.get(f"/api/models/alice/same-{number}/tree/main").status_code]
+                body = b'{"key":"header","value":{"summary":"x"}}\n'
+                body += b'{"key":"file","value":{"path":"a.txt","content":"YQ==","encoding":"base64"}}'
+                seen.append(client.post(f"/api/models/alice/same-{number}/commit/main", content=body).status_code)
+            return seen
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        answers = list(pool.map(make, range(CLIENTS)))
+    for number in range(4):
+        creations, trees, made = ([answer[3 * number + part] for answer in answers] for part in range(3))
+        assert sorted(creations) == [200] + [409] * (CLIENTS - 1)
+        assert trees == made == [200] * CLIENTS
+
+
+def test_a_creation_that_fails_leaves_nothing(hub_server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: Any) -> None:
+        raise StorageUnavailable("The disk is away.")
+
+    monkeypatch.setattr(commits, "_keep_first", fail)
+    with hub_server.client() as client:
+        assert client.post("/api/repos/create", json={"name": "alice/new"}).status_code == 503
+        assert client.get("/api/models/alice/new").status_code == 404
+        monkeypatch.undo()
+        assert client.post("/api/repos/create", json={"name": "alice/new"}).status_code == 200
+        assert client.get("/alice/new/resolve/main/.gitattributes").status_code == 200
+    assert not [*(hub_server.settings.data / "tmp").iterdir()]
