@@ -13,7 +13,7 @@ TRANSFORMERS_LOWEST ?= $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' py
 # Versions of huggingface_hub, besides the installed one, with which the hub is tried; empty where there is no network.
 HUB_CLIENTS ?= 0.25.2
 HUB_CLIENTS_ALL ?= 0.25.2 0.34.4 0.36.2 1.0.1 1.29.0
-LOWEST_ARGS ?= -m "not slow and not gpu" tests/contract tests/heads tests/training tests/checkpoint
+LOWEST_ARGS ?= -m "versions and not slow and not gpu" $(addprefix tests/,checkpoint contract heads runtime sites training verbs)
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
@@ -45,7 +45,7 @@ test: $(STAMPS)/test $(HUB_CLIENTS:%=$(CLIENTS)/%/.stamp)  ## all tests
 fast: $(STAMPS)/test  ## the tests that need no more than a moment each
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
 
-test-lowest: $(VENV_LOWEST)/.stamps/test  ## the fast tests on the lowest supported transformers
+test-lowest: $(VENV_LOWEST)/.stamps/test  ## what may differ between versions, on the lowest supported transformers
 	$(VENV_LOWEST)/bin/python -m pytest -n $(JOBS) --dist worksteal $(LOWEST_ARGS) $(ARGS)
 
 hub-clients: $(HUB_CLIENTS_ALL:%=$(CLIENTS)/%/.stamp)  ## all versions of huggingface_hub with which the hub is tried

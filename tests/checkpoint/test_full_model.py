@@ -36,6 +36,7 @@ def same_state(one: Any, other: Any) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.versions
 @every_pair(names=("bert", "gpt2", "t5", "vit"))
 def test_every_method(method: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, given = carrying(name, method, method), inputs(name)

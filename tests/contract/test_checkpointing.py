@@ -49,6 +49,7 @@ def assert_same(one: Gradients, two: Gradients) -> None:
         torch.testing.assert_close(two[name], gradient, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.versions
 @every_pair(names=(*REPRESENTATIVE, "distilbert"))
 def test_gradients_agree(method: str, name: str) -> None:
     results = []
@@ -226,6 +227,7 @@ def test_dropout_is_the_same_when_layers_run_again(name: str) -> None:
     assert_same(*results)
 
 
+@pytest.mark.versions
 @every_pair(names=("bert",))
 def test_the_reentrant_kind(method: str, name: str) -> None:
     results = []

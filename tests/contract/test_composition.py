@@ -69,6 +69,7 @@ def chains(method: str, name: str) -> bool:
 # ------------------------------------------------------------------------------------------------------ rows
 
 
+@pytest.mark.versions
 @every_pair(names=LAYOUTS)
 def test_parallel(method: str, name: str) -> None:
     model, given = prepared(name, method, method)
@@ -89,6 +90,7 @@ def test_batch_split(method: str, name: str) -> None:
     close(half, torch.cat([alone(model, given, "b", slice(0, 2)), alone(model, given, "a", slice(2, None))]))
 
 
+@pytest.mark.versions
 @every_pair(names=("bert", "t5"))
 def test_multi_task(method: str, name: str) -> None:
     model, given = prepared(name, method, method)
@@ -131,6 +133,7 @@ def test_a_block_of_one_adapter_is_that_adapter(method: str, name: str) -> None:
         alone(model, given, BatchSplit("a", batch_sizes=[ROWS - 1]))
 
 
+@pytest.mark.versions
 @every_pair(names=("bert", "llama", "t5"), where=chains)
 def test_blocks_inside_of_rows(method: str, name: str) -> None:
     model, given = prepared(name, method, method, method)
@@ -425,6 +428,7 @@ def own_weights(model: Any) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------------------------------------- AdapterFusion
 
 
+@pytest.mark.versions
 @every_pair(methods=BOTTLENECKS, names=REPRESENTATIVE)
 def test_fusion(method: str, name: str) -> None:
     model, given = prepared(name, method, method)

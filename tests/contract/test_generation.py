@@ -43,6 +43,7 @@ def language_model(name: str, *methods: str, **kwargs: Any) -> Any:
     return model
 
 
+@pytest.mark.versions
 @every_pair(names=LANGUAGE_MODELS)
 def test_cache_and_no_cache_agree(method: str, name: str) -> None:
     model, given = language_model(name, method), prompt(name)
@@ -54,6 +55,7 @@ def test_cache_and_no_cache_agree(method: str, name: str) -> None:
     assert not torch.allclose(cached.logits[-1], plain.logits[-1], atol=1e-3)
 
 
+@pytest.mark.versions
 @every_pair(methods=ONE_OF_EACH, names=FEW)
 def test_beams(method: str, name: str) -> None:
     model, given = language_model(name, method), prompt(name)
@@ -83,6 +85,7 @@ def test_generation_is_what_repeated_calls_give(method: str, name: str) -> None:
         torch.testing.assert_close(result.logits[step], logits, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @every_pair(methods=("prefix_tuning", "mam"), names=LANGUAGE_MODELS)
 def test_prefixes_under_both_attention_functions(method: str, name: str, attention: str) -> None:
@@ -99,6 +102,7 @@ def test_prefixes_under_both_attention_functions(method: str, name: str, attenti
     assert_same(generated(model, unpadded), generated(other, unpadded))
 
 
+@pytest.mark.versions
 @every_pair(methods=ONE_OF_EACH, names=("gpt2", "qwen3", "t5"))
 def test_static_cache(method: str, name: str) -> None:
     model, given = language_model(name, method), prompt(name)

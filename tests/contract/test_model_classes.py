@@ -76,6 +76,7 @@ def same(one: list[Tensor], two: list[Tensor]) -> bool:
     return len(one) == len(two) and all(map(torch.equal, one, two))
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(("name", "kind"), classes())
 def test_a_class_with_adapters(name: str, kind: type[Any]) -> None:
     given = inputs_of(name, kind)

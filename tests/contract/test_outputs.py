@@ -59,6 +59,7 @@ def test_hidden_states_of_one_edited_layer(name: str) -> None:
     assert not torch.allclose(found[2], plain[2], atol=1e-3)
 
 
+@pytest.mark.versions
 @every_pair(names=("bert", "llama", "t5", "vit"))
 def test_attentions(method: str, name: str) -> None:
     """With a prefix, its share is part of the probabilities: columns in front of those of the sequence."""
@@ -162,6 +163,7 @@ def test_padding_does_not_matter(method: str, name: str) -> None:
         torch.testing.assert_close(part, alone, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.versions
 @every_pair(methods=ONE_OF_EACH, names=("bert", "gpt2", "llama", "t5", "bart", "vit"))
 def test_eager_and_sdpa_agree(method: str, name: str) -> None:
     results = []
@@ -190,6 +192,7 @@ def test_no_mask_means_all_ones(method: str, name: str) -> None:
     torch.testing.assert_close(infer(model, given), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.versions
 @every_pair(methods=ONE_OF_EACH, names=("bert", "llama"))
 def test_inputs_as_embeddings(method: str, name: str) -> None:
     model, given = carrying(name, method), inputs(name)

@@ -16,6 +16,8 @@ from adapters.auto import ADAPTER_MODEL_MAPPING, AutoAdapterModel
 from adapters.heads.language_modeling import scales_decoder, ties_embeddings
 from tests.heads.models import CONFIGS, WIDTH, add_head, inputs_for, tiny, tiny_config
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.mark.parametrize("model_type", CONFIGS)
 def test_class_of_each_type(model_type: str) -> None:

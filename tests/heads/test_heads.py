@@ -76,6 +76,7 @@ def reference_loss(head_type: str, logits: torch.Tensor, labels: torch.Tensor, m
     return cross_entropy(logits.flatten(0, -2), labels.flatten())
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(("model_type", "head_type"), PAIRS)
 def test_head_equals_reference(model_type: str, head_type: str) -> None:
     model = tiny(model_type)
@@ -128,6 +129,7 @@ def test_dependency_parser_equals_reference(model_type: str) -> None:
     torch.testing.assert_close(out.loss, loss)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(("model_type", "head_type"), PAIRS)
 def test_saving_a_model_keeps_its_head(model_type: str, head_type: str, tmp_path: Any) -> None:
     model = tiny(model_type)

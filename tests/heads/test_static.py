@@ -43,6 +43,7 @@ def run(model: Any, class_name: str) -> tuple[torch.Tensor, ...]:
     return (out.logits,) if "logits" in out else (out.start_logits, out.end_logits)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("class_name", STATIC_HEADS)
 def test_whole_checkpoint(class_name: str, tmp_path: Any) -> None:
     plain = plain_model(class_name)

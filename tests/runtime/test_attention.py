@@ -16,6 +16,8 @@ from adapters.runtime import attention
 from tests.contract.cases import CONFIGS
 from tests.tiny import build, infer, inputs, perturb
 
+pytestmark = pytest.mark.versions
+
 ROWS, HEADS, QUERIES, KEYS, DIM, PREFIX = 2, 2, 5, 5, 4, 3
 
 

@@ -32,6 +32,8 @@ from adapters.sites.spec import At, Attention, Branch, Columns, LayerSpec, Linea
 from adapters.sites.specs import SPECS
 from tests.tiny import TINY_MODELS, WIDTH, build, infer, inputs
 
+pytestmark = pytest.mark.versions
+
 
 def sites_of(name: str) -> tuple[Any, list[Site]]:
     model = build(name, adapted=False)

@@ -38,6 +38,8 @@ from tests.training.toy import (
     trained,
 )
 
+pytestmark = pytest.mark.versions
+
 SAVING = {"save_strategy": "steps", "save_steps": 4}
 
 

@@ -28,6 +28,8 @@ from tests.training.toy import (
     trained,
 )
 
+pytestmark = pytest.mark.versions
+
 METHODS = ("seq_bn", "lora", "prefix_tuning", "ia3", "dora", "compacter", "prompt_tuning", "mam", "unipelt", "loreft")
 
 

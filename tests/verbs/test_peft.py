@@ -30,6 +30,8 @@ from tests.heads.models import tiny as flexible
 from tests.tiny import TINY_MODELS, build, hooks, infer, inputs, perturb
 from tests.training.toy import any_examples, arguments
 
+pytestmark = pytest.mark.versions
+
 COMPACTER = "compacter[phm_dim=2,reduction_factor=8]"
 PEFT_CONFIGS: dict[str, Any] = {
     "lora": lambda: peft.LoraConfig(target_modules=["q_proj"]),

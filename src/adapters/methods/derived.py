@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -140,11 +141,9 @@ def _cells(tensor: Tensor) -> Iterator[memoryview]:
     if not tensor.data_ptr():
         return
     tensor = tensor.detach()
-    bits = tensor.view(_BITS[tensor.element_size()])
+    bits = tensor.view(_BITS[tensor.element_size()]).numpy()
     for number in {0, tensor.numel() // 2, int(tensor.abs().argmax())}:
-        index = torch.unravel_index(torch.tensor(number), tensor.shape)
-        cell: Any = bits[index].view(()).numpy()
-        yield memoryview(cell)
+        yield memoryview(bits[(*np.unravel_index(number, bits.shape), ...)])
 
 
 def _read(cells: list[memoryview]) -> list[Any]:
