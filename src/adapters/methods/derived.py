@@ -141,9 +141,10 @@ def _cells(tensor: Tensor) -> Iterator[memoryview]:
     if not tensor.data_ptr():
         return
     tensor = tensor.detach()
-    bits = tensor.view(_BITS[tensor.element_size()]).numpy()
+    bits: Any = tensor.view(_BITS[tensor.element_size()]).numpy()
     for number in {0, tensor.numel() // 2, int(tensor.abs().argmax())}:
-        yield memoryview(bits[(*np.unravel_index(number, bits.shape), ...)])
+        index: Any = np.unravel_index(number, bits.shape)
+        yield memoryview(bits[(*index, ...)])
 
 
 def _read(cells: list[memoryview]) -> list[Any]:
