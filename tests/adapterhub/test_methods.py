@@ -88,7 +88,7 @@ def test_no_module_of_the_hub_names_a_method() -> None:
     """Only files of data do, and what is about PEFT. Drawings have shapes, some of which are called like methods."""
     names = {*library().titles, *library().presets, *library().aliases} - {UNION}
     folder = Path(adapterhub.__file__).parent
-    of_peft = {folder / "index" / "peft.py", folder / "checks" / "peft.py"}
+    of_peft = {folder / "facts" / "peft.py", folder / "checks" / "peft.py"}
     found = {
         (path.relative_to(folder).as_posix(), node.value)
         for path in sorted({*folder.rglob("*.py")} - of_peft)
