@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from adapterhub.changes import committing
 from adapterhub.ingest import StorageUnavailable
-from adapterhub.repos import commits
 from tests.adapterhub.conftest import HubServer
 
 CLIENTS = 6
@@ -41,7 +41,7 @@ def test_a_creation_that_fails_leaves_nothing(hub_server: HubServer, monkeypatch
     async def fail(*_: Any) -> None:
         raise StorageUnavailable("The disk is away.")
 
-    monkeypatch.setattr(commits, "_keep_first", fail)
+    monkeypatch.setattr(committing, "_keep_first", fail)
     with hub_server.client() as client:
         assert client.post("/api/repos/create", json={"name": "alice/new"}).status_code == 503
         assert client.get("/api/models/alice/new").status_code == 404
