@@ -106,9 +106,10 @@ class Attention:
                 options = {**options, "position_bias": self._biases(bias, length, attended)}
             if mask is not None and "is_causal" in options:
                 options = {**options, "is_causal": False}
-        batch = (key.shape[0], -1, -1, -1)
-        keys = torch.cat([prefix[0].to(key.dtype).expand(batch), key], 2)
-        values = torch.cat([prefix[1].to(value.dtype).expand(batch), value], 2)
+        before, after = (tensor.to(key.dtype) for tensor in prefix)
+        if before.shape[0] != (rows := key.shape[0]):
+            before, after = before.expand(rows, -1, -1, -1), after.expand(rows, -1, -1, -1)
+        keys, values = torch.cat([before, key], 2), torch.cat([after, value], 2)
         return self.function(self.module, query, keys, values, mask, **options)
 
     def _crop(
