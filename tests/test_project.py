@@ -51,7 +51,7 @@ ALLOWED: dict[tuple[str, str], str] = {
 }
 
 LONGEST = 300
-LARGE: dict[str, str] = {"adapters.runtime.engine.Engine": "its parts share one state, and are being taken apart"}
+LARGE: dict[str, str] = {}
 """Classes of more lines than `LONGEST`, each with the reason."""
 
 

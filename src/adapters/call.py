@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 Scores = dict[str, dict[int, dict[str, Any]]]
+GATING = "adapter_gating_scores"
+"""Entry of the output that holds the gates of adapters."""
 Positions = tuple[Tensor | None, Tensor | None, int, int]
 """(first, end, offset, length) of a `HiddenState`."""
 
@@ -60,7 +62,10 @@ class Call:
         program: What the call follows from its beginning to its end, whatever others activate meanwhile.
         outer: The call around it, or the facts outside of calls; None for these, and for compiled calls.
         generation: The `generate` that the call is a part of, None outside of one.
-        gating, fusion: Scores collected for the caller, None while nobody asked.
+        reports: Scores collected for the caller, by the entry of the output that was asked for (`GATING`, and those of
+            blocks).
+        losses: (module, loss) of what blocks own and that trains by more than the task's loss; of a call that is
+            over, those of the calls of each model that ended last.
         task_ids: Row -> child of a `MultiTask` block: a LongTensor of indices or a list of names.
         replicated: Whether the inputs have one copy per child of `Parallel` already.
         replaying: Whether a layer runs again only for its backward pass (gradient checkpointing).
@@ -84,8 +89,8 @@ class Call:
 
     def reset(self) -> None:
         """Forget everything that the caller did not ask for."""
-        self.gating: Scores | None = None
-        self.fusion: Scores | None = None
+        self.reports: dict[str, Scores] = {}
+        self.losses: list[tuple[nn.Module, Tensor]] = []
         self.task_ids: Tensor | list[str] | None = None
         self.replicated = self.replaying = False
         self.copies: tuple[int | None, int] | None = None

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel
 
+from adapters.checkpoint.full_model import add_registered, is_old
 from adapters.errors import UnsupportedError
 from adapters.methods.config import AdapterConfig
 from adapters.methods.interface import AdapterModelInterface
@@ -16,7 +17,7 @@ from adapters.runtime.engine import Engine
 from adapters.verbs.adapter_files import AdapterFileVerbs
 from adapters.verbs.calls import CallVerbs
 from adapters.verbs.embeddings import EmbeddingVerbs
-from adapters.verbs.fusion_files import FusionFileVerbs
+from adapters.verbs.fusion import FusionVerbs
 from adapters.verbs.head_files import HeadFileVerbs
 from adapters.verbs.hubs import HubVerbs
 from adapters.verbs.lifecycle import LifecycleVerbs
@@ -33,11 +34,11 @@ logger = logging.getLogger(__name__)
 class AdapterModelMixin(
     PeftVerbs,
     LifecycleVerbs,
+    FusionVerbs,
     TrainingVerbs,
     WeightVerbs,
     ListingVerbs,
     AdapterFileVerbs,
-    FusionFileVerbs,
     SetupFileVerbs,
     HeadFileVerbs,
     EmbeddingVerbs,
@@ -48,8 +49,8 @@ class AdapterModelMixin(
     """Adapters for a Transformers model. Made by `adapters.init(model)` or one of the `XAdapterModel` classes.
 
     The verbs are grouped, a file each in `verbs/`: adding and deleting (`lifecycle.py`), activating (`activation.py`),
-    training (`training.py`), merging and moving (`weights.py`), listing (`listing.py`), files (`adapter_files.py`,
-    `fusion_files.py`, `setup_files.py`, `head_files.py`, `model_files.py`), input embeddings (`embeddings.py`), hubs
+    training (`training.py`), fusing (`fusion.py`), merging and moving (`weights.py`), listing (`listing.py`), files
+    (`adapter_files.py`, `setup_files.py`, `head_files.py`, `model_files.py`), input embeddings (`embeddings.py`), hubs
     (`hubs.py`), the names that Transformers has from PEFT (`peft.py`), calls (`calls.py`).
     """
 
@@ -58,7 +59,7 @@ class AdapterModelMixin(
     ) -> None:
         """Give this model an engine, and the adapters that `adapters_config` (or the model config) lists."""
         model = cast(PreTrainedModel, self)
-        stored = adapters_config
+        stored, data = adapters_config, None
         if stored is None and (data := getattr(model.config, "adapters", None)):
             models, fusion = (getattr(model.config, n, None) for n in ("adapter_fusion_models", "adapter_fusion"))
             stored = ModelAdaptersConfig.from_dict(data, models, fusion)
@@ -75,10 +76,9 @@ class AdapterModelMixin(
         if stored is not None:
             for name in stored:
                 self._engine.add(name, cast(AdapterConfig, stored.get(name)))
-            for fusion_name in stored.fusions:
-                config, names = stored.get_fusion(fusion_name)
-                own = fusion_name if fusion_name in stored.fusion_name_map else None
-                self._engine.add_fusion(cast("list[str]", names), config, own)
+            for register in stored.owned.values():
+                for name in register.configs:
+                    add_registered(self._engine, register, name, old=data is not None and is_old(data))
         self._on_heads_changed()
         self._engine.adopt_checkpointing()
 

@@ -253,7 +253,7 @@ def test_a_fusion_of_other_adapters(tmp_path: Path) -> None:
     source.save_adapter_fusion(tmp_path, "a,b")
     changed(tmp_path / FUSION.config, adapter_names=["a", "z"])
     model = model_with_all(2)
-    refused(model, lambda: model.load_adapter_fusion(tmp_path), "fuses a, z")
+    refused(model, lambda: model.load_adapter_fusion(tmp_path), "combines a, z")
     changed(tmp_path / FUSION.config, adapter_names=["b", "a"], config="static")
     refused(model, lambda: model.load_adapter_fusion(tmp_path), "another config")
 

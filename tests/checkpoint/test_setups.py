@@ -239,3 +239,25 @@ def test_names_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
 def test_public_names() -> None:
     for name in ("load_adapter_fusion", "save_adapter_setup", "load_adapter_setup", "save_all_adapter_fusions"):
         assert callable(getattr(adapters.AdapterModelMixin, name))
+
+
+def test_fusions_of_version_1_have_layers_at_bottlenecks_only(tmp_path: Path) -> None:
+    """Version 1 fused nothing else: its files of unions hold no more, and no layer is made up."""
+    model = build("bert")
+    for name in "ab":
+        model.add_adapter(name, config="seq_bn|lora")
+    model.add_adapter_fusion(["a", "b"])
+    model.save_adapter_fusion(tmp_path, "a,b")
+    tensors = load_file(tmp_path / FUSION.safetensors)
+    kept = {key: tensor for key, tensor in tensors.items() if "attention" not in key}
+    assert 0 < len(kept) < len(tensors)
+    save_file(kept, tmp_path / FUSION.safetensors)
+    model.delete_adapter_fusion("a,b")
+    with pytest.raises(CheckpointError, match="missing"):
+        model.load_adapter_fusion(tmp_path)
+    data = json.loads((tmp_path / FUSION.config).read_text())
+    (tmp_path / FUSION.config).write_text(json.dumps({**data, "version": "adapters.1.2.0"}))
+    model.load_adapter_fusion(tmp_path)
+    assert len(adapter_parameters(model, "a,b")) == len(kept)
+    with pytest.raises(CompositionError, match=r"no fusion layer 'a,b' at attn.q of layer 0"):
+        model.set_active_adapters(Fuse("a", "b"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters import AdapterFusionConfig, BnConfig, Fuse, Stack
+from adapters import AdapterFusionConfig, BnConfig, Fuse, IA3Config, LoRAConfig, Stack
 from tests.methods.reference import adapted, close, states, weights
 from tests.tiny import perturb
 
@@ -126,3 +126,51 @@ def test_the_temperature_falls_in_training_only() -> None:
     for _ in range(3):
         layer(given, x)
     assert fusion.temperature == pytest.approx(50 - 3 * 0.05)
+
+
+CONFIGS = {
+    "lora": (lambda: LoRAConfig(r=4, alpha=6), ["query", "value"], 32),
+    "wide": (lambda: LoRAConfig(r=4, places=["ffn.up"]), ["dense"], 40),
+    "ia3": (lambda: IA3Config(), ["key", "value"], 32),
+}
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("method", CONFIGS)
+def test_linear_maps(method: str, options: dict[str, Any]) -> None:
+    """q = res = y and u_i = out_i - y, where y is the output of the map."""
+    config, names, width = CONFIGS[method]
+    model = adapted("bert", config(), config())
+    model.add_adapter_fusion(["a", "b"], AdapterFusionConfig(**{**DYNAMIC, **options}))
+    perturb(model, "a,b")
+    layer = model.encoder.layer[0]
+    owner = layer.intermediate if method == "wide" else layer.attention.self
+    for name in names:
+        linear, x = getattr(owner, name), states()
+        results = {}
+        for setup in (None, "a", "b", Fuse("a", "b")):
+            model.set_active_adapters(setup)
+            with torch.no_grad():
+                results[str(setup)] = linear(x)
+        y = results["None"]
+        w = weights(linear, "adapter_fusion_layer", "a,b")
+        assert w["key.weight" if "key.weight" in w else next(iter(w))].shape[-1] == width
+        expected = fused(AdapterFusionConfig(**{**DYNAMIC, **options}), w, y, [results[n] - y for n in "ab"], y)
+        with torch.no_grad():
+            close(results["Fuse[a, b]"], expected)
+
+
+def test_the_next_update_of_a_stack_reads_the_fused_update() -> None:
+    model = adapted("bert", *(LoRAConfig(r=4, alpha=6) for _ in range(3)))
+    model.add_adapter_fusion(["a", "b"])
+    perturb(model, "a,b")
+    linear, x = model.encoder.layer[0].attention.self.query, states()
+    with torch.no_grad():
+        model.set_active_adapters(None)
+        y = linear(x)
+        model.set_active_adapters(Fuse("a", "b"))
+        update = linear(x) - y
+        model.set_active_adapters("c")
+        chained = linear(update) - linear.forward(update)
+        model.set_active_adapters(Stack(Fuse("a", "b"), "c"))
+        close(linear(x), y + chained)

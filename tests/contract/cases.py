@@ -83,6 +83,10 @@ def made_of(kind: type[Any]) -> tuple[str, ...]:
 MERGEABLE, BOTTLENECKS = made_of(AffineAdapter), made_of(Bottleneck)
 LENGTHENING = ("prompt_tuning",)
 WITHOUT_BIAS = ("llama", "mistral", "qwen3", "t5", "t5-gated", "mt5")
+FUSED = tuple(
+    name for name in CONFIGS if all(not method.unmixable or method.fuses_as_first for method in methods_of(name))
+)
+"""The configs whose outputs `Fuse` can mix."""
 
 ONE_OF_EACH = (
     "seq_bn",

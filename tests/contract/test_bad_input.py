@@ -149,9 +149,9 @@ USING = [
     case(lambda m: m.get_adapter("x"), AdapterNameError, "'x'", "one, two", id="get"),
     case(lambda m: m.eject_prefix_tuning("x"), AdapterNameError, "'x'", id="eject"),
     case(lambda m: m.eject_prefix_tuning("one"), ConfigError, "'one'", "no prefix", id="eject a bottleneck"),
-    case(lambda m: m.add_adapter_fusion(["one", "x"]), AdapterNameError, "'x'", "one, two", id="fuse"),
+    case(lambda m: m.add_adapter_fusion(["one", "x"]), AdapterNameError, "'x'", "one, two", id="fuse x"),
     case(lambda m: m.add_adapter_fusion([]), AdapterNameError, "at least one", id="fuse nothing"),
-    case(lambda m: m.add_adapter_fusion(["one", "two"]), ConfigError, "bottleneck", id="fuse lora"),
+    case(lambda m: m.add_adapter_fusion(["one", "two"]), ConfigError, "no place where one, two act", id="fuse"),
     case(
         lambda m: m.add_adapter_fusion(["one"], "dinamic"), ConfigError, "Did you mean 'dynamic'?", id="fusion config"
     ),

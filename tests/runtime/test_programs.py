@@ -53,10 +53,6 @@ def asked(model: Any, given: Any, setup: Any) -> Tensor:
         return infer(model, given, **extra)
 
 
-def supported(setup: Any) -> bool:
-    return not isinstance(setup, Fuse)
-
-
 # ----------------------------------------------------------------------------------------------------- threads
 
 
@@ -64,7 +60,7 @@ def supported(setup: Any) -> bool:
 def test_threads_compute_as_one_alone_while_others_change_the_model(calls: int) -> None:
     """Each thread has its own set-up of another block; adapters are added, replaced and deleted meanwhile."""
     model, given = served(num_hidden_layers=1)
-    setups = [setup for setup in SETUPS if supported(setup)]
+    setups = SETUPS
     expected = [asked(model, given, setup) for setup in setups]
     stop, wrong = threading.Event(), []
 
@@ -407,7 +403,7 @@ def test_a_replaced_adapter_stays_active() -> None:
     model, given = served()
     model.set_active_adapters(Stack("a", "b"))
     before = infer(model, given)
-    model.add_adapter("a", config="seq_bn", overwrite_ok=True)
+    model.add_adapter("a", config="seq_bn|lora", overwrite_ok=True)
     perturb(model, "a", seed=7)
     assert str(model.active_adapters) == "Stack[a, b]"
     assert not torch.allclose(infer(model, given), before)

@@ -24,7 +24,8 @@ from adapters.methods.places import selects
 from adapters.methods.presets import load as load_config
 from adapters.runtime import merging
 from adapters.runtime.adapters_config import check_name
-from adapters.runtime.engine import Engine, Part
+from adapters.runtime.engine import Engine
+from adapters.runtime.parts import Part
 from adapters.sites.layers import layers_of, require_layers
 
 logger = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ def _fill(parts: Iterable[Part], stored: Match, engine: Engine) -> bool:
     sources = {id(target): (name, source) for name, (target, source) in stored.pairs.items()}
     slots: list[tuple[Any, str, torch.device]] = []
     for part in parts:
-        device = engine.like(part.live.site if part.live is not None else None).device
+        device = engine.builder.like(part.live.site if part.live is not None else None).device
         for module in part.module.modules():
             for tensors in (module._parameters, module._buffers):
                 slots += [(tensors, key, device) for key, tensor in tensors.items() if tensor is not None]

@@ -1,4 +1,4 @@
-"""What lies in one folder with an adapter or a fusion? The head of its name, and what the caller's own objects write.
+"""What lies in one folder with an adapter, or what a block owns? The head of its name, what the caller's objects write.
 
 Such an object, one of the `custom_weights_loaders` of the verbs, has `save(folder, name)` and
 `load(folder, load_as=name, loading_info=...)`.
@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.checkpoint import adapters, fusion, heads
+from adapters.checkpoint import adapters, heads, owned
 from adapters.checkpoint.atomic import reading, saving
 from adapters.checkpoint.layout import PathLike
 from adapters.checkpoint.undo import Before
-from adapters.composition.blocks import Fuse
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,9 @@ def save_adapter(
             loader.save(str(path), name)
 
 
-def save_fusion(
+def save_owned(
     model: Any,
+    noun: str,
     folder: PathLike,
     name: str,
     meta: Mapping[str, Any] | None = None,
@@ -62,15 +62,15 @@ def save_fusion(
     use_safetensors: bool = True,
     with_head: bool | str = False,
 ) -> None:
-    """Save a fusion, and a head: the one called `with_head`, or if this is True the one of the fusion's name.
+    """Save what a block owns, and a head: the one called `with_head`, or if this is True the one of the same name.
 
     Raises:
-        AdapterNameError: there is no fusion of this name.
+        AdapterNameError: the model has none of this name.
         HeadError: there is no head called `with_head`.
     """
-    model._engine.require_fusion(name)
+    model._engine.owned[noun].require(name)
     with saving(folder) as path:
-        fusion.write_fusion(model, path, name, meta, use_safetensors)
+        owned.write_owned(model, noun, path, name, meta, use_safetensors)
         head = with_head if isinstance(with_head, str) else name
         if with_head and (head is with_head or heads.has_head(model, head)):
             heads.write_head(model, path, head, meta, use_safetensors)
@@ -103,8 +103,8 @@ def load_adapter(
     return _load(model, folder, options, load, head, lambda name: name)
 
 
-def load_fusion(model: Any, folder: Path, options: Loading, with_head: bool = True) -> str:
-    """Load the fusion of a folder, and the head beside it; its adapters must be there.
+def load_owned(model: Any, noun: str, folder: Path, options: Loading, with_head: bool = True) -> str:
+    """Load what a block owns from a folder, and the head beside it; its adapters must be there.
 
     Returns:
         Its name in the model.
@@ -114,13 +114,9 @@ def load_fusion(model: Any, folder: Path, options: Loading, with_head: bool = Tr
 
     def load(before: Before) -> str:
         given = (options.use_safetensors, options.strict, options.loading_info)
-        return fusion.load_fusion(model, folder, before, options.load_as, *given)
+        return owned.load_owned(model, noun, folder, before, options.load_as, *given)
 
-    def setup(name: str) -> Fuse:
-        _, names = model.adapters_config.get_fusion(name)
-        return Fuse(*(names or ()), name=name)
-
-    return _load(model, folder, options, load, {} if with_head else None, setup)
+    return _load(model, folder, options, load, {} if with_head else None, model._engine.owned[noun].block)
 
 
 def _load(

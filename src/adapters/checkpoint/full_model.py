@@ -33,8 +33,9 @@ from adapters.heads.model import HUB, load_config
 from adapters.methods.config import AdapterConfig
 from adapters.methods.interface import AdapterModelInterface
 from adapters.runtime import merging
-from adapters.runtime.adapters_config import ModelAdaptersConfig
-from adapters.runtime.engine import Engine, Part
+from adapters.runtime.adapters_config import ModelAdaptersConfig, OwnedRegister
+from adapters.runtime.engine import Engine
+from adapters.runtime.parts import Part
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def _in_memory_names(model: Any) -> dict[str, tuple[str, Tensor, str]]:
     engine: Engine = model._engine
     start = own_prefix(engine)
     names: dict[str, tuple[str, Tensor, str]] = {}
-    for group in (engine.parts, engine.fusions):
+    for group in engine.added:
         for name, parts in group.items():
             for part in parts:
                 for inner, tensor in part.module.state_dict(keep_vars=True).items():
@@ -181,15 +182,15 @@ def from_pretrained(
         kwargs["config"] = config
     else:
         config = kwargs["config"] = copy.deepcopy(kwargs.get("config"))
-    stored, unchained, merged = _taken_adapters(config)
+    stored, unchained, merged, old = _taken_adapters(config)
     result = parent(path, *args, **kwargs)
     model = result[0] if isinstance(result, tuple) else result
     if "_engine" not in vars(model):
         model._init_adapters(ModelAdaptersConfig(), interface)
     if stored is not None:
-        wanted = [*stored, *stored.fusions]
+        wanted = [*stored, *(name for register in stored.owned.values() for name in register.configs)]
         found = _chosen(state, wanted, "state_dict") if state is not None else _read(path, wanted, kwargs)
-        restore(model, stored, found, f"{path}")
+        restore(model, stored, found, f"{path}", old)
         for name in unchained:
             model._engine.act_first_only(name)
         for name in merged:
@@ -197,39 +198,51 @@ def from_pretrained(
     return result
 
 
-def _taken_adapters(config: Any) -> tuple[ModelAdaptersConfig | None, list[str], list[str]]:
-    """The register in a model's config, which is left without it; the names under `UNCHAINED` and under `MERGED`."""
+def is_old(data: Mapping[str, Any]) -> bool:
+    """Whether version 1 of the library wrote what config.json says of adapters."""
+    return UNCHAINED not in data
+
+
+def _taken_adapters(config: Any) -> tuple[ModelAdaptersConfig | None, list[str], list[str], bool]:
+    """The register that a model's config is left without; the names under `UNCHAINED`, under `MERGED`; `is_old`."""
     if config is None or not (data := getattr(config, "adapters", None)):
-        return None, [], []
+        return None, [], [], False
     names = list(data.get("adapters") or ())
     unchained = [name for name in data.get(UNCHAINED, names) or () if name in names]
     merged = [name for name in data.get(MERGED) or () if name in names]
-    data = {key: value for key, value in data.items() if key not in (UNCHAINED, MERGED)}
+    register = {key: value for key, value in data.items() if key not in (UNCHAINED, MERGED)}
     old = {key: getattr(config, key, None) for key in OLD_KEYS}
     for key in ("adapters", *OLD_KEYS):
         if hasattr(config, key):
             delattr(config, key)
-    return ModelAdaptersConfig.from_dict(data, old["adapter_fusion_models"], old["adapter_fusion"]), unchained, merged
+    stored = ModelAdaptersConfig.from_dict(register, old["adapter_fusion_models"], old["adapter_fusion"])
+    return stored, unchained, merged, is_old(data)
 
 
-def restore(model: Any, stored: ModelAdaptersConfig, found: Mapping[str, Tensor], source: str) -> None:
-    """Add all adapters and fusions of a register to a model, with the values of a file."""
+def restore(model: Any, stored: ModelAdaptersConfig, found: Mapping[str, Tensor], source: str, old: bool) -> None:
+    """Add all adapters of a register to a model, and what blocks own, with the values of a file; see `is_old`."""
     engine: Engine = model._engine
     for name in stored:
         own = {key: found[key] for key in sorted(owned(found, name))}
         config = cast(AdapterConfig, stored.get(name))
         read = _reader(engine, name, own, config)
         add_stored(engine, name, config, read, f"Adapter {name!r} of the model in {source}")
-    for fusion in stored.fusions:
-        fusion_config, names = stored.get_fusion(fusion)
-        own_name = fusion if fusion in stored.fusion_name_map else None
-        with torch.random.fork_rng(devices=[]):
-            engine.add_fusion(cast("list[str]", names), fusion_config, own_name)
-        expected = tensors_of(engine, engine.fusions[fusion], fusion)
-        own = below_base(engine, {key: found[key] for key in sorted(owned(found, fusion))}, expected)
-        result = match(expected, own, lambda key: True)
-        result.check(f"Fusion {fusion!r} of the model in {source}")
-        result.copy()
+    for noun, register in stored.owned.items():
+        modules = engine.owned[noun]
+        for name in register.configs:
+            add_registered(engine, register, name, old)
+            expected = tensors_of(engine, modules[name], name)
+            own = below_base(engine, {key: found[key] for key in sorted(owned(found, name))}, expected)
+            result = match(expected, own, lambda key: True)
+            result.check(f"{noun.capitalize()} {name!r} of the model in {source}")
+            result.copy()
+
+
+def add_registered(engine: Engine, register: OwnedRegister, name: str, old: bool) -> None:
+    """Add what a block owns by its entry in a register; see `is_old`."""
+    own_name = name if name in register.name_map else None
+    with torch.random.fork_rng(devices=[]):
+        engine.owned[register.kind.noun].add(register.adapters_of(name), register.config_of(name), own_name, old=old)
 
 
 def _reader(

@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from adapters._version import __version__
+from adapters.composition.registry import BLOCK_MODULES
 from adapters.errors import AdapterNameError, CheckpointError, CheckpointNotFound
 
 PathLike = str | os.PathLike[str]
@@ -55,13 +56,15 @@ class CheckpointKind:
 
 ADAPTER = CheckpointKind("adapter", "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin")
 HEAD = CheckpointKind("prediction head", "head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
-FUSION = CheckpointKind(
-    "AdapterFusion",
-    "adapter_fusion_config.json",
-    "model_adapter_fusion.safetensors",
-    "pytorch_model_adapter_fusion.bin",
-)
-KINDS = ADAPTER, HEAD, FUSION
+OWNED = {
+    kind.noun: CheckpointKind(
+        kind.title, f"{kind.stem}_config.json", f"model_{kind.stem}.safetensors", f"pytorch_model_{kind.stem}.bin"
+    )
+    for kind in BLOCK_MODULES
+}
+"""What blocks own, by the noun of their kind."""
+FUSION = OWNED["fusion"]
+KINDS = ADAPTER, HEAD, *OWNED.values()
 SETUP_FILE = "adapter_setup.json"
 INTERFACE_FILE = "adapter_interface.json"
 EMBEDDING_FILE = "embedding.pt"
@@ -150,7 +153,7 @@ def superseded(saved: Collection[str], present: Collection[str]) -> set[str]:
         present: Names in the folder.
     """
     gone = {name for kind in KINDS if kind.config in saved for name in kind.files}
-    owners = {ADAPTER.config, FUSION.config, SETUP_FILE}
+    owners = {ADAPTER.config, *(kind.config for kind in OWNED.values()), SETUP_FILE}
     if owners.intersection(saved) and not owners.intersection(present).difference(saved):
         gone |= HEAD.files
     return gone.intersection(present).difference(saved)

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapters.composition.registry import BLOCK_MODULES
 from adapters.errors import CheckpointError
-from adapters.runtime.engine import Engine, Part
+from adapters.runtime.engine import Engine
+from adapters.runtime.parts import Part
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +45,9 @@ CONTAINERS = (
     "prompt_tunings",
     "refts",
     "shared_parameters",
-    "adapter_fusion_layer",
+    *(kind.container() for kind in BLOCK_MODULES),
 )
-"""Containers whose entries are named like adapters or fusions."""
+"""Containers whose entries are named like adapters, or like what blocks own."""
 
 REPEATED = (".prefix_tuning.pool.prefix_tunings.",)
 """Part of names under which tensors are stored a second time."""
@@ -246,10 +248,11 @@ def owned(names: Iterable[str], name: str) -> set[str]:
 
 
 def added_tensors(engine: Engine) -> set[int]:
-    """Ids of all parameters and buffers that adapters and fusions have added to the model."""
+    """Ids of all parameters and buffers of adapters, and of what blocks own."""
     return {
         id(tensor)
-        for parts in (*engine.parts.values(), *engine.fusions.values())
+        for group in engine.added
+        for parts in group.values()
         for part in parts
         for tensor in part.module.state_dict(keep_vars=True).values()
     }

@@ -12,19 +12,10 @@ from adapters.checkpoint.atomic import reading, saving
 from adapters.checkpoint.heads import has_flexible_heads, static_head
 from adapters.checkpoint.layout import SETUP_FILE, VERSION, PathLike, read_json, subfolder, with_meta, write_json
 from adapters.checkpoint.undo import Before
-from adapters.composition.blocks import AdapterCompositionBlock, Fuse
+from adapters.composition.blocks import AdapterCompositionBlock
 from adapters.errors import CheckpointError, CompositionError, HeadError
 from adapters.heads.output_embeddings import head_names
 from adapters.runtime.engine import Engine
-
-
-def fuse_blocks(block: Any) -> Iterator[Fuse]:
-    """All Fuse blocks in a block, at any depth."""
-    if isinstance(block, Fuse):
-        yield block
-    if isinstance(block, AdapterCompositionBlock):
-        for child in block:
-            yield from fuse_blocks(child)
 
 
 def save_setup(
@@ -52,15 +43,10 @@ def save_setup(
     block = engine.parse(setup)
     if block is None:
         raise CompositionError("There is no set-up to save. Pass a block or the name of an adapter.")
-    fusions = sorted({fuse.name for fuse in fuse_blocks(block)})
-    if fusions:
-        engine.fusions_of(block)
     heads = [] if head_setup is True else head_names(head_setup)
     known = getattr(model, "heads", {})
     if missing := [name for name in heads if name not in known]:
         raise HeadError(f"There is no head {missing[0]!r} to save with the set-up.")
-    for name in sorted(block.flatten()):
-        engine.require(name)
     data = {
         "adapter_setup": _to_dict(setup if isinstance(setup, str) else block),
         "head_setup": head_setup.to_dict() if isinstance(head_setup, AdapterCompositionBlock) else head_setup,
@@ -69,8 +55,10 @@ def save_setup(
     with saving(folder) as path:
         for name in sorted(block.flatten()):
             model.save_adapter(subfolder(path, name), name, with_head=False, **kwargs)
-        for name in fusions:
-            model.save_adapter_fusion(subfolder(path, name), name, with_head=False, **kwargs)
+        for owned in engine.owned.values():
+            for name in owned.names_in(block):
+                save = getattr(model, f"save_{owned.kind.stem}")
+                save(subfolder(path, name), name, with_head=False, **kwargs)
         kwargs.pop("custom_weights_loaders", None)
         for name in heads:
             model.save_head(subfolder(path, name), name, **kwargs)
@@ -96,12 +84,13 @@ def load_setup(model: Any, folder: Path, set_active: bool = False, **kwargs: Any
     with reading(folder), Before(model) as before:
         setup, head_setup = _stored(folder)
         names = sorted(setup.flatten()) if isinstance(setup, AdapterCompositionBlock) else [setup]
-        fusions = sorted({fuse.name for fuse in fuse_blocks(setup)})
-        before.keep(_tensors(model, names, fusions, head_setup is True))
+        before.keep(_tensors(model, names, setup, head_setup is True))
         for name in names:
             model.load_adapter(str(subfolder(folder, name)), load_as=name, with_head=False, **kwargs)
-        for name in fusions:
-            model.load_adapter_fusion(str(subfolder(folder, name)), load_as=name, with_head=False, **kwargs)
+        for owned in model._engine.owned.values():
+            for name in sorted({str(block.owned_name) for block in owned.blocks_in(setup)}):
+                load = getattr(model, f"load_{owned.kind.stem}")
+                load(str(subfolder(folder, name)), load_as=name, with_head=False, **kwargs)
         kwargs.pop("custom_weights_loaders", None)
         for name in [] if head_setup is True else head_names(head_setup):
             model.load_head(str(subfolder(folder, name)), load_as=name, set_active=False, **kwargs)
@@ -134,10 +123,13 @@ def _stored(folder: Path) -> tuple[Any, Any]:
     return setup, heads
 
 
-def _tensors(model: Any, names: list[str], fusions: list[str], with_head: bool) -> Iterator[Tensor]:
-    """The tensors of a model that are written into where it has these adapters and fusions already."""
+def _tensors(model: Any, names: list[str], setup: Any, with_head: bool) -> Iterator[Tensor]:
+    """The tensors of a model that are written into where it has these adapters already, and what the blocks own."""
     engine: Engine = model._engine
-    for parts in (*(engine.parts.get(name, []) for name in names), *(engine.fusions.get(name, []) for name in fusions)):
+    groups: list[Any] = [engine.parts.get(name, []) for name in names]
+    for owned in engine.owned.values():
+        groups += [owned.get(str(block.owned_name), []) for block in owned.blocks_in(setup)]
+    for parts in groups:
         for part in parts:
             yield from part.module.state_dict(keep_vars=True).values()
     if with_head and not has_flexible_heads(model):

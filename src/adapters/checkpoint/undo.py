@@ -15,8 +15,9 @@ from adapters.runtime.engine import Engine
 class Before:
     """A model as it was when this context was entered: an error inside of it brings that back.
 
-    Adapters, fusions and heads that were added are removed, heads that were replaced return to their places, and what
-    was active is active again. Tensors that the call writes into are brought back if they were given to `keep` before.
+    Adapters, what blocks own, and heads that were added are removed, heads that were replaced return to their places,
+    and what was active is active again. Tensors that the call writes into are brought back if they were given to `keep`
+    before.
 
     Args:
         model: The model.
@@ -29,7 +30,8 @@ class Before:
     def __enter__(self) -> Before:
         engine: Engine = self.model._engine
         config = self.model.config
-        self._adapters, self._fusions, self._merged = set(engine.parts), set(engine.fusions), list(engine.merged)
+        self._adapters, self._merged = set(engine.parts), list(engine.merged)
+        self._owned = {noun: set(owned) for noun, owned in engine.owned.items()}
         self._setup = engine.config.active_setup, engine.config.skip_layers
         self._labels = getattr(config, "id2label", None), getattr(config, "label2id", None)
         if "heads" in self.model._modules:
@@ -45,8 +47,9 @@ class Before:
         if kind is None:
             return
         engine: Engine = self.model._engine
-        for fusion in set(engine.fusions) - self._fusions:
-            engine.delete_fusion(fusion)
+        for noun, owned in engine.owned.items():
+            for name in set(owned) - self._owned[noun]:
+                owned.delete(name)
         for name in set(engine.parts) - self._adapters:
             engine.delete(name)
         with torch.no_grad():

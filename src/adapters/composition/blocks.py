@@ -100,6 +100,11 @@ class AdapterCompositionBlock(Sequence["Child"]):
         return {}
 
     @property
+    def owned_name(self) -> str | None:
+        """Name of the weights in a model that this block owns; None where it has none."""
+        return None
+
+    @property
     def parallel_channels(self) -> int:
         """How many copies of the batch this block needs at most."""
         return max((child.parallel_channels for child in _blocks(self.children)), default=1)
@@ -180,6 +185,10 @@ class Fuse(AdapterCompositionBlock):
         joined = ",".join(str(part) for part in names)
         self.__dict__["name"] = joined if name is None else name
         self.__dict__["_named"] = name is not None and name != joined
+
+    @property
+    def owned_name(self) -> str:
+        return self.name
 
     def _extra(self) -> str:
         return self.name
@@ -351,6 +360,15 @@ class MultiTask(AdapterCompositionBlock):
 
 def _blocks(children: Sequence[Child]) -> list[AdapterCompositionBlock]:
     return [child for child in children if isinstance(child, AdapterCompositionBlock)]
+
+
+def owning_blocks(setup: Child) -> Iterator[AdapterCompositionBlock]:
+    """The blocks in a set-up that own weights, at any depth."""
+    if isinstance(setup, AdapterCompositionBlock):
+        if setup.owned_name is not None:
+            yield setup
+        for child in setup:
+            yield from owning_blocks(child)
 
 
 def first_name(child: Child) -> str | None:

@@ -1,27 +1,34 @@
-"""AdapterFusion: attention over the outputs of several bottleneck adapters.
+"""AdapterFusion: attention over the outputs of several adapters.
 
 Paper: Pfeiffer et al. 2021, arXiv:2005.00247.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from adapters.call import CALL, record
-from adapters.composition.fusion_config import AdapterFusionConfig
+from adapters.call import CALL
+from adapters.composition.blocks import Fuse
+from adapters.composition.fusion_config import (
+    ADAPTERFUSION_CONFIG_MAP,
+    DEFAULT_ADAPTERFUSION_CONFIG,
+    AdapterFusionConfig,
+)
+from adapters.composition.owned import Acting, BlockModule, Children, OwnedLayer, widths
+from adapters.composition.steps import Step
 from adapters.errors import CompositionError
 from adapters.methods.base import AdapterModule
 from adapters.methods.parts import matched
-from adapters.methods.state import ResidualState
-from adapters.sites.resolve import ResidualSite
+from adapters.methods.state import ResidualState, State
+from adapters.sites.resolve import Site
 
 
-class AdapterFusion(nn.Module):
+class AdapterFusion(BlockModule):
     """One fusion layer.
 
         scores_i = (W_q q + b_q) . (W_k u_i + b_k) / T      out = sum_i softmax(scores)_i W_v u_i + res
@@ -29,15 +36,26 @@ class AdapterFusion(nn.Module):
     q [B, S, D] is the hidden state, u [B, S, n, D] the adapters' contributions. There is no 1 / sqrt(D). T is 1, or
     with `temperature` falls from 50 to 1 by 0.05 per training step; it stays as it is in evaluation.
 
+    Behind a residual branch u_i is what bottlenecks add and res what they add it to. Everywhere else q = res = y, what
+    leaves the place without the fused adapters, and u_i = out_i - y.
+
     Paper: Pfeiffer et al. 2021, arXiv:2005.00247.
     """
 
+    block = Fuse
+    noun, title, stem = "fusion", "AdapterFusion", "adapter_fusion"
+    report = "adapter_fusion_attentions"
+    config_class = AdapterFusionConfig
+    presets: ClassVar[Mapping[str, AdapterFusionConfig]] = ADAPTERFUSION_CONFIG_MAP
+    default = DEFAULT_ADAPTERFUSION_CONFIG
+    ordered = False
+    prepares = True
     START, STEP = 50.0, 0.05
 
-    def __init__(self, config: AdapterFusionConfig, site: ResidualSite, name: str, dropout: float) -> None:
+    def __init__(self, config: AdapterFusionConfig, site: Site, tap: str, name: str, dropout: float) -> None:
         super().__init__()
-        self.config, self.site, self.name = config, site, name
-        self.dense_size = width = site.width
+        self.config, self.site, self.tap, self.name = config, site, tap, name
+        self.dense_size = width = widths(site, tap)[1]
         self.dropout = nn.Dropout(dropout if config.dropout_prob is None else config.dropout_prob)
         self.query = nn.Linear(width, width) if config.query else None
         self.key = nn.Linear(width, width) if config.key else None
@@ -54,6 +72,50 @@ class AdapterFusion(nn.Module):
                 self.value.weight.fill_(1e-6).fill_diagonal_(1.0)
         self.temperature = self.used = self.START if config.temperature else 1.0
 
+    @classmethod
+    def load_config(cls, config: Any, block: Any = None) -> AdapterFusionConfig:
+        return AdapterFusionConfig.load(config)
+
+    @classmethod
+    def block_of(cls, names: Sequence[str | None], config: Any, name: str | None) -> Fuse:
+        return Fuse(*names, name=name)
+
+    @classmethod
+    def stands(cls, acting: Acting, old: bool) -> bool:
+        return all(one is not None and not one.unmixable and (one.fused_before or not old) for one in acting)
+
+    @classmethod
+    def refusal(cls, acting: Acting) -> str | None:
+        reasons = (f"{one.name!r} {one.unmixable}" for one in acting if one is not None and one.unmixable)
+        first = next((one for one in acting if one is not None), None)
+        return None if first is None or first.fuses_as_first else next(reasons, None)
+
+    @classmethod
+    def build(cls, config: AdapterFusionConfig, acting: Acting, name: str, model_config: Any) -> AdapterFusion:
+        first = next(one for one in acting if one is not None)
+        dropout = float(getattr(model_config, "attention_probs_dropout_prob", 0.0) or 0.0)
+        return cls(config, first.site, first.tap, name, dropout)
+
+    @classmethod
+    def step(cls, block: Any, children: Children, layer: OwnedLayer | None, masked: bool) -> Step | None:
+        kept = tuple(child for child in children if child is not None)
+        last = [leaf for child in kept for leaf in child.leaves()][-1]
+        if layer is not None:
+            return FusionStep(layer, kept, last)
+        if last.fuses_as_first:
+            return children[0]
+        raise CompositionError(
+            f"{block!r}: there is no fusion layer {block.name!r} at {last.site.role or last.site.path} of layer "
+            f"{last.site.layer}, where adapter {last.name!r} ({type(last).__name__}) acts. "
+            + (
+                f"None can be there: it {last.unmixable}."
+                if last.unmixable
+                else "AdapterFusion has layers where all fused adapters act: add it anew with add_adapter_fusion"
+                + (", to all adapters." if len(kept) == len(block) else ", of adapters that act at the same places.")
+            )
+            + " Or use Stack, Average, Parallel or BatchSplit."
+        )
+
     def forward(self, query: Tensor, updates: Tensor, residual: Tensor) -> Tensor:
         """Combine `updates` [B, S, n, D], asked by `query` [B, S, D]; returns [B, S, D] with the residual added."""
         config, dtype, like = self.config, residual.dtype, next(self.parameters())
@@ -65,8 +127,7 @@ class AdapterFusion(nn.Module):
         asked = query if self.query is None else self.query(query)
         scores = torch.einsum("bsd,bsnd->bsn", asked, keys) / self._next_temperature()
         attention = torch.softmax(self.dropout(scores), dim=-1)
-        if (collected := CALL.now.fusion) is not None:
-            record(collected, self.name, self.site.layer, self.site.location, attention)
+        self.record(self.name, self.site, self.tap, attention)
         context = torch.einsum("bsn,bsnd->bsd", attention, values)
         if self.value is not None and not config.value_before_softmax:
             context = self.value(context)
@@ -80,7 +141,7 @@ class AdapterFusion(nn.Module):
             self.used, self.temperature = self.temperature, max(self.temperature - self.STEP, 1.0)
         return self.used
 
-    def regularization_loss(self) -> Tensor | float:
+    def auxiliary_loss(self) -> Tensor | float:
         """0.01 * ||I - W_v||^2, which keeps values near the adapters' own outputs; 0 without values."""
         if self.value is None or not self.value.weight.requires_grad:
             return 0.0
@@ -90,37 +151,43 @@ class AdapterFusion(nn.Module):
 
 
 @dataclass(frozen=True)
-class FusionLayer:
-    """A fusion layer in the module tree, and its config."""
-
-    module: nn.Module
-    config: AdapterFusionConfig
-
-
-@dataclass(frozen=True)
 class FusionStep:
     """The step of a `Fuse` block: run the children from one state, then attend to what each contributed."""
 
-    layer: FusionLayer
-    children: tuple[tuple[str | None, Any], ...]
+    layer: OwnedLayer
+    children: tuple[Step, ...]
     last: AdapterModule[Any]
 
-    def run(self, state: ResidualState) -> ResidualState:
+    def run(self, state: Any) -> Any:
         state = self.last.prepare(state)
+        parts = [child.run(state) for child in self.children]
+        return self._branch(state, parts) if isinstance(state, ResidualState) else self._place(state, parts)
+
+    def _branch(self, state: ResidualState, parts: Sequence[ResidualState]) -> ResidualState:
+        """Behind a residual branch: what bottlenecks add, before dropout, gate and residual."""
         query = state.query if self.layer.config.query_before_ln or self.last.config.is_parallel else state.h
-        updates = [child.run(state).up for _, child in self.children]
         residual = state.res
         assert query is not None and residual is not None
-        h = self.layer.module(query, torch.stack(updates, dim=2), residual)
+        h = self.layer.module(query, torch.stack([part.up for part in parts], dim=2), residual)  # type: ignore[misc]
         return replace(state, h=h, up=h - residual, last=self.last)
+
+    def _place(self, state: State, parts: Sequence[State]) -> State:
+        """Everywhere else: what leaves the place, compared with what leaves it without them."""
+        before = state.output
+        updates = torch.stack([part.output - before for part in parts], dim=2)
+        return state.with_output(self.layer.module(before, updates, before), parts)
 
     def inverse(self) -> Any:
         raise CompositionError("Fuse: what AdapterFusion computes cannot be inverted.")
 
     def leaves(self) -> Iterator[AdapterModule[Any]]:
-        for _, child in self.children:
+        for child in self.children:
             yield from child.leaves()
 
     @property
     def extra_positions(self) -> int:
         return 0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset().union(*(child.needs for child in self.children))

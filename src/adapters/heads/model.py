@@ -33,13 +33,13 @@ from adapters.heads.static import (
     static_scale,
 )
 from adapters.runtime.arguments import UnknownArgument, refuse_adapter_names
+from adapters.runtime.entry import REPORTS
 
 HEAD_ARGUMENTS = (*LABELS, "word_starts", "num_items_in_batch")
 """Arguments of built-in heads."""
 RUNTIME = (
     "task_ids",
-    "output_adapter_gating_scores",
-    "output_adapter_fusion_attentions",
+    *(f"output_{name}" for name in REPORTS),
     "adapter_input_parallelized",
 )
 """Arguments that adapters read from the call of the base model."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from adapters.call import CALL
-from adapters.composition import evaluate
+from adapters.composition import steps
 from adapters.composition.blocks import (
     AdapterCompositionBlock,
     BatchSplit,
@@ -146,7 +146,7 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
         """Each head with the rows that are its own; None if every head reads all of them."""
         names = head_names(heads)
         if isinstance(heads, MultiTask):
-            tasks = evaluate.task_ids(self._tasks(heads), total, device, ids)
+            tasks = steps.task_ids(self._tasks(heads), total, device, ids)
             return [(name, (tasks == task).nonzero().flatten()) for task, name in enumerate(names)]
         if isinstance(heads, BatchSplit):
             sizes = heads.batch_sizes

@@ -21,7 +21,6 @@ from adapters.checkpoint.atomic import finish, reading
 from adapters.checkpoint.layout import (
     ADAPTER,
     EMBEDDING_FILE,
-    FUSION,
     HEAD,
     KINDS,
     SETUP_FILE,
@@ -212,7 +211,7 @@ def wanted_files(
 
 def _kinds(needs: CheckpointKind | str) -> tuple[CheckpointKind, ...]:
     if not isinstance(needs, CheckpointKind):
-        return ADAPTER, HEAD, FUSION
+        return KINDS
     return (needs,) if needs is HEAD else (needs, HEAD)
 
 

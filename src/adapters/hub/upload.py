@@ -17,7 +17,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 
 from adapters._version import __version__
 from adapters.checkpoint.atomic import saving
-from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, INTERFACE_FILE, SETUP_FILE, make_folder, read_json
+from adapters.checkpoint.layout import ADAPTER, HEAD, INTERFACE_FILE, KINDS, SETUP_FILE, make_folder, read_json
 from adapters.errors import AdapterNameError, ConfigError, choices
 from adapters.hub import session
 from adapters.hub.card import CardInfo, render
@@ -26,7 +26,7 @@ from adapters.methods.presets import ADAPTER_CONFIG_MAP
 
 CARD = "README.md"
 PARTS = {name for layout in (ADAPTER, HEAD) for name in (layout.config, *layout.weights)}
-OURS = PARTS | {FUSION.config, *FUSION.weights, SETUP_FILE, INTERFACE_FILE}
+OURS = {SETUP_FILE, INTERFACE_FILE}.union(*(kind.files for kind in KINDS))
 """Files that a push writes, and deletes where it does not write them any more."""
 
 LISTS = ("datasets", "language", "metrics", "tags")

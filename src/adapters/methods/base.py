@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from adapters.call import CALL, attended_mean, prompted, record
+from adapters.call import CALL, GATING, attended_mean, prompted, record
 from adapters.errors import MergeError, UnsupportedError
 from adapters.methods.config import AdapterConfig
 from adapters.methods.parts import PATCHES, call, matched, watched
@@ -76,11 +76,15 @@ class AdapterModule(MethodModule, Generic[S]):
             not, only the first adapter of a stack acted.
         chains: Whether this adapter acts when others come before it in a `Stack`. Only adapters from files of
             version 1 do not, if their method was not chained there: they compute what they were trained with.
-        fuses_as_first: Whether `Fuse` takes its first child here, since outputs of this method cannot be mixed.
+        unmixable: Why `Fuse` cannot attend to the outputs of several adapters of this method, as the end of a sentence
+            about one of them; empty where it can.
+        fused_before: Whether version 1 of the library had fusion layers where adapters of this method act.
+        fuses_as_first: Whether only the first child of a `Fuse` acts where the block has no layer, as in version 1.
         splits: Whether it can act on some positions of a sequence alone (`Split`).
         averages: Whether an adapter can follow an `Average` of adapters of this method.
         placeable: Whether the `places` of a config say where it acts. Where not, its config has another say.
         inward: Whether it acts where an entry of `places` names the input of a linear map ("ffn.down.in").
+        merges: Whether it can become part of the base weights (`merge_adapter`).
         tap: Where a method for linear maps acts: at their "output", or, for a method that changes what they read, at
             their "input": there its state is a `HiddenState` of x, and the map reads h afterwards.
         shared_container: Name of the dictionary, below the base model, that holds what its sites share.
@@ -96,11 +100,14 @@ class AdapterModule(MethodModule, Generic[S]):
     container: ClassVar[str]
     chained_before: ClassVar[bool] = True
     chains: bool = True
+    unmixable: ClassVar[str] = ""
+    fused_before: ClassVar[bool] = False
     fuses_as_first: ClassVar[bool] = False
     splits: ClassVar[bool] = True
     averages: ClassVar[bool] = True
     placeable: ClassVar[bool] = True
     inward: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
     tap: ClassVar[str] = "output"
     shared_container: ClassVar[str] = ""
     shared_location: ClassVar[str] = "shared"
@@ -241,7 +248,7 @@ class AdapterModule(MethodModule, Generic[S]):
 
     def record_gate(self, scores: Tensor) -> None:
         """Report gating scores [B, 1, n] if this call was asked for them."""
-        if (gating := CALL.now.gating) is not None:
+        if (gating := CALL.now.reports.get(GATING)) is not None:
             record(gating, self.name, self.site.layer, self.site.location, scores.squeeze(1).squeeze(-1))
 
 
@@ -254,6 +261,7 @@ class AffineAdapter(AdapterModule[LinearState]):
 
     site_type = AffineSite
     container = "loras"
+    merges = True
     site: AffineSite
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

@@ -331,6 +331,7 @@ class Bottleneck(AdapterModule[ResidualState]):
     }
     site_type = ResidualSite
     container = "adapters"
+    fused_before = True
     site: ResidualSite
 
     def __init__(self, config: BnConfig, site: ResidualSite, name: str) -> None:

@@ -34,6 +34,7 @@ class NICE(AdapterModule[HiddenState]):
     site_type = EmbeddingSite
     container = "invertible_adapters"
     chained_before = False
+    unmixable = "is a bijection of the embeddings, and no mixture of bijections can be undone behind the layers"
     fuses_as_first = True
     placeable = False
     site: EmbeddingSite

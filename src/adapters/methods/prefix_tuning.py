@@ -177,6 +177,7 @@ class PrefixTuning(AdapterModule[AttentionState]):
         "prefix_tuning_flat": PrefixTuningConfig(flat=True),
     }
     site_type = AttentionSite
+    unmixable = "puts keys and values in front of others, and has no output there that could be mixed"
     container = "prefix_tuning.prefix_gates"
     shared_container = "prefix_tuning.prefix_tunings"
     splits = averages = False

@@ -82,6 +82,7 @@ class PromptTuning(AdapterModule[HiddenState]):
     config_class = PromptTuningConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"prompt_tuning": PromptTuningConfig()}
     site_type = PromptSite
+    unmixable = "puts positions of its own in front of the sequence, and has no output there that could be mixed"
     container = "prompt_tuning.prompt_tunings"
     splits = chained_before = False
     site: PromptSite

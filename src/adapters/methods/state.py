@@ -67,6 +67,20 @@ class State:
         """Number of positions that are computed, also where they cannot be split."""
         return self.carrier.shape[1]
 
+    @property
+    def entrance(self) -> Tensor:
+        """What adapters read here, [B, S, D]: gates of blocks read it too."""
+        raise NotImplementedError
+
+    @property
+    def output(self) -> Tensor:
+        """What leaves the place as things stand, [B, S, D]."""
+        raise NotImplementedError
+
+    def with_output(self: S, out: Tensor, parts: Sequence[S]) -> S:
+        """The state whose output is `out`, which was made of the outputs of `parts`."""
+        raise NotImplementedError
+
     def _map(self: S, function: Callable[[Tensor], Tensor]) -> S:
         changes = {f.name: function(v) for f in self.row_wise if (v := getattr(self, f.name)) is not None}
         return dataclasses.replace(self, **changes)
@@ -135,6 +149,20 @@ class LinearState(State):
     def carrier(self) -> Tensor:
         return self.y
 
+    @property
+    def entrance(self) -> Tensor:
+        return self.x
+
+    @property
+    def output(self) -> Tensor:
+        return self.result()
+
+    def with_output(self, out: Tensor, parts: Sequence[LinearState]) -> LinearState:
+        """As a delta where all parts have one, for the next update of a stack to read."""
+        if any(part.delta is None or part.out is not None for part in parts):
+            return self.replaced(out)
+        return dataclasses.replace(self, scale=None, delta=out - self.y, magnitude=None)
+
     def join(self, parts: Sequence[LinearState], dim: int) -> LinearState:
         if any(part.out is not None for part in parts):
             parts = [part if part.out is not None else dataclasses.replace(part, out=part.y) for part in parts]
@@ -193,6 +221,10 @@ class ResidualState(State):
         return self.h
 
     @property
+    def entrance(self) -> Tensor:
+        return self.x
+
+    @property
     def final(self) -> bool:
         """Whether h is what leaves the branch: nothing is added to it and no norm follows."""
         return self.last is not None and not self.last.norm_after
@@ -234,6 +266,17 @@ class HiddenState(State):
     @property
     def carrier(self) -> Tensor:
         return self.h
+
+    @property
+    def entrance(self) -> Tensor:
+        return self.h
+
+    @property
+    def output(self) -> Tensor:
+        return self.h
+
+    def with_output(self, out: Tensor, parts: Sequence[HiddenState]) -> HiddenState:
+        return dataclasses.replace(self, h=out)
 
     def positions(self, positions: slice) -> HiddenState:
         part = super().positions(positions)
@@ -282,6 +325,11 @@ class AttentionState(State):
     @property
     def carrier(self) -> Tensor:
         return self.query
+
+    @property
+    def entrance(self) -> Tensor:
+        assert self.hidden is not None
+        return self.hidden
 
     @property
     def extent(self) -> int:

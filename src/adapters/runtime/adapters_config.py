@@ -1,4 +1,4 @@
-"""Which adapters and fusions does a model have, with what configs? The register, and its form in files."""
+"""What does a model have, with what configs: adapters, and what blocks own? The register, and its form in files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from adapters.composition.blocks import AdapterCompositionBlock, last_name
-from adapters.composition.fusion_config import (
-    ADAPTERFUSION_CONFIG_MAP,
-    DEFAULT_ADAPTERFUSION_CONFIG,
-    AdapterFusionConfig,
-)
+from adapters.composition.owned import BlockModule
+from adapters.composition.registry import BLOCK_MODULES
 from adapters.errors import AdapterNameError, ConfigError, choices
 from adapters.methods.config import AdapterConfig, ConfigUnion, FrozenMapping, get_adapter_config_hash
 from adapters.methods.presets import ADAPTER_CONFIG_MAP, DEFAULT_ADAPTER_CONFIG, config_from_dict, load
@@ -19,15 +16,105 @@ ConfigT = TypeVar("ConfigT", bound=AdapterConfig)
 MapT = TypeVar("MapT", bound=FrozenMapping)
 
 
+class OwnedRegister:
+    """What blocks of one kind own in a model, by name.
+
+    Attributes:
+        kind: Class of the modules.
+        configs: Name -> id of its config, which may be an identifier such as "dynamic".
+        config_map: Id -> config, of those that are no identifiers.
+        name_map: Name -> adapters, None for "no adapter", where they do not follow from the name.
+    """
+
+    def __init__(self, kind: type[BlockModule]) -> None:
+        self.kind = kind
+        self.configs: dict[str, str] = {}
+        self.config_map: dict[str, Any] = {}
+        self.name_map: dict[str, list[str | None]] = {}
+
+    def name_of(self, adapters: Sequence[str | None], own: str | None) -> str:
+        """The name for what combines some adapters: `own`, or what follows from them.
+
+        Raises:
+            AdapterNameError: a name is malformed, or no adapters are named.
+        """
+        if not any(adapter is not None for adapter in adapters):
+            raise AdapterNameError(f"A {self.kind.noun} of no adapters was asked for. Name at least one adapter.")
+        for adapter in adapters:
+            if adapter is not None:
+                check_name(adapter)
+        joined = joined_names(adapters)
+        if own is not None and own != joined:
+            check_name(own, self.kind.noun)
+            return own
+        return joined
+
+    def add(self, adapters: Sequence[str | None], config: Any = None, own: str | None = None) -> Any:
+        """Registers what combines some adapters, and returns its config. Raises as `name_of`, and if it is there."""
+        name = self.name_of(adapters, own)
+        if name in self.configs:
+            raise AdapterNameError(
+                f"There is a {self.kind.noun} {name!r} already. Choose another name, or pass overwrite_ok=True."
+            )
+        found = self.kind.load_config(config)
+        if isinstance(config, str) or not config:
+            self.configs[name] = config or self.kind.default
+        else:
+            self.configs[name] = _store(found, self.config_map, self.kind.presets)
+        if own is not None or None in adapters:
+            self.name_map[name] = list(adapters)
+        return found
+
+    def config_of(self, name: str) -> Any:
+        """The config of one that is there."""
+        key = self.configs[name]
+        return self.config_map[key] if key in self.config_map else self.kind.presets[key]
+
+    def adapters_of(self, name: str) -> list[str | None]:
+        """The adapters that one combines which is there."""
+        return list(self.name_map.get(name) or name.split(","))
+
+    def delete(self, name: str) -> None:
+        """Forgets one; does nothing if there is none of this name."""
+        key = self.configs.pop(name, None)
+        self.name_map.pop(name, None)
+        if key is not None and key not in self.configs.values():
+            self.config_map.pop(key, None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its entries for the key "adapters" of config.json."""
+        noun = self.kind.noun
+        return {
+            f"{noun}_config_map": {key: config.to_dict() for key, config in self.config_map.items()},
+            f"{noun}_name_map": {name: list(adapters) for name, adapters in self.name_map.items()},
+            f"{noun}s": dict(self.configs),
+        }
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Reads what `to_dict` wrote, in older forms too. Raises as `add`."""
+        noun = self.kind.noun
+        names_of, stored = data.get(f"{noun}_name_map") or {}, data.get(f"{noun}_config_map") or {}
+        for name, entry in (data.get(f"{noun}s") or {}).items():
+            config = stored.get(entry, entry) if isinstance(entry, str) else entry
+            self.add(names_of.get(name) or _split(name), config, name if name in names_of else None)
+        for name, names in names_of.items():
+            joined = ",".join(_split(names)) if None not in names else ""
+            if name not in self.configs and joined in self.configs:
+                self.add(_split(names), self.config_of(joined), name)
+
+
+def joined_names(adapters: Iterable[str | None]) -> str:
+    """The name that follows from some adapters: "a,b"; nothing stands between the commas for "no adapter"."""
+    return ",".join(adapter or "" for adapter in adapters)
+
+
 class ModelAdaptersConfig:
-    """The adapters and fusions of one model by name; iterating gives the adapters' names.
+    """The adapters of one model and what its blocks own, by name; iterating gives the adapters' names.
 
     Attributes:
         adapters: Adapter name -> id of its config.
         config_map: Id -> config.
-        fusions: Fusion name -> id of its config, which may be an identifier such as "dynamic".
-        fusion_config_map: Id -> fusion config.
-        fusion_name_map: Names of fusions that have one of their own -> names of the fused adapters.
+        owned: What blocks own, by the noun of their kind ("fusion").
         active_setup: The block that is active, or None.
         skip_layers: Layers whose adapters are switched off, or None.
     """
@@ -35,9 +122,7 @@ class ModelAdaptersConfig:
     def __init__(self) -> None:
         self.adapters: dict[str, str] = {}
         self.config_map: dict[str, AdapterConfig] = {}
-        self.fusions: dict[str, str] = {}
-        self.fusion_config_map: dict[str, AdapterFusionConfig] = {}
-        self.fusion_name_map: dict[str, list[str]] = {}
+        self.owned = {kind.noun: OwnedRegister(kind) for kind in BLOCK_MODULES}
         self.active_setup: AdapterCompositionBlock | None = None
         self.skip_layers: list[int] | None = None
 
@@ -124,9 +209,26 @@ class ModelAdaptersConfig:
             )
         return found[0] if found else None
 
+    # Fusions, under the names that they have had from the beginning.
+
+    @property
+    def fusions(self) -> dict[str, str]:
+        """Fusion name -> id of its config, which may be an identifier such as "dynamic"."""
+        return self.owned["fusion"].configs
+
+    @property
+    def fusion_config_map(self) -> dict[str, Any]:
+        """Id -> fusion config."""
+        return self.owned["fusion"].config_map
+
+    @property
+    def fusion_name_map(self) -> dict[str, list[str | None]]:
+        """Names of fusions that have one of their own -> names of the fused adapters."""
+        return self.owned["fusion"].name_map
+
     def add_fusion(
         self, adapter_names: Sequence[str] | str, config: Any = None, fusion_name: str | None = None
-    ) -> tuple[AdapterFusionConfig, list[str]]:
+    ) -> tuple[Any, list[str]]:
         """Registers an AdapterFusion.
 
         Args:
@@ -140,43 +242,18 @@ class ModelAdaptersConfig:
             ConfigError: the config is not valid.
         """
         names = _split(adapter_names)
-        if not names:
-            raise AdapterNameError("A fusion of no adapters was asked for. Name at least one adapter.")
-        for adapter in names:
-            check_name(adapter)
-        name = ",".join(names)
-        if fusion_name is not None and fusion_name != name:
-            check_name(fusion_name, "fusion")
-            name = fusion_name
-        if name in self.fusions:
-            raise AdapterNameError(
-                f"There is a fusion {name!r} already. Choose another name, or pass overwrite_ok=True."
-            )
-        found = AdapterFusionConfig.load(config)
-        if isinstance(config, str) or not config:
-            self.fusions[name] = config or DEFAULT_ADAPTERFUSION_CONFIG
-        else:
-            self.fusions[name] = _store(found, self.fusion_config_map, ADAPTERFUSION_CONFIG_MAP)
-        if name == fusion_name:
-            self.fusion_name_map[name] = names
-        return found, names
+        return self.owned["fusion"].add(names, config, fusion_name), names
 
-    def get_fusion(self, fusion_name: Sequence[str] | str) -> tuple[AdapterFusionConfig, list[str]] | tuple[None, None]:
+    def get_fusion(self, fusion_name: Sequence[str] | str) -> tuple[Any, list[Any]] | tuple[None, None]:
         """The config and the fused adapters' names of a fusion, (None, None) if there is no such fusion."""
         name = fusion_name if isinstance(fusion_name, str) else ",".join(fusion_name)
-        key = self.fusions.get(name)
-        if key is None:
+        if name not in self.fusions:
             return None, None
-        config = self.fusion_config_map[key] if key in self.fusion_config_map else ADAPTERFUSION_CONFIG_MAP[key]
-        return config, list(self.fusion_name_map.get(name) or name.split(","))
+        return self.owned["fusion"].config_of(name), self.owned["fusion"].adapters_of(name)
 
     def delete_fusion(self, fusion_name: Sequence[str] | str) -> None:
         """Forgets a fusion; does nothing if there is none of this name."""
-        name = fusion_name if isinstance(fusion_name, str) else ",".join(fusion_name)
-        key = self.fusions.pop(name, None)
-        self.fusion_name_map.pop(name, None)
-        if key is not None and key not in self.fusions.values():
-            self.fusion_config_map.pop(key, None)
+        self.owned["fusion"].delete(fusion_name if isinstance(fusion_name, str) else ",".join(fusion_name))
 
     def common_config_value(self, adapter_names: Iterable[str], attribute: str) -> Any:
         """The value that all these adapters have for a field; None for those that do not have the field.
@@ -202,13 +279,14 @@ class ModelAdaptersConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the key "adapters" of config.json."""
-        return {
+        data: dict[str, Any] = {
             "adapters": dict(self.adapters),
             "config_map": {key: config.to_dict() for key, config in self.config_map.items()},
-            "fusion_config_map": {key: config.to_dict() for key, config in self.fusion_config_map.items()},
-            "fusion_name_map": {name: list(adapters) for name, adapters in self.fusion_name_map.items()},
-            "fusions": dict(self.fusions),
         }
+        for register in self.owned.values():
+            if register.configs or register.kind.noun == "fusion":  # older readers look for these entries
+                data |= register.to_dict()
+        return data
 
     @classmethod
     def from_dict(
@@ -232,16 +310,8 @@ class ModelAdaptersConfig:
         stored = data.get("config_map") or {}
         for name, entry in (data.get("adapters") or {}).items():
             self._restore(name, entry, stored)
-        fusion_names = data.get("fusion_name_map") or {}
-        fusion_map = data.get("fusion_config_map") or {}
-        for name, entry in (data.get("fusions") or {}).items():
-            own = name if name in fusion_names else None
-            config = fusion_map.get(entry, entry) if isinstance(entry, str) else entry
-            self.add_fusion(fusion_names.get(name, name), config, own)
-        for name, names in fusion_names.items():
-            joined = ",".join(_split(names))
-            if name not in self.fusions and joined in self.fusions:
-                self.add_fusion(names, self.get_fusion(joined)[0], name)
+        for register in self.owned.values():
+            register.restore(data)
         for names in fusion_models or ():
             if ",".join(_split(names)) not in self.fusions:
                 self.add_fusion(names, fusion_config)

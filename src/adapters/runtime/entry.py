@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from adapters.call import CALL, Call, Generation, Running
+from adapters.call import CALL, GATING, Call, Generation, Running
+from adapters.composition.registry import BLOCK_MODULES
 from adapters.errors import UnsupportedError
 from adapters.methods.derived import WATCHING
 from adapters.runtime.active import INNERMOST
@@ -22,6 +23,10 @@ from adapters.runtime.replication import batch_size, replicate
 
 if TYPE_CHECKING:
     from adapters.runtime.engine import Engine
+
+
+REPORTS = (GATING, *(kind.report for kind in BLOCK_MODULES))
+"""Entries of a model's output that hold scores; "output_" and one of them is the argument that asks for it."""
 
 
 class Entry:
@@ -57,7 +62,7 @@ class Entry:
 
     def follow_stacks(self) -> None:
         """Follow the stacks whose masks the adapters need that are there now, and no others."""
-        wanted = [live for live in self.engine.masked if live.names or self.engine.gated]
+        wanted = [live for live in self.engine.masked if live.names or self.engine.asks_for_masks()]
         needed = {id(live.site.stack): live.site.stack for live in wanted}
         for key in set(self.stacks) - set(needed):
             self.stacks.pop(key).remove()
@@ -88,8 +93,7 @@ class Entry:
         if not self._continues(call, module):
             refuse_adapter_names(kwargs)
             call = self._begin(module)
-            call.gating = {} if kwargs.pop("output_adapter_gating_scores", False) else None
-            call.fusion = {} if kwargs.pop("output_adapter_fusion_attentions", False) else None
+            call.reports = {name: {} for name in REPORTS if kwargs.pop(f"output_{name}", False)}
             call.task_ids = kwargs.pop("task_ids", None)
             given = call.generation is not None and call.generation.replicated
             call.replicated = kwargs.pop("adapter_input_parallelized", False) or given
@@ -160,9 +164,8 @@ class Entry:
         call = CALL.now
         if module is not call.root:
             return None
-        scores = {"adapter_gating_scores": call.gating, "adapter_fusion_attentions": call.fusion}
+        asked = call.reports
         self._end(call)
-        asked = {name: value for name, value in scores.items() if value is not None}
         if not asked or output is None:
             return None
         if isinstance(output, tuple):
@@ -199,14 +202,14 @@ class Entry:
         if program is None:
             return layer
         facts = copy.copy(forward)
-        facts.stacks, facts.gating, facts.fusion, facts.replaying = dict(forward.stacks), None, None, True
+        facts.stacks, facts.reports, facts.losses, facts.replaying = dict(forward.stacks), {}, [], True
 
         def run(*args: Any, **kwargs: Any) -> Any:
             before = CALL.now
             if before is forward and before.root is facts.root:
                 return layer(*args, **kwargs)
             replay = copy.copy(facts)
-            replay.outer = before
+            replay.outer, replay.losses = before, []
             program.model.open(program)
             CALL.now = replay
             try:

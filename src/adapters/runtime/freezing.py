@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from torch import nn
 
 from adapters.methods.base import fixed_parameters
-from adapters.runtime.engine import Engine, Part
+from adapters.runtime.engine import Engine
+from adapters.runtime.owned import Owned
+from adapters.runtime.parts import parameters_of
 
 
 def freeze_base(engine: Engine, freeze: bool = True) -> None:
     """Freeze or unfreeze the base model without what was added to it."""
-    added = {id(p) for part in _all_parts(engine) for p in part.module.parameters()}
+    added = set(map(id, parameters_of(engine.added)))
     for parameter in engine.base.parameters():
         if id(parameter) not in added:
             parameter.requires_grad_(not freeze)
@@ -28,11 +30,14 @@ def train_adapters(engine: Engine, names: Iterable[str]) -> None:
             _unfreeze(part.module)
 
 
-def train_fusions(engine: Engine, fusions: Iterable[str], adapters: Iterable[str] = ()) -> None:
-    """Freeze everything below the base model but the given fusions (and adapters)."""
+def train_owned(engine: Engine, owned: Owned, names: Iterable[str], adapters: Iterable[str] = ()) -> None:
+    """Freeze everything below the base model but what blocks own under `names`, and the given adapters."""
+    names = list(names)
     train_adapters(engine, adapters)
-    for fusion in fusions:
-        for part in engine.fusions[fusion]:
+    assert engine.trained is not None
+    engine.trained |= {owned.key(name) for name in names}
+    for name in names:
+        for part in owned[name]:
             part.module.requires_grad_(True)
 
 
@@ -41,8 +46,3 @@ def _unfreeze(module: nn.Module) -> None:
     module.requires_grad_(True)
     for parameter in fixed_parameters(module):
         parameter.requires_grad_(False)
-
-
-def _all_parts(engine: Engine) -> Iterable[Part]:
-    for parts in (*engine.parts.values(), *engine.fusions.values()):
-        yield from parts

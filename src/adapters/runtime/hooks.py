@@ -18,8 +18,9 @@ from torch.utils.hooks import RemovableHandle
 
 from adapters.call import CALL, Positions, Running
 from adapters.composition.blocks import Child
-from adapters.composition.evaluate import Adapter, Step, build
-from adapters.composition.fusion import FusionLayer
+from adapters.composition.evaluate import build
+from adapters.composition.owned import Layers
+from adapters.composition.steps import Adapter, Step
 from adapters.errors import UnsupportedError
 from adapters.methods.base import AdapterModule
 from adapters.methods.state import HiddenState, LinearState, ResidualState
@@ -44,6 +45,8 @@ Pin = tuple[dict[str, Any], str, nn.Module]
 
 SiteT = TypeVar("SiteT", bound=Site)
 Modules = Mapping[str, AdapterModule[Any]]
+ByTap = Mapping[str, Layers]
+"""What blocks own at a site, by the tap of the adapters that it combines."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +86,7 @@ class HookedSite(Generic[SiteT]):
         site: The place.
         number: Its index in the model's list of sites: programs keep their plans by it.
         programs: What the model can follow.
-        names: The adapters and fusions that have a module here.
+        names: The adapters that have a module here, and what blocks own here, as `Parts.key` has it.
         handles: Tap -> what removes its hook.
     """
 
@@ -104,13 +107,13 @@ class HookedSite(Generic[SiteT]):
             program = self.programs.in_force()
         return program.plans[self.number]  # type: ignore[no-any-return]
 
-    def plan(self, setup: Child, modules: Modules, fusions: Mapping[str, FusionLayer]) -> Plan | None:
+    def plan(self, setup: Child, modules: Modules, layers: ByTap) -> Plan | None:
         """What `setup` does here with these modules; None if nothing.
 
         Raises:
             CompositionError: it cannot mean anything here.
         """
-        step = build(setup, modules, fusions)
+        step = build(setup, modules, layers.get("output", {}))
         return None if step is None else self.planned(step)
 
     def planned(self, step: Step) -> Plan:
@@ -154,12 +157,12 @@ class HookedLinear(HookedSite[LinearSite]):
             return self.site.module.register_forward_pre_hook(self.on_input, prepend=True)
         return self.site.module.register_forward_hook(self.on_output, prepend=True)
 
-    def plan(self, setup: Child, modules: Modules, fusions: Mapping[str, FusionLayer]) -> Plan | None:
+    def plan(self, setup: Child, modules: Modules, layers: ByTap) -> Plan | None:
         """As for every site; adapters of the input and of the output are arranged apart."""
         plans = []
         for tap in ("input", "output"):
             there = {name: module for name, module in modules.items() if module.tap == tap}
-            step = build(setup, there, fusions) if there else None
+            step = build(setup, there, layers.get(tap, {})) if there else None
             plans.append(None if step is None else Plan((tap,), step, _alone(step) or partial(self._runs[tap], step)))
         before, after = plans
         if before is None or after is None:
@@ -297,8 +300,7 @@ class HookedAttention(HookedSite[AttentionSite]):
         return attention.intercept(self.site.module, self)
 
     def planned(self, step: Step) -> Plan:
-        hidden = any("hidden" in module.needs for module in step.leaves())
-        taps = ("attention", "hidden") if hidden else ("attention",)
+        taps = ("attention", "hidden") if "hidden" in step.needs else ("attention",)
         if (key_values := _alone(step)) is not None:
             return Plan(taps, step, partial(attention.attend_prefix, key_values))
         return Plan(taps, step, partial(attention.attend, step.run))

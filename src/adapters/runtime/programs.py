@@ -19,9 +19,8 @@ from weakref import WeakSet
 import torch
 
 from adapters.call import CALL
-from adapters.composition.blocks import AdapterCompositionBlock, Fuse
-from adapters.composition.fusion import FusionLayer
-from adapters.errors import AdapterError, CompositionError, MergeError, choices
+from adapters.composition.owned import OwnedLayer
+from adapters.errors import AdapterError, CompositionError, MergeError
 from adapters.methods.derived import Watch
 from adapters.runtime.active import IN_USE, INNERMOST, LOCK, REGISTRIES, AdapterSetup, Setup, innermost
 from adapters.runtime.hooks import HookedSite, Pin, Plan
@@ -49,7 +48,7 @@ class Program:
         skipped: Layers in which no adapter acts.
         plans: What it does at each site, None where nothing.
         taps: (number of the site, tap): the hooks it needs.
-        names: The adapters that it names, and its fusions as `fusion_key`.
+        names: The adapters that it names, and what its blocks own, as `Parts.key` has it.
         first_layer: The lowest layer it adapts.
         copies: How often it needs every row of the input.
         pins: What holds as long as nobody has replaced a dictionary of adapters, or an output embedding behind them.
@@ -181,7 +180,7 @@ class Programs:
         """Make programs new that are not what they were any more.
 
         Args:
-            names: What has changed: adapters, and fusions as `fusion_key`.
+            names: What has changed, as `Parts.key` has it.
             replaced: Whether dictionaries of adapters may have been replaced too.
         """
         changed = set(names)
@@ -203,9 +202,10 @@ class Programs:
 
     def _build(self, setup: Setup, skipped: tuple[int, ...]) -> Program:
         engine = self.engine
-        names, fusions = (set(), set()) if setup is None else (setup.flatten(), fusion_names(setup))
+        names = set() if setup is None else setup.flatten()
+        keys = set(names)
         modules: dict[HookedSite[Any], dict[str, Any]] = {}
-        layers: dict[HookedSite[Any], dict[str, FusionLayer]] = {}
+        layers: dict[HookedSite[Any], dict[str, dict[tuple[str, str], OwnedLayer]]] = {}
         pins: list[Pin] = []
         for name in sorted(names):
             engine.require(name)
@@ -213,19 +213,16 @@ class Programs:
                 if part.live is not None and part.layer not in skipped and not engine.is_merged(name, part):
                     pin, modules.setdefault(part.live, {})[name] = part.hang()
                     pins.append(pin)
-        for name in sorted(fusions):
-            if name not in engine.fusions:
-                raise CompositionError(
-                    f"{setup!r}: there is no fusion {name!r}. Add its layers with add_adapter_fusion first. "
-                    f"{choices(name, engine.fusions)}"
-                )
-            config, _ = engine.config.get_fusion(name)
-            assert config is not None
-            for part in engine.fusions[name]:
-                assert part.live is not None
-                pin, module = part.hang()
-                layers.setdefault(part.live, {})[name] = FusionLayer(module, config)
-                pins.append(pin)
+        for owned in engine.owned.values():
+            for name in owned.names_in(setup):
+                keys.add(owned.key(name))
+                config = owned.register.config_of(name)
+                for part in owned[name]:
+                    assert part.live is not None
+                    pin, module = part.hang()
+                    own = layers.setdefault(part.live, {}).setdefault(part.tap, {})
+                    own[owned.kind.noun, name] = OwnedLayer(module, config)
+                    pins.append(pin)
         plans: list[Plan | None] = [None] * len(engine.live)
         for live, there in modules.items():
             plans[live.number] = live.plan(setup, there, layers.get(live, {}))
@@ -237,7 +234,7 @@ class Programs:
             skipped,
             tuple(plans),
             frozenset((number, tap) for number, plan in enumerate(plans) if plan is not None for tap in plan.taps),
-            frozenset([*names, *map(fusion_key, fusions)]),
+            frozenset(keys),
             min(numbers, default=None),
             1 if setup is None else setup.parallel_channels,
             tuple({(id(children), name): (children, name, child) for children, name, child in pins}.values()),
@@ -321,14 +318,3 @@ def _calls_here(programs: Programs) -> bool:
     """Whether this thread is inside of a call of the model."""
     program = CALL.now.program
     return program is not None and program.model is programs
-
-
-def fusion_names(block: AdapterCompositionBlock) -> set[str]:
-    """Names of the fusions in a block."""
-    names = {block.name} if isinstance(block, Fuse) else set()
-    return names.union(*(fusion_names(child) for child in block if isinstance(child, AdapterCompositionBlock)))
-
-
-def fusion_key(name: str) -> str:
-    """What stands for a fusion among the names of a program; no adapter's name has a dot."""
-    return f"fusion.{name}"

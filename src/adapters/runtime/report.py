@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from adapters.runtime.engine import Engine
+from adapters.runtime.parts import parameters_of
 
 
 def adapter_modules(engine: Engine, name: str) -> dict[int, dict[str, nn.Module]]:
@@ -27,9 +28,7 @@ def adapter_modules(engine: Engine, name: str) -> dict[int, dict[str, nn.Module]
 
 def adapter_summary(engine: Engine, as_dict: bool = False) -> str | list[dict[str, Any]]:
     """One row per adapter, and one for the base model."""
-    added = {
-        id(p) for ps in (*engine.parts.values(), *engine.fusions.values()) for q in ps for p in q.module.parameters()
-    }
+    added = set(map(id, parameters_of(engine.added)))
     base = [p for p in engine.base.parameters() if id(p) not in added]
     total = sum(p.numel() for p in base)
     active = engine.config.active_setup.flatten() if engine.config.active_setup is not None else set()

@@ -16,7 +16,7 @@ from torch import Tensor
 from adapters.checkpoint.adapters import stored_adapter_config
 from adapters.checkpoint.atomic import reading, saving
 from adapters.checkpoint.heads import has_flexible_heads, static_head
-from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, CheckpointKind, subfolder
+from adapters.checkpoint.layout import ADAPTER, HEAD, OWNED, CheckpointKind, subfolder
 from adapters.checkpoint.names import Match, added_tensors, below_base, is_repeated, match, tensors_of
 from adapters.checkpoint.tensors import read_checkpoint, read_safetensors
 from adapters.checkpoint.undo import Before
@@ -40,8 +40,9 @@ def save_folders(model: Any, folder: str | os.PathLike[str]) -> None:
     with saving(folder, lambda path: path == OTHER_WEIGHTS) as path:
         for name in engine.parts:
             model.save_adapter(str(subfolder(path, name)), name, with_head=False)
-        for name in engine.fusions:
-            model.save_adapter_fusion(str(subfolder(path, name)), name)
+        for owned in engine.owned.values():
+            for name in owned:
+                getattr(model, f"save_{owned.kind.stem}")(str(subfolder(path, name)), name)
         if has_flexible_heads(model):
             for name in model.heads:
                 model.save_head(str(subfolder(path, name)), name)
@@ -83,10 +84,11 @@ def _matches(model: Any, path: Path) -> Iterator[tuple[str, Match]]:
             )
         expected = tensors_of(engine, engine.parts[name], name)
         yield f"Adapter {name!r} in {path}", match(expected, below_base(engine, found, expected), is_repeated)
-    for name in engine.fusions:
-        found = _read(_existing(path, name, FUSION), FUSION)[1]
-        expected = tensors_of(engine, engine.fusions[name], name)
-        yield f"Fusion {name!r} in {path}", match(expected, below_base(engine, found, expected), _none)
+    for noun, owned in engine.owned.items():
+        for name in owned:
+            found = _read(_existing(path, name, OWNED[noun]), OWNED[noun])[1]
+            expected = tensors_of(engine, owned[name], name)
+            yield f"{noun.capitalize()} {name!r} in {path}", match(expected, below_base(engine, found, expected), _none)
     if has_flexible_heads(model):
         for name, head in model.heads.items():
             expected = {f"heads.{name}.{key}": t for key, t in head.state_dict(keep_vars=True).items()}

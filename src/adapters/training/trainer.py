@@ -99,7 +99,7 @@ class AdapterTrainer(Trainer):
     ) -> Any:
         """As in transformers; in training the regularisation loss of the fusions that train is added."""
         result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **kwargs)
-        extra = self.adapted_model.get_fusion_regularization_loss() if model.training else 0.0
+        extra = self.adapted_model._engine.auxiliary_loss() if model.training else 0.0
         if not isinstance(extra, torch.Tensor):
             return result
         if self._sums_batches(num_items_in_batch):

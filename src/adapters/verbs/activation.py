@@ -55,4 +55,4 @@ class ActivationVerbs(Verbs):
         config = load_config(
             str(type_or_config) if not isinstance(type_or_config, (AdapterConfig, Mapping)) else type_or_config
         )
-        return all(map(self._engine.supports, members_of(cast(AdapterConfig, config))))
+        return all(map(self._engine.builder.supports, members_of(cast(AdapterConfig, config))))

@@ -10,7 +10,6 @@ import torch
 from adapters.methods.derived import refresh
 from adapters.runtime import merging, sharing
 from adapters.verbs.base import Verbs
-from adapters.verbs.lifecycle import fusion_names
 
 
 class WeightVerbs(Verbs):
@@ -57,13 +56,6 @@ class WeightVerbs(Verbs):
         """Move an adapter to a device or dtype."""
         self._engine.require(name)
         for part in self._engine.parts[name]:
-            part.module.to(device=device, dtype=dtype)
-
-    def adapter_fusion_to(self, adapter_names: Any, device: Any = None, dtype: torch.dtype | None = None) -> None:
-        """Move a fusion to a device or dtype."""
-        _, key = fusion_names(adapter_names, None)
-        self._engine.require_fusion(key)
-        for part in self._engine.fusions[key]:
             part.module.to(device=device, dtype=dtype)
 
     def refresh_adapters(self) -> None:

@@ -1,0 +1,182 @@
+"""What the blocks of one kind own in a model: modules beside the adapters that they combine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from adapters.composition.blocks import AdapterCompositionBlock, owning_blocks
+from adapters.composition.owned import Acting, BlockModule
+from adapters.errors import AdapterNameError, CompositionError, ConfigError, choices
+from adapters.methods.base import AdapterModule
+from adapters.runtime.adapters_config import OwnedRegister
+from adapters.runtime.hooks import HookedSite
+from adapters.runtime.parts import Part, Parts
+
+if TYPE_CHECKING:
+    from adapters.runtime.engine import Engine
+
+Place = tuple[HookedSite[Any], str]
+"""A site, and one of its taps."""
+
+
+class Owned(Parts):
+    """What blocks of one kind own, by name: `fusions` of `Fuse`, for example."""
+
+    def __init__(self, engine: Engine, kind: type[BlockModule]) -> None:
+        super().__init__(engine.base, engine.edits, engine.look)
+        self.engine, self.kind = engine, kind
+
+    @property
+    def register(self) -> OwnedRegister:
+        """Their configs, and the adapters that they combine."""
+        return self.engine.config.owned[self.kind.noun]
+
+    def key(self, name: str) -> str:
+        """What stands for `name` among the names of a program; no adapter's name has a dot."""
+        return f"{self.kind.noun}.{name}"
+
+    def add(
+        self,
+        names: Sequence[str | None],
+        config: Any,
+        own_name: str | None = None,
+        overwrite: bool = False,
+        old: bool = False,
+    ) -> str:
+        """Build a module wherever the kind has one for these adapters.
+
+        Args:
+            names: The adapters, None for "no adapter".
+            config: Whatever `load_config` of the kind understands.
+            own_name: Name, if it is not the one that follows from the adapters.
+            overwrite: Replace one of this name.
+            old: It comes from a file of version 1, which had modules at fewer places.
+        Returns:
+            The name.
+        Raises:
+            AdapterNameError: an adapter is not there, or the name is malformed or taken.
+            ConfigError: there is no place for a module, or one at which none is possible.
+        """
+        engine, kind = self.engine, self.kind
+        for adapter in names:
+            if adapter is not None:
+                engine.require(adapter)
+        with engine.programs.lock:
+            name, what = self.register.name_of(names, own_name), f"{kind.noun.capitalize()} "
+            what += repr(name)
+            chosen = list(self._chosen(self._acting(names), what, old))
+            if not chosen:
+                raise ConfigError(
+                    f"{what}: there is no place where {', '.join(str(n) for n in names)} act together. {kind.title} "
+                    "combines adapters at the places that they have in common."
+                )
+            found = kind.load_config(config)
+            parts = []
+            for (live, tap), acting in chosen:
+                site = live.site
+                module = engine.builder.placed(kind.build(found, acting, name, engine.base.config), site, found)
+                path = ".".join(filter(None, (site.path, "input" if tap == "input" else "", kind.container())))
+                parts.append(Part(self.base, path, name, module, site.location, site.layer, live, tap))
+            replaced = overwrite and name in self
+            if replaced:
+                self.register.delete(name)
+            self.register.add(names, config, own_name)
+            if replaced:
+                self.take_out(name)
+            self.put_in(name, parts, engine.may_train(self.key(name)))
+            engine.changed([self.key(name)])
+        return name
+
+    def delete(self, name: str) -> None:
+        """Remove the modules called `name`; a set-up that uses them is active no more."""
+        with self.engine.programs.lock:
+            setup = self.engine.config.active_setup
+            if any(block.owned_name == name for block in self.blocks_in(setup)):
+                self.engine.activate(None)
+            self.take_out(name)
+            self.register.delete(name)
+            self.engine.changed([self.key(name)])
+
+    def require(self, name: str) -> None:
+        """Raise AdapterNameError unless there is one of this name."""
+        if name not in self:
+            model = type(self.engine.root).__name__
+            raise AdapterNameError(f"There is no {self.kind.noun} {name!r} in this {model}. {choices(name, self)}")
+
+    def block(self, name: str) -> Any:
+        """The block that uses what is called `name`."""
+        return self.kind.block_of(self.register.adapters_of(name), self.register.config_of(name), name)
+
+    def blocks_in(self, setup: Any) -> list[AdapterCompositionBlock]:
+        """The blocks of this kind in a set-up, of those that own something."""
+        return [block for block in owning_blocks(setup) if isinstance(block, self.kind.block)]
+
+    def names_in(self, setup: Any) -> list[str]:
+        """Names of what the blocks in a set-up own.
+
+        Raises:
+            CompositionError: one of them was not added, or as something that does not serve the block.
+        """
+        names = set()
+        for block in self.blocks_in(setup):
+            name = str(block.owned_name)
+            if name not in self:
+                raise CompositionError(
+                    f"{setup!r}: there is no {self.kind.noun} {name!r}. Add its layers with {self.kind.verb()} first. "
+                    f"{choices(name, self)}"
+                )
+            self.kind.check_block(block, self.register.config_of(name))
+            names.add(name)
+        return sorted(names)
+
+    def some_in(self, setup: Any) -> list[str]:
+        """As `names_in`; a set-up without any is an error too."""
+        if names := self.names_in(setup):
+            return names
+        raise CompositionError(
+            f"{setup!r}: the set-up holds no {self.kind.block.__name__} block that owns weights. Add layers with "
+            f"{self.kind.verb()} first. {choices(None, self)}"
+        )
+
+    def of_adapter(self, adapter: str) -> list[str]:
+        """Names of those in which an adapter takes part."""
+        return [name for name in self if adapter in self.register.adapters_of(name)]
+
+    def check_replaced(self, adapter: str, parts: list[Part]) -> None:
+        """Raise ConfigError if one needs a place that the new modules of an adapter do not have."""
+        for name in self.of_adapter(adapter):
+            acting = self._acting(self.register.adapters_of(name), {adapter: parts})
+            there = {place for place, one in acting.items() if self.kind.stands(one, False)}
+            if not {(part.live, part.tap) for part in self[name]} <= there:
+                raise ConfigError(
+                    f"Adapter {adapter!r} takes part in the {self.kind.noun} {name!r}, which needs it at places where "
+                    f"the new config has none. Call delete_{self.kind.stem} first, or choose another name."
+                )
+
+    def auxiliary_loss(self) -> Any:
+        """The sum of what all modules that are ours add to the loss of a task."""
+        modules = [part.module for name in self for part in self[name]]
+        return sum((module.auxiliary_loss() for module in modules if isinstance(module, BlockModule)), 0.0)
+
+    def _acting(
+        self, names: Sequence[str | None], instead: Mapping[str, list[Part]] | None = None
+    ) -> dict[Place, Acting]:
+        """Who of some adapters acts where, in the order of the places."""
+        found: dict[Place, list[AdapterModule[Any] | None]] = {}
+        for i, name in enumerate(names):
+            for part in [] if name is None else (instead or {}).get(name) or self.engine.parts[name]:
+                if part.live is not None:
+                    found.setdefault((part.live, part.tap), [None] * len(names))[i] = part.module
+        return dict(sorted(found.items(), key=lambda item: (item[0][0].number, item[0][1])))
+
+    def _chosen(self, acting: Mapping[Place, Acting], what: str, old: bool) -> Iterator[tuple[Place, Acting]]:
+        for place, there in acting.items():
+            if self.kind.stands(there, old):
+                yield place, there
+            elif not old and (reason := self.kind.refusal(there)) is not None:
+                site = place[0].site
+                raise ConfigError(
+                    f"{what}: nothing can combine these adapters at {site.role or site.path} of layer {site.layer}, "
+                    f"since {reason}."
+                )
