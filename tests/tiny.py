@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 import adapters
+from adapters.composition.registry import BLOCK_MODULES
 from adapters.methods import METHODS
 
 WIDTH, HEADS, VOCAB, PAD, EOS, LABELS = 32, 4, 64, 1, 2, 3
@@ -268,7 +269,7 @@ def infer(model: Any, given: Mapping[str, Any], **kwargs: Any) -> Tensor:
     return output(model, given, **kwargs)
 
 
-CONTAINERS = {"adapter_fusion_layer"}.union(
+CONTAINERS = {kind.container() for kind in BLOCK_MODULES}.union(
     *({m.container.split(".")[-1], m.shared_container.split(".")[-1]} - {""} for m in METHODS)
 )
 """Names of the modules that hold adapters by name."""

@@ -30,11 +30,13 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "Fuse",
         "MultiTask",
         "Parallel",
+        "Route",
         "Split",
         "Stack",
         "parse_composition",
         "validate_composition",
     ),
+    "adapters.composition.routing_config": ("RoutingConfig",),
     "adapters.composition.fusion_config": (
         "ADAPTERFUSION_CONFIG_MAP",
         "AdapterFusionConfig",

@@ -24,6 +24,7 @@ from adapters.verbs.lifecycle import LifecycleVerbs
 from adapters.verbs.listing import ListingVerbs
 from adapters.verbs.model_files import ModelFileVerbs
 from adapters.verbs.peft import PeftVerbs, check_free_of_peft
+from adapters.verbs.routing import RoutingVerbs
 from adapters.verbs.setup_files import SetupFileVerbs
 from adapters.verbs.training import TrainingVerbs
 from adapters.verbs.weights import WeightVerbs
@@ -35,6 +36,7 @@ class AdapterModelMixin(
     PeftVerbs,
     LifecycleVerbs,
     FusionVerbs,
+    RoutingVerbs,
     TrainingVerbs,
     WeightVerbs,
     ListingVerbs,
@@ -49,9 +51,9 @@ class AdapterModelMixin(
     """Adapters for a Transformers model. Made by `adapters.init(model)` or one of the `XAdapterModel` classes.
 
     The verbs are grouped, a file each in `verbs/`: adding and deleting (`lifecycle.py`), activating (`activation.py`),
-    training (`training.py`), fusing (`fusion.py`), merging and moving (`weights.py`), listing (`listing.py`), files
-    (`adapter_files.py`, `setup_files.py`, `head_files.py`, `model_files.py`), input embeddings (`embeddings.py`), hubs
-    (`hubs.py`), the names that Transformers has from PEFT (`peft.py`), calls (`calls.py`).
+    training (`training.py`), fusing (`fusion.py`), routing (`routing.py`), merging and moving (`weights.py`), listing
+    (`listing.py`), files (`adapter_files.py`, `setup_files.py`, `head_files.py`, `model_files.py`), input embeddings
+    (`embeddings.py`), hubs (`hubs.py`), the names that Transformers has from PEFT (`peft.py`), calls (`calls.py`).
     """
 
     def _init_adapters(

@@ -18,6 +18,7 @@ from adapters.composition import (
     Fuse,
     MultiTask,
     Parallel,
+    Route,
     Split,
     Stack,
     parse_composition,
@@ -39,15 +40,19 @@ EXAMPLES = [
     Average("a", "b", "c", weights=[1, 2, 5]),
     Average("a", "b", weights=[3, 4], normalize_weights=False),
     MultiTask("a", Stack("b", "c")),
+    Route("a", None, Stack("b", "c")),
+    Route("a", "b", by="sequence", top_k=1, name="mine"),
+    Route("a", "b", by="arrow"),
 ]
 VALID_NESTINGS = {
-    "Stack": {"Fuse", "Split", "Parallel", "BatchSplit", "Average", "MultiTask"},
+    "Stack": {"Fuse", "Split", "Parallel", "BatchSplit", "Average", "MultiTask", "Route"},
     "Fuse": {"Stack"},
-    "Split": {"Split", "Stack", "BatchSplit", "Average", "Fuse"},
-    "BatchSplit": {"Stack", "Split", "BatchSplit", "Average", "Fuse"},
-    "Parallel": {"Stack", "Split", "BatchSplit", "Average", "Fuse", "MultiTask"},
+    "Split": {"Split", "Stack", "BatchSplit", "Average", "Fuse", "Route"},
+    "BatchSplit": {"Stack", "Split", "BatchSplit", "Average", "Fuse", "Route"},
+    "Parallel": {"Stack", "Split", "BatchSplit", "Average", "Fuse", "MultiTask", "Route"},
     "Average": {"Stack", "Split", "BatchSplit", "Fuse"},
-    "MultiTask": {"Stack", "Average", "Fuse"},
+    "MultiTask": {"Stack", "Average", "Fuse", "Route"},
+    "Route": {"Stack", "Split", "BatchSplit", "Fuse"},
 }
 
 
@@ -77,6 +82,9 @@ def test_all_examples_differ() -> None:
         (BatchSplit("a", "b", batch_sizes=1), BatchSplit("a", "b", batch_sizes=2)),
         (Average("a", "b"), Average("a", "b", weights=[1, 2])),
         (Fuse("a", "b"), Fuse("a", "b", name="c")),
+        (Route("a", "b"), Route("a", "b", by="sequence")),
+        (Route("a", "b"), Route("a", "b", top_k=1)),
+        (Route("a", "b"), Route("a", "b", name="c")),
         (BatchSplit("a", None, batch_sizes=1), BatchSplit("a", "None", batch_sizes=1)),
     ],
 )
@@ -122,6 +130,24 @@ def test_fuse_name() -> None:
     assert Fuse("a", Stack("b", "c")).name == "a,c"
     assert Fuse("a", "b", name="mine").to_dict()["kwargs"] == {"name": "mine"}
     assert "kwargs" not in Fuse("a", "b", name="a,b").to_dict()
+
+
+def test_route() -> None:
+    assert Route("a", Stack("b", "c"), None).name == "a,c,"
+    assert Route("a", "b", name="mine", top_k=1).to_dict()["kwargs"] == {"by": "token", "top_k": 1, "name": "mine"}
+    assert "name" not in Route("a", "b", name="a,b").to_dict()["kwargs"]
+    assert (Route("a", "b").owned_name, Route("a", "b", by="arrow").owned_name) == ("a,b", None)
+    for top_k in (0, 3, -1, True, 1.5, "1"):
+        with pytest.raises(CompositionError, match=r"top_k is .* from 1 to 2"):
+            Route("a", "b", top_k=top_k)  # type: ignore[arg-type]
+    for by in ("tokens", "xlora", None):
+        with pytest.raises(CompositionError, match=r"by is .*token, sequence, arrow"):
+            Route("a", "b", by=by)  # type: ignore[arg-type]
+    for children in ((), (None, None)):
+        with pytest.raises(CompositionError, match="at least one"):
+            Route(*children)
+    with pytest.raises(CompositionError, match="name is ''"):
+        Route("a", name="")
 
 
 def test_average_weights() -> None:

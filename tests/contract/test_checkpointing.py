@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import adapters
-from adapters import AdapterSetup, Average, BatchSplit, Fuse, MultiTask, Parallel, Split, Stack
+from adapters import AdapterSetup, Average, BatchSplit, Fuse, MultiTask, Parallel, Route, Split, Stack
 from tests.contract.cases import CONFIGS, REPRESENTATIVE, carrying, every_pair
 from tests.tiny import LENGTH, adapter_parameters, build, checkpoint, inputs, perturb
 
@@ -133,6 +133,7 @@ def test_the_model_changes_before_backward(change: str, name: str) -> None:
         Parallel("a", "b", None),
         Stack("c", Parallel("a", "b")),
         Fuse("a", "b"),
+        Route("a", None, "b", by="sequence", top_k=2, name="routes"),
         Split("a", "b", splits=[3, LENGTH - 3]),
         MultiTask("a", "b"),
         BatchSplit("a", Average("a", "b"), batch_sizes=2),
@@ -147,6 +148,8 @@ def test_blocks(setup: Any) -> None:
         torch.manual_seed(5)
         model.add_adapter_fusion(["a", "b"])
         perturb(model, "a,b", scale=0.1)
+        if isinstance(setup, Route):
+            model.add_adapter_routing(setup)
         with AdapterSetup(setup):
             loss = loss_of(model, inputs("bert"), **extra)
         with AdapterSetup("c"):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from adapters import AdapterSetup, Average, BatchSplit, Fuse, Parallel, Stack
+from adapters import AdapterSetup, Average, BatchSplit, Fuse, Parallel, Route, Stack
 from adapters.call import CALL
+from adapters.composition.blocks import GATES
 from tests.contract.cases import CONFIGS, ONE_OF_EACH, carrying, every_pair
 from tests.tiny import build, inputs, perturb
 
@@ -129,6 +130,37 @@ def test_fusion() -> None:
     model.add_adapter_fusion(["a", "b"])
     model.set_active_adapters(Fuse("a", "b"))
     torch.testing.assert_close(hidden(compiled(model), given), hidden(model, given), **CLOSE)
+
+
+@pytest.mark.parametrize("block", [Fuse("a", "b"), *(Route("a", "b", by=by, top_k=1) for by in GATES)], ids=repr)
+def test_blocks_that_mix(block: Any) -> None:
+    model, given = carrying("bert", "lora", "lora"), inputs("bert")
+    perturb(model, "a")
+    perturb(model, "b", seed=1)
+    model.add_adapter_fusion(["a", "b"])
+    if block.owned_name is not None and isinstance(block, Route):
+        model.add_adapter_routing(block)
+    model.set_active_adapters(block)
+    torch.testing.assert_close(hidden(compiled(model), given), hidden(model, given), **CLOSE)
+    assert graphs() == 1
+
+
+def test_the_balance_loss_of_compiled_calls() -> None:
+    found = []
+    for wrap in (lambda model: model, compiled):
+        model = carrying("bert", "lora", "lora")
+        torch.manual_seed(0)
+        model.add_adapter_routing(["a", "b"], {"balance": 0.5})
+        model.train_adapter_routing(Route("a", "b"))
+        run = wrap(model)
+        for _ in range(2):
+            run(**inputs("bert"))
+            loss = model.get_routing_balance_loss()
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 1
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, **CLOSE)
 
 
 @pytest.mark.parametrize("method", ["seq_bn", "dora", "unipelt"])

@@ -673,5 +673,5 @@ def test_a_refused_block_can_be_left() -> None:
 def test_every_block_is_covered() -> None:
     from adapters.composition.blocks import BLOCK_TYPES
 
-    assert set(BLOCK_TYPES) == {"Stack", "Fuse", "Split", "BatchSplit", "Parallel", "Average", "MultiTask"}
+    assert set(BLOCK_TYPES) == {"Stack", "Fuse", "Split", "BatchSplit", "Parallel", "Average", "MultiTask", "Route"}
     assert pairs()

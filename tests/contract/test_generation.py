@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters import AdapterSetup, Average, BatchSplit, Fuse, Parallel, Stack
+from adapters import AdapterSetup, Average, BatchSplit, Fuse, Parallel, Route, Stack
 from tests.contract.cases import CONFIGS, ONE_OF_EACH, carrying, every_pair, pairs
 from tests.tiny import LANGUAGE_MODELS, TINY_MODELS, infer, inputs, perturb
 
@@ -188,6 +188,17 @@ def test_fusion(method: str, name: str) -> None:
     model.add_adapter_fusion(["a", "b"])
     model.set_active_adapters(Fuse("a", "b"))
     assert_same(generated(model, given), generated(model, given, use_cache=False))
+
+
+@every_pair(methods=("seq_bn", "lora", "prefix_tuning"), names=("gpt2", "t5"))
+def test_routing(method: str, name: str) -> None:
+    for by in ("token", "sequence"):
+        model, given = language_model(name, method, method), prompt(name)
+        block = Route("a", "b", by=by)
+        model.add_adapter_routing(block)
+        perturb(model, "a,b")
+        model.set_active_adapters(block)
+        assert_same(generated(model, given), generated(model, given, use_cache=False))
 
 
 @pytest.mark.parametrize("name", FEW)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.composition.blocks import BatchSplit, Fuse, MultiTask, Parallel, Stack
+from adapters.composition.blocks import BatchSplit, Fuse, MultiTask, Parallel, Route, Stack
 from adapters.heads.output_embeddings import head_names
 from tests.heads.models import PAIRS, add_head, inputs_for, labels_for, tiny
 
@@ -55,6 +55,17 @@ def test_heads_of_a_fusion_train(setup: Any) -> None:
     add_head(model, "tagging", "task")
     model.add_adapter_fusion(Fuse("a", "c"))
     model.train_adapter_fusion(setup)
+    assert training(model) == {"task"} == {model.active_head}
+
+
+def test_heads_of_a_routing_train() -> None:
+    model = tiny("bert")
+    for name in "ac":
+        model.add_adapter(name, config="seq_bn")
+        add_head(model, "classification", name)
+    add_head(model, "tagging", "task")
+    model.add_adapter_routing(Route("a", "c"))
+    model.train_adapter_routing(Stack(Route("a", "c")))
     assert training(model) == {"task"} == {model.active_head}
 
 

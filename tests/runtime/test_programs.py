@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters import AdapterSetup, Average, BatchSplit, Fuse, MultiTask, Parallel, Split, Stack
+from adapters import AdapterSetup, Average, BatchSplit, Fuse, MultiTask, Parallel, Route, Split, Stack
 from adapters.call import CALL
 from adapters.errors import AdapterNameError, CompositionError, ConfigError, UnsupportedError
 from adapters.runtime.arguments import UnknownArgument
@@ -32,17 +32,22 @@ SETUPS: list[Any] = [
     Parallel("a", "b"),
     Average("a", "b"),
     MultiTask("a", "b"),
+    Route("a", "b", top_k=1),
+    Route("b", None, by="sequence"),
 ]
 """A set-up of every block."""
 
 
 def served(**changes: Any) -> tuple[Any, Any]:
-    """A model with two adapters of a union of methods and their fusion, and inputs."""
+    """A model with two adapters of a union of methods and what the blocks own, and inputs."""
     model = build("bert", **changes)
     for i, name in enumerate("ab"):
         model.add_adapter(name, config="seq_bn|lora")
         perturb(model, name, seed=i)
     model.add_adapter_fusion(["a", "b"])
+    for block in SETUPS:
+        if isinstance(block, Route):
+            model.add_adapter_routing(block)
     return model, inputs("bert")
 
 

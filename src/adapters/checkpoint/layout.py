@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from adapters._version import __version__
-from adapters.composition.registry import BLOCK_MODULES
+from adapters.composition.blocks import BLOCK_TYPES
 from adapters.errors import AdapterNameError, CheckpointError, CheckpointNotFound
 
 PathLike = str | os.PathLike[str]
@@ -57,10 +57,11 @@ class CheckpointKind:
 ADAPTER = CheckpointKind("adapter", "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin")
 HEAD = CheckpointKind("prediction head", "head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
 OWNED = {
-    kind.noun: CheckpointKind(
-        kind.title, f"{kind.stem}_config.json", f"model_{kind.stem}.safetensors", f"pytorch_model_{kind.stem}.bin"
+    owns.noun: CheckpointKind(
+        owns.title, f"{owns.stem}_config.json", f"model_{owns.stem}.safetensors", f"pytorch_model_{owns.stem}.bin"
     )
-    for kind in BLOCK_MODULES
+    for owns in (block.owns for block in BLOCK_TYPES.values())
+    if owns is not None
 }
 """What blocks own, by the noun of their kind."""
 FUSION = OWNED["fusion"]

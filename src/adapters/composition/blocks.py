@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, dataclass
 from typing import Any, ClassVar, TypeAlias, TypeVar, overload
 
 from adapters.errors import CompositionError, HeadError, choices
@@ -18,6 +18,25 @@ MAX_DEPTH = 16
 
 BLOCK_TYPES: dict[str, type[AdapterCompositionBlock]] = {}
 """Name as written in adapter_setup.json -> class. Filled by the classes below."""
+
+
+@dataclass(frozen=True)
+class Owns:
+    """What the weights are called that a type of blocks owns in a model.
+
+    Attributes:
+        noun: Word for it in errors, in names of programs, and in keys of config.json ("fusions").
+        title: Its name in messages about files.
+        stem: Start of the names of its files ("adapter_fusion_config.json"), of its dictionaries in the module tree
+            ("adapter_fusion_layer"), and end of its verbs ("add_adapter_fusion").
+        report: Entry of a model's output that holds what it reports; "output_" and this is the argument that asks for
+            it.
+    """
+
+    noun: str
+    title: str
+    stem: str
+    report: str
 
 
 class AdapterCompositionBlock(Sequence["Child"]):
@@ -34,6 +53,8 @@ class AdapterCompositionBlock(Sequence["Child"]):
 
     allowed: ClassVar[tuple[str, ...]] = ()
     """Types of blocks that may be children. Names always may."""
+    owns: ClassVar[Owns | None] = None
+    """What blocks of this type own in a model."""
 
     children: tuple[Child, ...]
     _depth: int
@@ -154,7 +175,7 @@ class Stack(AdapterCompositionBlock):
         children: Adapter names or blocks, but no Stack.
     """
 
-    allowed = ("Fuse", "Split", "Parallel", "BatchSplit", "Average", "MultiTask")
+    allowed = ("Fuse", "Split", "Parallel", "BatchSplit", "Average", "MultiTask", "Route")
 
 
 class Fuse(AdapterCompositionBlock):
@@ -172,6 +193,7 @@ class Fuse(AdapterCompositionBlock):
     """
 
     allowed = ("Stack",)
+    owns = Owns("fusion", "AdapterFusion", "adapter_fusion", "adapter_fusion_attentions")
     name: str
     _named: bool
 
@@ -232,7 +254,7 @@ class Split(_Sized):
         CompositionError: a size is not a positive integer, or there are not as many as children.
     """
 
-    allowed = ("Split", "Stack", "BatchSplit", "Average", "Fuse")
+    allowed = ("Split", "Stack", "BatchSplit", "Average", "Fuse", "Route")
 
     def __init__(self, *children: Child, splits: int | Sequence[int]) -> None:
         super().__init__(*children)
@@ -260,7 +282,7 @@ class BatchSplit(_Sized):
         CompositionError: a size is not a positive integer, or there are not as many as children.
     """
 
-    allowed = ("Stack", "Split", "BatchSplit", "Average", "Fuse")
+    allowed = ("Stack", "Split", "BatchSplit", "Average", "Fuse", "Route")
 
     def __init__(self, *children: Child, batch_sizes: int | Sequence[int]) -> None:
         super().__init__(*children)
@@ -284,7 +306,7 @@ class Parallel(AdapterCompositionBlock):
         children: Adapter names, blocks, or None for a copy that runs without adapter.
     """
 
-    allowed = ("Stack", "Split", "BatchSplit", "Average", "Fuse", "MultiTask")
+    allowed = ("Stack", "Split", "BatchSplit", "Average", "Fuse", "MultiTask", "Route")
 
     @property
     def parallel_channels(self) -> int:
@@ -355,7 +377,74 @@ class MultiTask(AdapterCompositionBlock):
         children: Adapter names or blocks, one per task.
     """
 
-    allowed = ("Stack", "Average", "Fuse")
+    allowed = ("Stack", "Average", "Fuse", "Route")
+
+
+GATES = ("token", "sequence", "arrow")
+"""What the gates of a `Route` depend on."""
+
+
+class Route(AdapterCompositionBlock):
+    """Runs its children on the same input and mixes the outputs by gates: it learns which adapter to use.
+
+        out = sum_i g_i c_i(h)        g = softmax over the top_k largest of the scores, sum_i g_i = 1
+
+        by="token"       scores W x + b, of every token
+        by="sequence"    scores W mean(x) + b, over the attended positions of x
+        by="arrow"       scores |x . v_i|, of every token; v_i is the first right singular vector of the adapter's
+                         weight update. Nothing is learned, and nothing is added to the model.
+
+    x is what the adapters read at a place. W and b, at every place where a child acts, are added with
+    `add_adapter_routing` and trained with `train_adapter_routing`.
+
+    Papers: Shazeer et al. 2017, arXiv:1701.06538; Fedus et al. 2021, arXiv:2101.03961; Ostapenko et al. 2024,
+    arXiv:2405.11157 (Arrow).
+
+    Args:
+        children: Adapter names, blocks, or None for "no adapter", which passes h through.
+        by: What the scores depend on.
+        top_k: How many children a token or sequence uses, a count; None for all of them.
+        name: Name of the gates to use; by default the children's last names joined by commas, with nothing between
+            the commas for None.
+    Raises:
+        CompositionError: `by` is not one of these, `top_k` is no number of children, `name` is empty or has a '.', or
+            there is no adapter among the children.
+    """
+
+    allowed = ("Stack", "Split", "BatchSplit", "Fuse")
+    owns = Owns("routing", "adapter routing", "adapter_routing", "adapter_routing_scores")
+    by: str
+    top_k: int | None
+    name: str
+
+    def __init__(self, *children: Child, by: str = "token", top_k: int | None = None, name: str | None = None) -> None:
+        super().__init__(*children)
+        if not self.flatten():
+            raise CompositionError(f"{self!r} names no adapter. Name at least one.")
+        if by not in GATES:
+            raise CompositionError(f"Route: by is {by!r}. {choices(by if isinstance(by, str) else None, GATES)}")
+        counts = isinstance(top_k, int) and not isinstance(top_k, bool) and 1 <= top_k <= len(children)
+        if top_k is not None and not counts:
+            raise CompositionError(
+                f"{self!r}: top_k is {top_k!r}. Allowed: None for all children, or a number from 1 to {len(children)}."
+            )
+        if name is not None and (not isinstance(name, str) or not name):
+            raise CompositionError(f"Route: name is {name!r}. Give a non-empty string, or leave it out.")
+        joined = ",".join(last_name(child) or "" for child in children)
+        self.__dict__.update(
+            by=by, top_k=top_k, name=joined if name is None else name, _named=name not in (None, joined)
+        )
+
+    @property
+    def owned_name(self) -> str | None:
+        return None if self.by == "arrow" else self.name
+
+    def _extra(self) -> tuple[Any, ...]:
+        return self.by, self.top_k, self.name
+
+    def _kwargs(self) -> dict[str, Any]:
+        own = {"name": self.name} if self.__dict__["_named"] else {}
+        return {"by": self.by, "top_k": self.top_k, **own}
 
 
 def _blocks(children: Sequence[Child]) -> list[AdapterCompositionBlock]:

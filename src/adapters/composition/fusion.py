@@ -43,8 +43,6 @@ class AdapterFusion(BlockModule):
     """
 
     block = Fuse
-    noun, title, stem = "fusion", "AdapterFusion", "adapter_fusion"
-    report = "adapter_fusion_attentions"
     config_class = AdapterFusionConfig
     presets: ClassVar[Mapping[str, AdapterFusionConfig]] = ADAPTERFUSION_CONFIG_MAP
     default = DEFAULT_ADAPTERFUSION_CONFIG

@@ -31,11 +31,7 @@ class BlockModule(nn.Module):
 
     Class attributes:
         block: Type of the block.
-        noun: Word for it in errors, in names of programs, and in keys of config.json ("fusions").
-        title: Its name in messages about files.
-        stem: Start of the names of its files ("adapter_fusion_config.json"), its verbs and its container.
-        report: Entry of a model's output that holds what it reports; "output_" and this is the argument that asks for
-            it.
+        noun, title, stem, report: What it is called: see `Owns`.
         config_class: Class of its configs.
         presets: Identifiers of configs, which config.json keeps as they are.
         default: The identifier that stands for no config.
@@ -57,6 +53,12 @@ class BlockModule(nn.Module):
     config: Any
     site: Site
     name: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        names = cls.block.owns
+        assert names is not None
+        cls.noun, cls.title, cls.stem, cls.report = names.noun, names.title, names.stem, names.report
 
     @classmethod
     def container(cls) -> str:

@@ -114,7 +114,7 @@ class Branches:
 
     block: AdapterCompositionBlock
     children: tuple[Step | None, ...]
-    masked: bool = False
+    masked: bool
     """Whether a child asks which positions are padding: then it must be known which part of the batch it got."""
 
     def run(self, state: Any) -> Any:

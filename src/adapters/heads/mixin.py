@@ -292,6 +292,16 @@ class FlexibleHeadsMixin(AddHeadMethods, RunHeadsMixin):
         super().train_adapter_fusion(adapter_setup, unfreeze_adapters)  # type: ignore[misc]
         self._train_active_heads(False)
 
+    def train_adapter_routing(self, adapter_setup: Any, unfreeze_adapters: bool = False) -> None:
+        """Freeze base model and adapters, let the gates of `adapter_setup` and its heads train, and activate it.
+
+        Args:
+            adapter_setup: A `Route` block, or a block that holds some.
+            unfreeze_adapters: Let the adapters train too.
+        """
+        super().train_adapter_routing(adapter_setup, unfreeze_adapters)  # type: ignore[misc]
+        self._train_active_heads(False)
+
     def _train_active_heads(self, train_embeddings: bool) -> None:
         """Let the active heads train, and no others; what leads onto the vocabulary only with the embeddings."""
         active = head_names(self._active_head)

@@ -85,6 +85,7 @@ class AdapterModule(MethodModule, Generic[S]):
         placeable: Whether the `places` of a config say where it acts. Where not, its config has another say.
         inward: Whether it acts where an entry of `places` names the input of a linear map ("ffn.down.in").
         merges: Whether it can become part of the base weights (`merge_adapter`).
+        directed: Whether it has a `direction`.
         tap: Where a method for linear maps acts: at their "output", or, for a method that changes what they read, at
             their "input": there its state is a `HiddenState` of x, and the map reads h afterwards.
         shared_container: Name of the dictionary, below the base model, that holds what its sites share.
@@ -108,6 +109,7 @@ class AdapterModule(MethodModule, Generic[S]):
     placeable: ClassVar[bool] = True
     inward: ClassVar[bool] = False
     merges: ClassVar[bool] = False
+    directed: ClassVar[bool] = False
     tap: ClassVar[str] = "output"
     shared_container: ClassVar[str] = ""
     shared_location: ClassVar[str] = "shared"
@@ -227,6 +229,10 @@ class AdapterModule(MethodModule, Generic[S]):
             "adapter (inv_adapter='nice') at the embeddings."
         )
 
+    def direction(self) -> Tensor:
+        """The unit vector [I] of inputs that the adapter changes most; only where it is `directed`."""
+        raise NotImplementedError
+
     def eject(self) -> bool:
         """Put the tensors that a reparametrisation makes in its place; False where there is none."""
         return False
@@ -322,27 +328,39 @@ class InputAdapter(LinearAdapter):
 def gate(linear: nn.Linear | tuple[Tensor, Tensor], x: Tensor, skips_padding: bool) -> Tensor:
     """Gate of UniPELT (Mao et al. 2022, arXiv:2110.07577): mean over positions of sigmoid(W x + b), [B, 1, n].
 
-    While generating it is computed from the prompt and then kept: with a cache later calls see single positions.
-
     Args:
         linear: W [n, D] and b [n].
         x: What the adapter reads, [B, S, D].
         skips_padding: Leave padding out of the mean.
     """
     weight, bias = (linear.weight, linear.bias) if isinstance(linear, nn.Linear) else linear
-    gates = CALL.now.gates
-    kept = None if gates is None else gates.get(id(weight))
-    if kept is not None and len(kept) == len(x):
-        return kept
-    if gates is not None:
-        x = x[:, : prompted(x.shape[1])]
-    given = matched(x, weight)
-    opened = torch.sigmoid(call(linear, given) if isinstance(linear, nn.Linear) else F.linear(given, weight, bias))
-    scores = attended_mean(opened) if skips_padding else opened.mean(1, keepdim=True)
-    scores = scores.to(x.dtype)
-    if gates is not None:
-        gates[id(weight)] = scores
-    return scores
+
+    def opened(x: Tensor) -> Tensor:
+        given = matched(x, weight)
+        gates = torch.sigmoid(call(linear, given) if isinstance(linear, nn.Linear) else F.linear(given, weight, bias))
+        return (attended_mean(gates) if skips_padding else gates.mean(1, keepdim=True)).to(x.dtype)
+
+    return once_per_prompt(weight, x, opened)
+
+
+def once_per_prompt(owner: object, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    """`compute` of x [B, S, D]; while generating that of the prompt, and then what it gave, [B, ...].
+
+    With a cache later calls see single positions, of which nothing can be told that holds for a whole sequence.
+
+    Args:
+        owner: Stands for what is computed, and lives as long as the model.
+        x: What a place reads.
+        compute: Makes one value for every row.
+    """
+    kept = CALL.now.gates
+    if kept is None:
+        return compute(x)
+    known = kept.get(id(owner))
+    if known is not None and len(known) == len(x):
+        return known
+    value = kept[id(owner)] = compute(x[:, : prompted(x.shape[1])])
+    return value
 
 
 def new_gate(in_features: int, gates: int = 1) -> nn.Linear:

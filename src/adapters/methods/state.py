@@ -17,6 +17,8 @@ from torch import Tensor
 from adapters.errors import CompositionError
 
 Rows = slice | Tensor
+Weights = Sequence[Any]
+"""Of the parts of a mean: numbers, or tensors [B or 1, S or 1, 1]."""
 S = TypeVar("S", bound="State")
 
 
@@ -115,7 +117,7 @@ class State:
         return value.expand(batch, length, *value.shape[2:])
 
     @classmethod
-    def mean(cls: type[S], parts: Sequence[S], weights: Sequence[float]) -> S:
+    def mean(cls: type[S], parts: Sequence[S], weights: Weights) -> S:
         """Weighted sum of what the parts computed, from one common input."""
         changes = {}
         for f in cls.row_wise:
@@ -169,7 +171,7 @@ class LinearState(State):
         return super().join(parts, dim)
 
     @classmethod
-    def mean(cls, parts: Sequence[LinearState], weights: Sequence[float]) -> LinearState:
+    def mean(cls, parts: Sequence[LinearState], weights: Weights) -> LinearState:
         if any(part.out is not None for part in parts):
             total: Any = sum(weight * part.result() for part, weight in zip(parts, weights))
             return parts[0].replaced(total)
@@ -245,7 +247,7 @@ class ResidualState(State):
         return super().join(self._alike(parts), dim)
 
     @classmethod
-    def mean(cls, parts: Sequence[ResidualState], weights: Sequence[float]) -> ResidualState:
+    def mean(cls, parts: Sequence[ResidualState], weights: Weights) -> ResidualState:
         return super().mean(cls._alike(parts), weights)
 
 
@@ -288,7 +290,7 @@ class HiddenState(State):
         return dataclasses.replace(self, h=torch.cat([part.h for part in parts], dim))
 
     @classmethod
-    def mean(cls, parts: Sequence[HiddenState], weights: Sequence[float]) -> HiddenState:
+    def mean(cls, parts: Sequence[HiddenState], weights: Weights) -> HiddenState:
         cls._equally_long(parts)
         return super().mean(parts, weights)
 
@@ -357,8 +359,8 @@ class AttentionState(State):
         return dataclasses.replace(self, prefix_keys=both[0], prefix_values=both[1], attended=attended)
 
     @classmethod
-    def mean(cls, parts: Sequence[AttentionState], weights: Sequence[float]) -> AttentionState:
-        outs = [weight * part._finished() for part, weight in zip(parts, weights)]
+    def mean(cls, parts: Sequence[AttentionState], weights: Weights) -> AttentionState:
+        outs = [_by_head(weight) * part._finished() for part, weight in zip(parts, weights)]
         return dataclasses.replace(parts[0], out=torch.stack(outs).sum(0))
 
     def _finished(self) -> Tensor:
@@ -396,3 +398,8 @@ class AttentionState(State):
             expanded[1],
             torch.nn.functional.pad(attended.expand(batch, -1), (pad, 0), value=False),
         )
+
+
+def _by_head(weight: float | Tensor) -> float | Tensor:
+    """A weight for outputs [B, S, H, head_dim]."""
+    return weight[..., None] if isinstance(weight, Tensor) else weight

@@ -98,6 +98,7 @@ class WeightUpdate(LinearAdapter):
         scaling: s.
     """
 
+    directed = True
     scaling: float = 1.0
 
     def __init__(self, config: Any, site: LinearSite, name: str, columns: tuple[Chosen, ...]) -> None:
@@ -188,6 +189,19 @@ class WeightUpdate(LinearAdapter):
         for columns, own in self.parts(factors):
             weight[columns, :] = _product(own)
         return weight
+
+    @torch.no_grad()
+    def direction(self) -> Tensor:
+        """The first right singular vector of D."""
+        factors = self.factors()
+        first, *rest = (factor.double() for factor in factors)
+        if self.whole and rest:  # D = M Q^T for orthonormal Q [I, r]: so only M, which is narrow, is decomposed
+            inputs, outer = torch.linalg.qr(first.t())
+            vector = inputs @ _first_right_vector(_product((outer.t(), *rest)))
+        else:
+            vector = _first_right_vector(self.delta_weight().double())
+        direction: Tensor = vector.to(factors[0].dtype)
+        return direction
 
     @property
     def delta_w(self) -> Tensor:
@@ -283,6 +297,11 @@ def wants_site(config: Any, site: LinearSite) -> bool:
     if site.location != "selfattn_lora":
         return True
     return any(role.rpartition(".")[2] in config.attn_matrices for role in roles_of(site))
+
+
+def _first_right_vector(matrix: Tensor) -> Tensor:
+    right: Tensor = torch.linalg.svd(matrix, full_matrices=False)[2]
+    return right[0]
 
 
 def _apply(x: Tensor, factors: Factors, by: Tensor | None = None) -> Tensor:

@@ -255,6 +255,11 @@ class ModelAdaptersConfig:
         """Forgets a fusion; does nothing if there is none of this name."""
         self.owned["fusion"].delete(fusion_name if isinstance(fusion_name, str) else ",".join(fusion_name))
 
+    @property
+    def routings(self) -> dict[str, str]:
+        """Name of the gates of a `Route` block -> id of their config, which may be an identifier such as "token"."""
+        return self.owned["routing"].configs
+
     def common_config_value(self, adapter_names: Iterable[str], attribute: str) -> Any:
         """The value that all these adapters have for a field; None for those that do not have the field.
 

@@ -224,9 +224,9 @@ class Engine:
         """Whether what is new trains: unless `train_adapter` has named others."""
         return self.trained is None or key in self.trained
 
-    def auxiliary_loss(self) -> Any:
-        """What all that blocks own adds to the loss of a task."""
-        return sum((owned.auxiliary_loss() for owned in self.owned.values()), 0.0)
+    def owns(self, module: nn.Module) -> bool:
+        """Whether a module is one of those that blocks own in this model."""
+        return any(part.module is module for owned in self.owned.values() for name in owned for part in owned[name])
 
     def asks_for_masks(self) -> bool:
         """Whether something outside of `masked` needs the attention mask."""

@@ -147,9 +147,14 @@ class Entry:
     def _end(self, call: Call) -> None:
         """Close a call, and bring back the one around it."""
         if call.outer is None:  # compiled
+            losses = call.losses
             call.root = call.program = None
             call.reset()
+            call.losses = losses
             return
+        if call.losses or call.outer.losses:
+            others = [entry for entry in call.outer.losses if not self.engine.owns(entry[0])]
+            call.outer.losses = others + call.losses
         CALL.now = call.outer
         outer = call.outer.program
         WATCHING.watch = None if outer is None else outer.watch

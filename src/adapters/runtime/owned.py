@@ -144,15 +144,18 @@ class Owned(Parts):
         return [name for name in self if adapter in self.register.adapters_of(name)]
 
     def check_replaced(self, adapter: str, parts: list[Part]) -> None:
-        """Raise ConfigError if one needs a place that the new modules of an adapter do not have."""
+        """Raise ConfigError if the new modules of an adapter act at other places than those in which it takes part."""
         for name in self.of_adapter(adapter):
-            acting = self._acting(self.register.adapters_of(name), {adapter: parts})
-            there = {place for place, one in acting.items() if self.kind.stands(one, False)}
-            if not {(part.live, part.tap) for part in self[name]} <= there:
+            names, own = self.register.adapters_of(name), {(part.live, part.tap) for part in self[name]}
+            before, after = self._standing(self._acting(names)), self._standing(self._acting(names, {adapter: parts}))
+            if not own <= after or not after <= own | before:
                 raise ConfigError(
-                    f"Adapter {adapter!r} takes part in the {self.kind.noun} {name!r}, which needs it at places where "
-                    f"the new config has none. Call delete_{self.kind.stem} first, or choose another name."
+                    f"Adapter {adapter!r} takes part in the {self.kind.noun} {name!r}, which was made for other places "
+                    f"than those of the new config. Call delete_{self.kind.stem} first, or choose another name."
                 )
+
+    def _standing(self, acting: Mapping[Place, Acting]) -> set[Place]:
+        return {place for place, one in acting.items() if self.kind.stands(one, False)}
 
     def auxiliary_loss(self) -> Any:
         """The sum of what all modules that are ours add to the loss of a task."""

@@ -99,7 +99,10 @@ class AdapterTrainer(Trainer):
     ) -> Any:
         """As in transformers; in training the regularisation loss of the fusions that train is added."""
         result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **kwargs)
-        extra = self.adapted_model._engine.auxiliary_loss() if model.training else 0.0
+        extra: Any = 0.0
+        if model.training:
+            adapted = self.adapted_model
+            extra = adapted.get_fusion_regularization_loss() + adapted.get_routing_balance_loss()
         if not isinstance(extra, torch.Tensor):
             return result
         if self._sums_batches(num_items_in_batch):
