@@ -48,6 +48,7 @@ class AdapterFusion(BlockModule):
     default = DEFAULT_ADAPTERFUSION_CONFIG
     ordered = False
     prepares = True
+    undecayed = ("value.weight",)
     START, STEP = 50.0, 0.05
 
     def __init__(self, config: AdapterFusionConfig, site: Site, tap: str, name: str, dropout: float) -> None:

@@ -36,6 +36,8 @@ class BlockModule(nn.Module):
         presets: Identifiers of configs, which config.json keeps as they are.
         default: The identifier that stands for no config.
         ordered: Whether its weights depend on the order of the adapters.
+        undecayed: Names of its parameters that weight decay leaves alone.
+        loss_of_call: Whether its loss is made in forward calls.
         prepares: Whether the block prepares the state for all its children, instead of each child for itself.
     """
 
@@ -48,6 +50,8 @@ class BlockModule(nn.Module):
     presets: ClassVar[Mapping[str, Any]]
     default: ClassVar[str]
     ordered: ClassVar[bool] = True
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    loss_of_call: ClassVar[bool] = False
     prepares: ClassVar[bool] = False
 
     config: Any
@@ -133,6 +137,10 @@ class BlockModule(nn.Module):
     def auxiliary_loss(self) -> Tensor | float:
         """What is added to the loss of a task while it trains."""
         return 0.0
+
+    def adds_loss(self) -> bool:
+        """Whether `auxiliary_loss` can be anything but 0."""
+        return False
 
     @classmethod
     def record(cls, name: str, site: Site, tap: str, values: Tensor) -> None:

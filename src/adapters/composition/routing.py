@@ -40,6 +40,7 @@ class AdapterRouting(BlockModule):
     config_class = RoutingConfig
     presets: ClassVar[Mapping[str, RoutingConfig]] = ROUTING_CONFIG_MAP
     default = DEFAULT_ROUTING_CONFIG
+    loss_of_call = True
 
     def __init__(self, config: RoutingConfig, site: Site, tap: str, name: str, children: int) -> None:
         super().__init__()
@@ -112,6 +113,9 @@ class AdapterRouting(BlockModule):
 
     def _of_sequence(self, x: Tensor) -> Tensor:
         return call(self.gate, attended_mean(matched(x, self.gate.weight)))
+
+    def adds_loss(self) -> bool:
+        return bool(self.config.balance) and any(p.requires_grad for p in self.parameters())
 
     def auxiliary_loss(self) -> Tensor | float:
         """balance * n * sum_i f_i P_i of the last call, once for each time the gates were used in it."""

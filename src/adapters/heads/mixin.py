@@ -282,24 +282,9 @@ class FlexibleHeadsMixin(AddHeadMethods, RunHeadsMixin):
         super().train_adapter(adapter_setup, train_embeddings)  # type: ignore[misc]
         self._train_active_heads(train_embeddings)
 
-    def train_adapter_fusion(self, adapter_setup: Any, unfreeze_adapters: bool = False) -> None:
-        """Freeze base model and adapters, let the fusion layers of `adapter_setup` and its heads train, activate it.
-
-        Args:
-            adapter_setup: A `Fuse` block, or a block that holds some.
-            unfreeze_adapters: Let the fused adapters train too.
-        """
-        super().train_adapter_fusion(adapter_setup, unfreeze_adapters)  # type: ignore[misc]
-        self._train_active_heads(False)
-
-    def train_adapter_routing(self, adapter_setup: Any, unfreeze_adapters: bool = False) -> None:
-        """Freeze base model and adapters, let the gates of `adapter_setup` and its heads train, and activate it.
-
-        Args:
-            adapter_setup: A `Route` block, or a block that holds some.
-            unfreeze_adapters: Let the adapters train too.
-        """
-        super().train_adapter_routing(adapter_setup, unfreeze_adapters)  # type: ignore[misc]
+    def _train_owned(self, noun: str, adapter_setup: Any, unfreeze_adapters: bool) -> None:
+        """As without heads; the heads of `adapter_setup` train too."""
+        super()._train_owned(noun, adapter_setup, unfreeze_adapters)  # type: ignore[misc]
         self._train_active_heads(False)
 
     def _train_active_heads(self, train_embeddings: bool) -> None:

@@ -278,6 +278,10 @@ class Engine:
                 if getattr(module, "_require_grads_hooks", None):
                     module.disable_input_require_grads()  # type: ignore[operator]
 
+    def reenters_backward(self) -> bool:
+        """Whether gradient checkpointing is on, and of the kind that runs backward inside of backward."""
+        return any(map(reenters, checkpoint_functions(self.root)))
+
     def checkpointed(self, function: Any) -> Any:
         """`function` (torch's checkpoint), made to run its recomputation under the set-up of the forward call."""
         return partial(_checkpoint, self, function)

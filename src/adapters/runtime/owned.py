@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.composition.blocks import AdapterCompositionBlock, owning_blocks
 from adapters.composition.owned import Acting, BlockModule
-from adapters.errors import AdapterNameError, CompositionError, ConfigError, choices
+from adapters.errors import AdapterNameError, CompositionError, ConfigError, UnsupportedError, choices
 from adapters.methods.base import AdapterModule
 from adapters.runtime.adapters_config import OwnedRegister
 from adapters.runtime.hooks import HookedSite
@@ -158,9 +158,19 @@ class Owned(Parts):
         return {place for place, one in acting.items() if self.kind.stands(one, False)}
 
     def auxiliary_loss(self) -> Any:
-        """The sum of what all modules that are ours add to the loss of a task."""
+        """The sum of what all modules that are ours add to the loss of a task.
+
+        Raises:
+            UnsupportedError: the loss is made in forward calls, and gradient checkpointing leaves it without gradient.
+        """
         modules = [part.module for name in self for part in self[name]]
-        return sum((module.auxiliary_loss() for module in modules if isinstance(module, BlockModule)), 0.0)
+        ours = [module for module in modules if isinstance(module, BlockModule)]
+        if self.kind.loss_of_call and any(map(self.kind.adds_loss, ours)) and self.engine.reenters_backward():
+            raise UnsupportedError(
+                f"The loss of a {self.kind.noun} has no gradient under this kind of gradient checkpointing. Enable it "
+                "with gradient_checkpointing_kwargs={'use_reentrant': False}, or leave the loss out."
+            )
+        return sum((module.auxiliary_loss() for module in ours), 0.0)
 
     def _acting(
         self, names: Sequence[str | None], instead: Mapping[str, list[Part]] | None = None

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from adapters.composition.fusion import AdapterFusion
+from adapters.composition.owned import BlockModule
 from adapters.errors import CompositionError, UnsupportedError
 from adapters.heads.outputs import MultiHeadOutput
 from adapters.model import AdapterModelMixin
@@ -23,11 +23,11 @@ class AdapterTrainer(Trainer):
     """A Trainer whose checkpoints hold adapters instead of the whole model.
 
         checkpoint-500/
-            <adapter>/, <fusion>/, <head>/     what save_adapter, save_adapter_fusion and save_head write
+            <adapter>/, <fusion>/, <head>/     what save_adapter, save_adapter_fusion, ..., save_head write
             other_weights.safetensors          what else is trained, such as embeddings; only if there is any
             training_args.bin, trainer_state.json, optimizer.pt, ...
 
-    It resumes and loads the best model from these folders, adds the regularisation loss of AdapterFusion to the loss,
+    It resumes and loads the best model from these folders, adds the losses of fusions and routings to the loss,
     takes the names of labels from the active heads and does not decay the value matrices of fusions.
 
     Args:
@@ -97,12 +97,10 @@ class AdapterTrainer(Trainer):
         num_items_in_batch: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers; in training the regularisation loss of the fusions that train is added."""
+        """As in transformers; in training the losses of fusions and routings that train are added."""
         result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **kwargs)
-        extra: Any = 0.0
-        if model.training:
-            adapted = self.adapted_model
-            extra = adapted.get_fusion_regularization_loss() + adapted.get_routing_balance_loss()
+        owned = self.adapted_model._engine.owned.values() if model.training else ()
+        extra: Any = sum((kind.auxiliary_loss() for kind in owned), 0.0)
         if not isinstance(extra, torch.Tensor):
             return result
         if self._sums_batches(num_items_in_batch):
@@ -133,8 +131,8 @@ class AdapterTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As in transformers, without the value matrices of fusions: they belong near the identity, not near zero."""
         modules = model.named_modules()
-        values = {f"{path}.value.weight" for path, module in modules if isinstance(module, AdapterFusion)}
-        return [name for name in super().get_decay_parameter_names(model) if name not in values]
+        kept = {f"{path}.{name}" for path, m in modules if isinstance(m, BlockModule) for name in m.undecayed}
+        return [name for name in super().get_decay_parameter_names(model) if name not in kept]
 
     # ----------------------------------------------------------------------------------------------- folders
 

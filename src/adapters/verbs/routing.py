@@ -11,8 +11,6 @@ from torch import Tensor
 from adapters.checkpoint.bundles import Loading
 from adapters.checkpoint.layout import PathLike
 from adapters.composition.blocks import Route
-from adapters.errors import UnsupportedError
-from adapters.runtime.engine import checkpoint_functions, reenters
 from adapters.verbs.owned import OwnedVerbs
 
 Routed = Route | Sequence[str | None] | str
@@ -66,14 +64,7 @@ class RoutingVerbs(OwnedVerbs):
         Raises:
             UnsupportedError: gradient checkpointing re-enters backward, so that the loss would have no gradient.
         """
-        owned = self._engine.owned["routing"]
-        balanced = [name for name in owned if owned.register.config_of(name).balance]
-        if balanced and any(map(reenters, checkpoint_functions(self._engine.root))):
-            raise UnsupportedError(
-                "The balance loss of a routing has no gradient under this kind of gradient checkpointing. Enable it "
-                "with gradient_checkpointing_kwargs={'use_reentrant': False}, or add the routing with balance=0."
-            )
-        loss: Tensor | float = owned.auxiliary_loss()
+        loss: Tensor | float = self._engine.owned["routing"].auxiliary_loss()
         return loss
 
     def adapter_routing_to(self, adapter_names: Routed, device: Any = None, dtype: torch.dtype | None = None) -> None:
