@@ -261,3 +261,16 @@ def test_fusions_of_version_1_have_layers_at_bottlenecks_only(tmp_path: Path) ->
     assert len(adapter_parameters(model, "a,b")) == len(kept)
     with pytest.raises(CompositionError, match=r"no fusion layer 'a,b' at attn.q of layer 0"):
         model.set_active_adapters(Fuse("a", "b"))
+
+
+def test_a_fusion_of_updates_in_a_whole_model(tmp_path: Path) -> None:
+    model, given = build("bert"), inputs("bert")
+    for i, name in enumerate("ab"):
+        model.add_adapter(name, config="seq_bn|lora")
+        perturb(model, name, seed=i)
+    model.add_adapter_fusion(["a", "b"], set_active=True)
+    perturb(model, "a,b")
+    model.save_pretrained(tmp_path)
+    opened = adapters.load_model(tmp_path, type(model)).eval()
+    opened.set_active_adapters(Fuse("a", "b"))
+    assert torch.equal(infer(opened, given), infer(model, given))

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 import adapters
 from adapters import AdapterSetup, AdapterTrainer, Average, BatchSplit, Parallel, Route, RoutingConfig, Stack
+from adapters.call import CALL
 from adapters.checkpoint.layout import OWNED, SETUP_FILE
 from adapters.errors import (
     AdapterError,
@@ -147,6 +148,18 @@ def test_scores_are_reported() -> None:
         assert "adapter_routing_scores" not in model(**given)
 
 
+def test_maps_of_embeddings_are_undone_by_the_same_gates() -> None:
+    model, given = routed("llama", "seq_bn_inv", Route("a", "b"), {"balance": 1.0}, task="lm")
+    for child, adapter in enumerate("ab"):
+        choose(model, "a,b", child)
+        close(infer(model, given), asked(model, given, adapter))
+    model.train()
+    model.train_adapter_routing(Route("a", "b"))
+    result = model(**given, output_adapter_routing_scores=True)
+    assert result.adapter_routing_scores["a,b"][-1]["embed"].shape == (ROWS, LENGTH, 2)
+    assert len(CALL.now.losses) == 3  # the embeddings and two layers, and nothing for the way back
+
+
 # --------------------------------------------------------------------------------------------------------- loss
 
 
@@ -204,6 +217,14 @@ def test_balance_loss_under_checkpointing() -> None:
     checkpoint(model, reentrant=True)
     with pytest.raises(UnsupportedError, match="use_reentrant"):
         model.get_routing_balance_loss()
+
+
+def test_replicas_are_refused_a_loss_that_would_get_lost() -> None:
+    model, given, _ = balanced()
+    replica = copy.copy(model)
+    replica.__dict__["_is_replica"] = True
+    with pytest.raises(UnsupportedError, match="DistributedDataParallel"):
+        replica(**given)
 
 
 def test_losses_of_two_models_are_kept_apart() -> None:

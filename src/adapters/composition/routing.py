@@ -6,6 +6,7 @@ arXiv:2405.11157 (Arrow).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -129,16 +130,24 @@ class Routed(Mixed):
 
     gates: Callable[[Tensor], Tensor]
     first: AdapterModule[Any]
+    backwards: bool = False
+    """Whether this is the inverse, in front of the output embedding: its gates are no choice of their own."""
 
     def run(self, state: State) -> State:
         block: Any = self.block
         logits = self.gates(state.entrance)
         gates = top_k_softmax(logits, block.top_k)
-        AdapterRouting.record(block.name, self.first.site, self.first.tap, gates)
-        if (module := self._balanced()) is not None and torch.is_grad_enabled():
-            CALL.now.losses.append((module, module.config.balance * balance_loss(logits, block.top_k)))
+        if not self.backwards:
+            AdapterRouting.record(block.name, self.first.site, self.first.tap, gates)
+            if (module := self._balanced()) is not None and torch.is_grad_enabled():
+                CALL.now.losses.append((module, module.config.balance * balance_loss(logits, block.top_k)))
         weights = gates.to(state.carrier.dtype).split(1, dim=-1)
         return type(state).mean(self.apply([state] * len(self.children)), weights)
+
+    def inverse(self) -> Routed:
+        inverted = super().inverse()
+        assert isinstance(inverted, Routed)
+        return dataclasses.replace(inverted, backwards=True)
 
     def _balanced(self) -> AdapterRouting | None:
         """The gates, if they are in training with a loss of their own."""

@@ -163,14 +163,21 @@ class Owned(Parts):
         Raises:
             UnsupportedError: the loss is made in forward calls, and gradient checkpointing leaves it without gradient.
         """
-        modules = [part.module for name in self for part in self[name]]
-        ours = [module for module in modules if isinstance(module, BlockModule)]
-        if self.kind.loss_of_call and any(map(self.kind.adds_loss, ours)) and self.engine.reenters_backward():
+        if self.makes_losses() and self.engine.reenters_backward():
             raise UnsupportedError(
                 f"The loss of a {self.kind.noun} has no gradient under this kind of gradient checkpointing. Enable it "
                 "with gradient_checkpointing_kwargs={'use_reentrant': False}, or leave the loss out."
             )
-        return sum((module.auxiliary_loss() for module in ours), 0.0)
+        return sum((module.auxiliary_loss() for module in self._ours()), 0.0)
+
+    def makes_losses(self) -> bool:
+        """Whether forward calls make losses that are not in what they return."""
+        return self.kind.loss_of_call and any(module.adds_loss() for module in self._ours())
+
+    def _ours(self) -> Iterator[BlockModule]:
+        """The modules that nobody has replaced by others."""
+        for name in self:
+            yield from (part.module for part in self[name] if isinstance(part.module, BlockModule))
 
     def _acting(
         self, names: Sequence[str | None], instead: Mapping[str, list[Part]] | None = None

@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from adapters.call import CALL
+from adapters.errors import UnsupportedError
 from adapters.runtime.active import INNERMOST, innermost
-from adapters.runtime.engine import checkpoint_functions, reenters
+from adapters.runtime.engine import Engine, checkpoint_functions, reenters
 from adapters.verbs.base import Verbs
 
 
@@ -22,6 +23,7 @@ class CallVerbs(Verbs):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As every module; an interrupt in the middle leaves nothing behind, replicas get adapters of their own."""
         if "_is_replica" in self.__dict__:
+            refuse_losses(self._engine)
             return replica_of(self._engine.root, cast(nn.Module, self))(*args, **kwargs)
         if torch.compiler.is_compiling():
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
@@ -62,6 +64,15 @@ class CallVerbs(Verbs):
         if not kinds or any(kinds):
             model.disable_input_require_grads()
             super().enable_input_require_grads()  # type: ignore[misc]
+
+
+def refuse_losses(engine: Engine) -> None:
+    """Raise UnsupportedError if calls of a replica make losses that would not reach the original."""
+    if engine.root.training and torch.is_grad_enabled() and any(own.makes_losses() for own in engine.owned.values()):
+        raise UnsupportedError(
+            "The balance loss of a routing would stay in the replicas of torch.nn.DataParallel. Use "
+            "DistributedDataParallel, or add the routing with balance=0."
+        )
 
 
 def replica_of(original: nn.Module, replica: nn.Module) -> nn.Module:
