@@ -368,6 +368,9 @@ REFUSED: list[Any] = [
     (lambda m: m.set_active_adapters(Route("a", "b", by="sequence")), CompositionError, "made with by='token'"),
     (lambda m: m.set_active_adapters(Route("a", "c", by="arrow")), CompositionError, "'c' has none"),
     (lambda m: m.set_active_adapters(Route("a", None, by="arrow")), CompositionError, "None has none"),
+    (lambda m: m.set_active_adapters(Route("b", "a", name="a,b")), CompositionError, "made for a, b"),
+    (lambda m: m.set_active_adapters(Route("a", "b", None, name="a,b")), CompositionError, "made for a, b"),
+    (lambda m: m.add_adapter_routing(["b", "a"], {"top_k": 3}), CompositionError, "from 1 to 2"),
     (lambda m: m.train_adapter_routing("a"), CompositionError, "no Route block"),
     (lambda m: m.train_adapter_routing(Route("a", "b", by="arrow")), CompositionError, "no Route block"),
     (lambda m: m.save_adapter_routing("nowhere", "x"), AdapterNameError, "no routing 'x'"),
@@ -388,9 +391,9 @@ def test_what_cannot_be_is_refused_and_changes_nothing(call: Any, error: type[Ad
 
 def test_prompts_are_chosen_by_sequence_only() -> None:
     model = carrying("bert", "prompt_tuning", "prompt_tuning")
-    model.add_adapter_routing(["a", "b"])
     with pytest.raises(CompositionError, match="by='sequence'"):
-        model.set_active_adapters(Route("a", "b"))
+        model.add_adapter_routing(["a", "b"], set_active=True)
+    assert not model.adapters_config.routings and not [key for key in model.state_dict() if "routing" in key]
 
 
 # -------------------------------------------------------------------------------------------------------- arrow

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adapters.composition.blocks import AdapterCompositionBlock, owning_blocks
+from adapters.composition.blocks import AdapterCompositionBlock, last_name, owning_blocks
 from adapters.composition.owned import Acting, BlockModule
 from adapters.errors import AdapterNameError, CompositionError, ConfigError, UnsupportedError, choices
 from adapters.methods.base import AdapterModule
@@ -57,21 +57,22 @@ class Owned(Parts):
         Raises:
             AdapterNameError: an adapter is not there, or the name is malformed or taken.
             ConfigError: there is no place for a module, or one at which none is possible.
+            CompositionError: no block can use it.
         """
         engine, kind = self.engine, self.kind
         for adapter in names:
             if adapter is not None:
                 engine.require(adapter)
         with engine.programs.lock:
-            name, what = self.register.name_of(names, own_name), f"{kind.noun.capitalize()} "
-            what += repr(name)
+            name, found = self.register.name_of(names, own_name), kind.load_config(config)
+            kind.block_of(names, found, name)  # raises if there can be no such block
+            what = f"{kind.noun.capitalize()} {name!r}"
             chosen = list(self._chosen(self._acting(names), what, old))
             if not chosen:
                 raise ConfigError(
                     f"{what}: there is no place where {', '.join(str(n) for n in names)} act together. {kind.title} "
                     "combines adapters at the places that they have in common."
                 )
-            found = kind.load_config(config)
             parts = []
             for (live, tap), acting in chosen:
                 site = live.site
@@ -127,6 +128,12 @@ class Owned(Parts):
                     f"{choices(name, self)}"
                 )
             self.kind.check_block(block, self.register.config_of(name))
+            made_for, given = self.register.adapters_of(name), [last_name(child) for child in block]
+            if self.kind.ordered and given != made_for:
+                raise CompositionError(
+                    f"{block!r} uses the {self.kind.noun} {name!r}, which was made for "
+                    f"{', '.join(map(str, made_for))}. Name the same adapters in the same order."
+                )
             names.add(name)
         return sorted(names)
 

@@ -8,6 +8,7 @@ from typing import Any
 from adapters.checkpoint import bundles
 from adapters.checkpoint.atomic import saving
 from adapters.checkpoint.layout import OWNED, PathLike, subfolder
+from adapters.checkpoint.undo import Before
 from adapters.composition.blocks import last_name
 from adapters.composition.owned import BlockModule
 from adapters.hub.locate import locate
@@ -27,10 +28,11 @@ class OwnedVerbs(TrainingVerbs):
         block = adapters if isinstance(adapters, owned.kind.block) else None
         found = owned.kind.load_config(config, block)
         stored = config if found == owned.kind.load_config(config) else found
-        owned.add(names, stored, None if key == joined_names(names) else key, overwrite_ok)
-        if set_active:
-            own = block is not None and block.owned_name == key
-            self.set_active_adapters(block if own else owned.kind.block_of(names, found, key))
+        with Before(self):
+            owned.add(names, stored, None if key == joined_names(names) else key, overwrite_ok)
+            if set_active:
+                own = block is not None and block.owned_name == key
+                self.set_active_adapters(block if own else owned.kind.block_of(names, found, key))
 
     def _delete_owned(self, noun: str, adapters: Any) -> None:
         owned = self._engine.owned[noun]
