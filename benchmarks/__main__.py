@@ -24,6 +24,7 @@ EXPERIMENTS = (
     "parallel",
     "lifecycle",
     "generation",
+    "real",
     "compilation",
     "files",
     "imports",

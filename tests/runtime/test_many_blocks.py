@@ -46,9 +46,9 @@ def test_what_is_kept_does_not_grow(model: Any) -> None:
     for block in blocks():
         with AdapterSetup(block):
             results.append(infer(model, given))
-    assert kept(model) <= MOST_BLOCKS + 2
+    assert kept(model) <= MOST_BLOCKS + 2 + len(NAMES)  # and each adapter by itself
     gc.collect()
-    assert len(model._engine.programs._built) <= MOST_BLOCKS + 2
+    assert len(model._engine.programs._built) <= MOST_BLOCKS + 2 + len(NAMES)
     for block, expected in zip(blocks(), results):
         with AdapterSetup(block):
             assert torch.equal(infer(model, given), expected)
@@ -57,7 +57,7 @@ def test_what_is_kept_does_not_grow(model: Any) -> None:
 def test_blocks_that_are_set_on_the_model_do_not_grow_either(model: Any) -> None:
     for block in blocks():
         model.set_active_adapters(block)
-    assert kept(model) <= MOST_BLOCKS + 2
+    assert kept(model) <= MOST_BLOCKS + 2 + len(NAMES)  # and each adapter by itself
 
 
 def test_set_ups_of_one_name_do_not_grow_either(model: Any) -> None:

@@ -112,6 +112,7 @@ class Engine:
                 self.config.add(name, config)
                 self.parts.put_in(name, parts, self.may_train(name))
                 self.changed([name])
+                self.programs.of(Stack(name))  # now, so that to activate it for the first time takes no longer
                 return
             old, old_config = self.parts[name], self.config.get(name)
             assert old_config is not None
