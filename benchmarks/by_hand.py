@@ -23,9 +23,9 @@ def by_hand(bare: Any, adapted: Any, name: str, method: str) -> Any:
     paths = {id(module): path for path, module in adapted.base_model.named_modules()}
     prefixes: dict[str, tuple[Tensor, Tensor]] = {}
     for part in adapted._engine.parts[name]:
-        if part.live is None:
+        if part.hooked is None:
             continue
-        site, module = part.live.site, part.module
+        site, module = part.hooked.site, part.module
         path = paths[id(site.module)]
         target = bare.base_model.get_submodule(path)
         if method == "prefix":

@@ -45,7 +45,7 @@ def randomise(model: Any, name: str) -> None:
     """Replace initial values that make an adapter do nothing by random ones."""
     paths = {id(module): path for path, module in model.named_modules()}
     for part in model._engine.parts[name]:
-        site = paths.get(id(part.live.site.module), "") if part.live else part.path
+        site = paths.get(id(part.hooked.site.module), "") if part.hooked else part.path
         for parameter_name, parameter in part.module.named_parameters():
             key = f"{name} {site} {parameter_name}"
             if parameter_name.startswith("lora_") and type(part.module).__name__ == "IA3":

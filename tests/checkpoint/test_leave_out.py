@@ -63,9 +63,9 @@ def test_prefixes_of_left_out_layers(name: str, flat: bool, tmp_path: Path) -> N
         fresh = build(name)
         fresh.load_adapter(tmp_path, leave_out=left_out)
         assert fresh.adapters_config.get("a").leave_out == left_out
-        kept = [part for part in fresh._engine.parts["a"] if part.live is not None]
+        kept = [part for part in fresh._engine.parts["a"] if part.hooked is not None]
         source = {(part.layer, part.location): part for part in model._engine.parts["a"]}
-        assert len(kept) == len([p for p in source.values() if p.live and p.layer not in left_out])
+        assert len(kept) == len([p for p in source.values() if p.hooked and p.layer not in left_out])
         for part in kept:
             pairs = zip(part.module.key_values(), source[part.layer, part.location].module.key_values())
             assert all(torch.equal(one, other) for one, other in pairs)

@@ -141,4 +141,4 @@ def test_a_new_linear_method_can_do_what_all_can(name: str) -> None:
 
 
 def outputs_of(model: Any) -> list[nn.Module]:
-    return [live.site.module for live in model._engine.live if live.site.location == "output_lora"]
+    return [hooked.site.module for hooked in model._engine.hooked if hooked.site.location == "output_lora"]

@@ -124,6 +124,10 @@ def test_all_places_are_those_where_a_method_can_act() -> None:
     for config, kind in (("lora[places='all']", "LinearSite"), ("seq_bn[places='all']", "ResidualSite")):
         model = build("bert")
         model.add_adapter("a", config=config)
-        sites = [live.site for live in model._engine.live if live.names]
-        every = [live.site for live in model._engine.live if type(live.site).__name__ == kind and live.site.layer >= 0]
+        sites = [hooked.site for hooked in model._engine.hooked if hooked.names]
+        every = [
+            hooked.site
+            for hooked in model._engine.hooked
+            if type(hooked.site).__name__ == kind and hooked.site.layer >= 0
+        ]
         assert sites == every and len(sites) > 2

@@ -139,16 +139,16 @@ class Shifted(nn.Module):
 
 def test_norms_that_it_cannot_change_are_refused() -> None:
     plain, model = build("bert", adapted=False), build("bert")
-    for live in model._engine.live:
-        if live.site.role.endswith(".norm"):
-            live.site.module = Shifted()
+    for hooked in model._engine.hooked:
+        if hooked.site.role.endswith(".norm"):
+            hooked.site.module = Shifted()
     with pytest.raises(
         UnsupportedError, match=r"LNTuning cannot act at '\*.norm' in .* no weight that is the only factor"
     ):
         model.add_adapter("a", config="ln_tuning")
-    for live in model._engine.live:
-        if live.site.role.endswith(".norm"):
-            live.site.module = nn.LayerNorm(32, elementwise_affine=False)
+    for hooked in model._engine.hooked:
+        if hooked.site.role.endswith(".norm"):
+            hooked.site.module = nn.LayerNorm(32, elementwise_affine=False)
     with pytest.raises(UnsupportedError, match=r"LNTuning cannot act at '\*.norm' in .* no weight there"):
         model.add_adapter("a", config="ln_tuning")
     assert model.supports_adapter(LNTuningConfig(places=["embeddings.LayerNorm"]))

@@ -264,7 +264,7 @@ def test_what_matches_nothing_is_an_error_that_lists_what_there_is(config: str, 
         model.add_adapter("a", config=found.replace(places=[right, wrong]))
     assert not model.has_adapters()
     kind = methods_of(config)[0].site_type
-    for site in (live.site for live in model._engine.live if isinstance(live.site, kind)):
+    for site in (hooked.site for hooked in model._engine.hooked if isinstance(hooked.site, kind)):
         assert f"  {site.role}" in str(caught.value)
     assert repr(wrong) in str(caught.value) and " 2 x  encoder.layer.0" in str(caught.value)
     assert ("only in 0-1" in str(caught.value)) == (wrong == "7:*")
@@ -369,7 +369,7 @@ def test_places_at_one_module_act_in_their_order(name: str, first: int) -> None:
         perturb(model, adapter)
         with AdapterSetup(adapter):  # hooks it
             infer(model, given)
-    site = next(live.site for live in model._engine.live if live.site.role == "attn.o")
+    site = next(hooked.site for hooked in model._engine.hooked if hooked.site.role == "attn.o")
     x = torch.randn(2, 5, site.in_features)
     model.set_active_adapters(Stack("reft", "bottleneck", "lora"))
     part = {type(p.module).__name__: p.module for ps in model._engine.parts.values() for p in ps if p.layer == 0}
@@ -430,7 +430,7 @@ def test_columns_that_are_not_adjacent(method: str) -> None:
     model = build("gpt2")
     config = CONFIGS[method].replace(places=["attn.q", "attn.v"])
     by_head = {f"attn.{part}": Columns(i, i + 1, of=3, repeats=4) for i, part in enumerate("qkv")}
-    fused = [live.site for live in model._engine.live if "+" in live.site.role]
+    fused = [hooked.site for hooked in model._engine.hooked if "+" in hooked.site.role]
     for site in fused:
         site.columns = by_head
     torch.manual_seed(0)

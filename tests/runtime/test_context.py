@@ -47,4 +47,4 @@ def test_another_threads_context_keeps_its_hooks() -> None:
     thread.join()
     assert torch.equal(got[0], expected)
     model.set_active_adapters(None)
-    assert not any(live.handles for live in model._engine.live)
+    assert not any(hooked.handles for hooked in model._engine.hooked)

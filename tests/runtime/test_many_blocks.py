@@ -90,13 +90,13 @@ def test_single_adapters_are_all_kept(model: Any) -> None:
     programs = []
     for name in NAMES:
         model.set_active_adapters(name)
-        programs.append(model._engine.programs.static)
+        programs.append(model._engine.programs.default)
     for block in blocks():
         with AdapterSetup(block):
             pass
     for name, program in zip(NAMES, programs):
         model.set_active_adapters(name)
-        assert model._engine.programs.static is program
+        assert model._engine.programs.default is program
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -109,8 +109,8 @@ def test_first_contexts_of_many_threads_register_each_hook_once() -> None:
         with ThreadPoolExecutor(4) as pool:
             results = [pool.submit(enter) for _ in range(4)]
             assert all(torch.equal(result.result(), expected) for result in results)
-        for live in model._engine.live:
-            assert len(live.site.module._forward_hooks) <= 1
+        for hooked in model._engine.hooked:
+            assert len(hooked.site.module._forward_hooks) <= 1
         for name in "ab":
             model.delete_adapter(name)
         assert hooks(model) == []

@@ -177,7 +177,7 @@ def _fill(parts: Iterable[Part], stored: Match, engine: Engine) -> bool:
     sources = {id(target): (name, source) for name, (target, source) in stored.pairs.items()}
     slots: list[tuple[Any, str, torch.device]] = []
     for part in parts:
-        device = engine.builder.like(part.live.site if part.live is not None else None).device
+        device = engine.builder.like(part.hooked.site if part.hooked is not None else None).device
         for module in part.module.modules():
             for tensors in (module._parameters, module._buffers):
                 slots += [(tensors, key, device) for key, tensor in tensors.items() if tensor is not None]
@@ -225,7 +225,7 @@ def match_adapter(
     places: tuple[str, ...] = ()
     if left_out:
         below = without_slots(below, engine, stored_name, stored_config, left_out)
-        paths = {live.site.path for live in engine.live if live.site.layer in left_out}
+        paths = {hooked.site.path for hooked in engine.hooked if hooked.site.layer in left_out}
         places = tuple(f"{engine.names.on_disk(path)}." for path in paths)
     return match(expected, below, lambda key: is_repeated(key) or (bool(places) and key.startswith(places)))
 
@@ -293,7 +293,7 @@ def without_slots(
             if not method.shared_container or not method.handles(member):
                 continue
             sites: dict[str, list[int]] = {}
-            for site in (live.site for live in engine.live if isinstance(live.site, method.site_type)):
+            for site in (hooked.site for hooked in engine.hooked if isinstance(hooked.site, method.site_type)):
                 named = selects(member, site)
                 acts = method.acts_at(member, site) if named is None else named
                 if acts and site.layer not in member.get("leave_out", ()):

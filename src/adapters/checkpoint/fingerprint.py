@@ -36,7 +36,9 @@ _said: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 @torch.no_grad()
 def sample(engine: Engine) -> dict[str, str]:
     """Some numbers of the base model; none where its weights are packed, sharded or elsewhere (on `meta`)."""
-    layers = [live.site for live in engine.live if isinstance(live.site, LayerSite) and live.site.role == "layer"]
+    layers = [
+        hooked.site for hooked in engine.hooked if isinstance(hooked.site, LayerSite) and hooked.site.role == "layer"
+    ]
     unmerged = dict(_unmerged(engine))
     found: dict[str, Tensor] = {}
     for site in {id(site): site for site in (*layers[:1], *layers[-1:])}.values():
@@ -54,10 +56,10 @@ def _unmerged(engine: Engine) -> Iterator[tuple[int, Tensor | None]]:
     """Linear map, by id -> its weight before an adapter was merged into it, None if that is not known."""
     for name, backup in engine.merged.items():
         for part in engine.parts[name]:
-            if part.live is not None and engine.is_merged(name, part):
-                yield id(part.live.site.module), None
-        for live, weight, _ in backup or ():
-            yield id(live.site.module), as_stored(live.site.module, weight)
+            if part.hooked is not None and engine.is_merged(name, part):
+                yield id(part.hooked.site.module), None
+        for hooked, weight, _ in backup or ():
+            yield id(hooked.site.module), as_stored(hooked.site.module, weight)
 
 
 def _matrices(module: nn.Module, path: str, unmerged: Mapping[int, Tensor | None]) -> Iterator[tuple[str, Tensor]]:

@@ -32,10 +32,10 @@ def _get_dispatch(self: AttentionInterface, implementation: str, default: Callab
 
 
 def _dispatch(function: Callable[..., Output], module: nn.Module, *args: Any, **kwargs: Any) -> Output:
-    live = module.__dict__.get(_MARK)
-    if live is None:
+    hooked = module.__dict__.get(_MARK)
+    if hooked is None:
         return function(module, *args, **kwargs)
-    return live.attend(function, module, *args, **kwargs)  # type: ignore[no-any-return]
+    return hooked.attend(function, module, *args, **kwargs)  # type: ignore[no-any-return]
 
 
 def install() -> None:
@@ -65,10 +65,10 @@ def check(module: nn.Module) -> None:
         )
 
 
-def intercept(module: nn.Module, live: Any) -> Interception:
-    """Let the attention calls of `module` go through `live.attend`."""
+def intercept(module: nn.Module, hooked: Any) -> Interception:
+    """Let the attention calls of `module` go through `hooked.attend`."""
     install()
-    module.__dict__[_MARK] = live
+    module.__dict__[_MARK] = hooked
     return Interception(module)
 
 

@@ -45,7 +45,7 @@ class Builder:
             raise kind(f"Adapter {name!r}: {error}") from error
         taken: set[tuple[str, int]] = set()
         for part in parts:
-            if (key := (part.path, id(part.live))) in taken:
+            if (key := (part.path, id(part.hooked))) in taken:
                 raise ConfigError(
                     f"Adapter {name!r}: two configs of the union put an adapter at {part.path}. Let their places, "
                     "flags or leave_out keep them apart."
@@ -99,22 +99,22 @@ class Builder:
 
     def _build_method(self, name: str, method: type[AdapterModule[Any]], config: AdapterConfig) -> list[Part]:
         chosen = [self.sites[site] for site in self._choose(method, config)]
-        for live in chosen:
-            live.check()
+        for hooked in chosen:
+            hooked.check()
         with init_seed(config):
-            shared = method.shared(config, [live.site for live in chosen])
+            shared = method.shared(config, [hooked.site for hooked in chosen])
         parts: list[Part] = []
         if shared is not None:
             shared = self.placed(shared, None, config)
             parts.append(Part(self.base, method.shared_container, name, shared, method.shared_location, -1))
-        for live in chosen:
-            site = live.site
+        for hooked in chosen:
+            site = hooked.site
             with init_seed(config):
                 module = method(config, site, name)
             module.bind(shared)
             path = ".".join(filter(None, (site.path, method.container)))
             placed = self.placed(module, site, config)
-            parts.append(Part(self.base, path, name, placed, site.location, site.layer, live, method.tap))
+            parts.append(Part(self.base, path, name, placed, site.location, site.layer, hooked, method.tap))
         return parts
 
     def placed(self, module: nn.Module, site: Site | None, config: Any) -> Any:

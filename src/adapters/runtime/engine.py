@@ -25,7 +25,7 @@ from adapters.runtime.active import Setup
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.building import Builder
 from adapters.runtime.entry import Entry
-from adapters.runtime.hooks import HookedEmbedding, HookedLayer, HookedPrompt, HookedSite, hooked
+from adapters.runtime.hooks import HookedEmbedding, HookedLayer, HookedPrompt, HookedSite, hooked_sites
 from adapters.runtime.owned import Owned
 from adapters.runtime.parts import Part, Parts
 from adapters.runtime.programs import Program, Programs
@@ -37,9 +37,9 @@ class Adapters(Parts):
     """The adapters of a model."""
 
     def check(self, part: Part, found: nn.Module) -> None:
-        if part.live is None:
+        if part.hooked is None:
             return
-        if not isinstance(found, AdapterModule) or not isinstance(found.site, type(part.live.site)):
+        if not isinstance(found, AdapterModule) or not isinstance(found.site, type(part.hooked.site)):
             raise UnsupportedError(
                 f"{part.path}.{part.name} is a {type(found).__name__}, which cannot act in place of an adapter there. "
                 f"Put a {type(part.last_seen).__name__} of the same kind of place in, or delete the entry."
@@ -55,7 +55,7 @@ class Engine:
         interface: The user's own description of the model, if there is one.
         config: Names, configs and the active set-up: `model.adapters_config`.
         spec, names: Where its places are, and what files call them.
-        live: The places where adapters can act; `sites` finds them by their site.
+        hooked: The places where adapters can act; `sites` finds them by their site.
         masked: Those whose adapters need the attention mask.
         programs: What the set-ups mean that were asked for.
         builder: Makes the modules of adapters.
@@ -79,9 +79,9 @@ class Engine:
         self.spec = spec_for(base) if interface is None else interface.spec(base)
         self.names = names_of(base.config.model_type if interface is None else "")  # type: ignore[union-attr, arg-type]
         self.programs = Programs(self)
-        self.live = hooked(resolve(base, self.spec, self.names.location), self.programs)
-        self.sites: dict[Site, HookedSite[Any]] = {live.site: live for live in self.live}
-        self.masked: list[Any] = [live for live in self.live if isinstance(live, (HookedLayer, HookedPrompt))]
+        self.hooked = hooked_sites(resolve(base, self.spec, self.names.location), self.programs)
+        self.sites: dict[Site, HookedSite[Any]] = {hooked.site: hooked for hooked in self.hooked}
+        self.masked: list[Any] = [hooked for hooked in self.hooked if isinstance(hooked, (HookedLayer, HookedPrompt))]
         self.builder = Builder(base, self.spec, self.sites)
         self.edits, self._seen_edits = tree.Edits(), 0
         self.parts = Adapters(base, self.edits, self.look)
@@ -92,7 +92,7 @@ class Engine:
         self.trained: frozenset[str] | None = None
         self.entry = Entry(self)
         self.replication = Replication(self)
-        self.programs.static = self.programs.of(None)
+        self.programs.default = self.programs.of(None)
 
     # ----------------------------------------------------------------------------------------------- adapters
 
@@ -168,7 +168,7 @@ class Engine:
         self.programs.check_layers(skipped, "skip_layers")
         parsed = parse_composition(setup)
         block = Stack(parsed) if isinstance(parsed, str) else parsed
-        self.programs.set_static(block, skipped)
+        self.programs.set_default(block, skipped)
         self.config.active_setup, self.config.skip_layers = block, skipped or None
 
     def current(self) -> Setup:
@@ -179,11 +179,11 @@ class Engine:
         """Tell where invertible adapters are undone."""
         outputs = tuple(modules)
         with self.programs.lock:
-            for live in (live for live in self.live if isinstance(live, HookedEmbedding)):
-                for tap in list(live.handles):
-                    live.unhook(tap)
-                live.outputs = outputs
-                self.changed(live.names)
+            for hooked in (hooked for hooked in self.hooked if isinstance(hooked, HookedEmbedding)):
+                for tap in list(hooked.handles):
+                    hooked.unhook(tap)
+                hooked.outputs = outputs
+                self.changed(hooked.names)
 
     def is_merged(self, name: str, part: Part) -> bool:
         """Whether a module of an adapter acts through the base weights, and must not act beside them."""
@@ -192,20 +192,20 @@ class Engine:
     def act_first_only(self, name: str) -> None:
         """Let an adapter do in a `Stack` what it did in version 1 of the library: see `AdapterModule.chains`."""
         for part in self.parts[name]:
-            if part.live is not None and not part.module.chained_before:
+            if part.hooked is not None and not part.module.chained_before:
                 part.module.chains = False
         self.changed([name])
 
     def is_chained(self, name: str) -> bool:
         """Whether all of an adapter acts where others come before it in a `Stack`."""
-        return all(part.module.chains for part in self.parts[name] if part.live is not None)
+        return all(part.module.chains for part in self.parts[name] if part.hooked is not None)
 
     def eject(self, name: str) -> None:
         """Put what the reparametrisation of a prefix makes in its place, in the adapter's weights and its config."""
         self.require(name)
         config = self.config.get(name)
         assert config is not None
-        adapters = [part.module for part in self.parts[name] if part.live is not None]
+        adapters = [part.module for part in self.parts[name] if part.hooked is not None]
         ejected_any = [module.eject() for module in adapters]
         if True not in ejected_any:
             raise ConfigError(f"Adapter {name!r} has no prefix tuning, so there is nothing to eject.")

@@ -62,8 +62,8 @@ class Entry:
 
     def follow_stacks(self) -> None:
         """Follow the stacks whose masks the adapters need that are there now, and no others."""
-        wanted = [live for live in self.engine.masked if live.names or self.engine.asks_for_masks()]
-        needed = {id(live.site.stack): live.site.stack for live in wanted}
+        wanted = [hooked for hooked in self.engine.masked if hooked.names or self.engine.asks_for_masks()]
+        needed = {id(hooked.site.stack): hooked.site.stack for hooked in wanted}
         for key in set(self.stacks) - set(needed):
             self.stacks.pop(key).remove()
         for key in set(needed) - set(self.stacks):
@@ -185,7 +185,9 @@ class Entry:
         offset = 0 if cache is None else int(cache.get_seq_length())
         mask, args, kwargs = _argument(module, "attention_mask", args, kwargs)
         prompts = sum(
-            live.length() for live in self.engine.masked if isinstance(live, HookedPrompt) and live.site.stack is module
+            hooked.length()
+            for hooked in self.engine.masked
+            if isinstance(hooked, HookedPrompt) and hooked.site.stack is module
         )
         if prompts and isinstance(mask, Tensor) and mask.dim() == 2:
             mask = torch.cat([mask.new_ones(mask.shape[0], prompts), mask], 1)
@@ -253,7 +255,7 @@ class Entry:
         named = next((kwargs[n] for n in ("input_ids", "inputs_embeds") if kwargs.get(n) is not None), inputs)
         if not isinstance(named, Tensor):
             return {}
-        stacks = {id(live.site.stack) for live in self.engine.masked}
+        stacks = {id(hooked.site.stack) for hooked in self.engine.masked}
         return dict.fromkeys(stacks, named.shape[1])
 
 

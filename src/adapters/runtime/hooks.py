@@ -467,7 +467,7 @@ KINDS: tuple[type[HookedSite[Any]], ...] = (
 )
 
 
-def hooked(sites: list[Site], programs: Programs) -> list[HookedSite[Any]]:
+def hooked_sites(sites: list[Site], programs: Programs) -> list[HookedSite[Any]]:
     """The sites of a model with their hooks, none of which is registered yet."""
     kinds = {kind.site_type: kind for kind in KINDS}
     return [kinds[type(site)](site, number, programs) for number, site in enumerate(sites)]

@@ -38,19 +38,19 @@ def merge(engine: Engine, name: str) -> None:
         )
     changes: list[Any] = []
     for part in parts:
-        site: Any = part.live.site  # type: ignore[union-attr]
+        site: Any = part.hooked.site  # type: ignore[union-attr]
         if site.call is not None:
             raise MergeError(
                 f"{site.path} is called {site.call[1]} times in a layer, and {name!r} acts in one call only."
             )
-        changes.append((part.live, part.module.merged(site.weight, site.bias)))
+        changes.append((part.hooked, part.module.merged(site.weight, site.bias)))
     with engine.programs.quiet():
         backup: list[Any] = []
         engine.merged[name] = backup
-        for live, (weight, bias) in changes:
-            old_bias = None if live.site.bias is None else live.site.bias.detach().clone()
-            backup.append((live, live.site.weight.detach().clone(), old_bias))
-            assign(live.site.module, weight, bias)
+        for hooked, (weight, bias) in changes:
+            old_bias = None if hooked.site.bias is None else hooked.site.bias.detach().clone()
+            backup.append((hooked, hooked.site.weight.detach().clone(), old_bias))
+            assign(hooked.site.module, weight, bias)
         engine.programs.changed([name])
 
 
@@ -80,6 +80,6 @@ def unmerge(engine: Engine, name: str | None = None) -> None:
         )
     with engine.programs.quiet():
         del engine.merged[merged]
-        for live, weight, bias in backup:
-            assign(live.site.module, weight, bias)
+        for hooked, weight, bias in backup:
+            assign(hooked.site.module, weight, bias)
         engine.programs.changed([merged])

@@ -74,11 +74,11 @@ class Owned(Parts):
                     "combines adapters at the places that they have in common."
                 )
             parts = []
-            for (live, tap), acting in chosen:
-                site = live.site
+            for (hooked, tap), acting in chosen:
+                site = hooked.site
                 module = engine.builder.placed(kind.build(found, acting, name, engine.base.config), site, found)
                 path = ".".join(filter(None, (site.path, "input" if tap == "input" else "", kind.container())))
-                parts.append(Part(self.base, path, name, module, site.location, site.layer, live, tap))
+                parts.append(Part(self.base, path, name, module, site.location, site.layer, hooked, tap))
             replaced = overwrite and name in self
             if replaced:
                 self.register.delete(name)
@@ -153,7 +153,7 @@ class Owned(Parts):
     def check_replaced(self, adapter: str, parts: list[Part]) -> None:
         """Raise ConfigError if the new modules of an adapter act at other places than those in which it takes part."""
         for name in self.of_adapter(adapter):
-            names, own = self.register.adapters_of(name), {(part.live, part.tap) for part in self[name]}
+            names, own = self.register.adapters_of(name), {(part.hooked, part.tap) for part in self[name]}
             before, after = self._standing(self._acting(names)), self._standing(self._acting(names, {adapter: parts}))
             if not own <= after or not after <= own | before:
                 raise ConfigError(
@@ -193,8 +193,8 @@ class Owned(Parts):
         found: dict[Place, list[AdapterModule[Any] | None]] = {}
         for i, name in enumerate(names):
             for part in [] if name is None else (instead or {}).get(name) or self.engine.parts[name]:
-                if part.live is not None:
-                    found.setdefault((part.live, part.tap), [None] * len(names))[i] = part.module
+                if part.hooked is not None:
+                    found.setdefault((part.hooked, part.tap), [None] * len(names))[i] = part.module
         return dict(sorted(found.items(), key=lambda item: (item[0][0].number, item[0][1])))
 
     def _chosen(self, acting: Mapping[Place, Acting], what: str, old: bool) -> Iterator[tuple[Place, Acting]]:

@@ -12,7 +12,7 @@ from adapters.runtime.hooks import HookedSite, Pin
 
 
 class Part:
-    """One stored module: at a site, or shared by the sites of an adapter (`live` is None).
+    """One stored module: at a site, or shared by the sites of an adapter (`hooked` is None).
 
     Attributes:
         path: Module path, relative to the base model, of the dictionary that holds it.
@@ -29,11 +29,11 @@ class Part:
         module: nn.Module,
         location: str,
         layer: int,
-        live: HookedSite[Any] | None = None,
+        hooked: HookedSite[Any] | None = None,
         tap: str = "output",
     ) -> None:
         self.base, self.path, self.name = base, path, name
-        self.location, self.layer, self.live, self.tap = location, layer, live, tap
+        self.location, self.layer, self.hooked, self.tap = location, layer, hooked, tap
         self.last_seen, self.placed = module, False
 
     @property
@@ -94,8 +94,8 @@ class Parts(Mapping[str, list[Part]]):
             part.placed = True
             if not train:
                 part.last_seen.requires_grad_(False)
-            if part.live is not None:
-                part.live.names.add(self.key(name))
+            if part.hooked is not None:
+                part.hooked.names.add(self.key(name))
                 if "mask" in getattr(part.last_seen, "needs", ()):
                     self.masked.add(name)
 
@@ -106,8 +106,8 @@ class Parts(Mapping[str, list[Part]]):
         for part in parts:
             tree.discard(self.base, part.path, name)
             part.placed = False
-            if part.live is not None:
-                part.live.names.discard(self.key(name))
+            if part.hooked is not None:
+                part.hooked.names.discard(self.key(name))
         return parts
 
     def reread(self) -> set[str]:
@@ -127,8 +127,8 @@ class Parts(Mapping[str, list[Part]]):
                     part.last_seen = found
                 else:
                     parts.remove(part)
-                    if part.live is not None:
-                        part.live.names.discard(self.key(name))
+                    if part.hooked is not None:
+                        part.hooked.names.discard(self.key(name))
                 changed.add(self.key(name))
         return changed
 

@@ -83,12 +83,12 @@ class Programs:
 
     Attributes:
         number: Stands for the model in `AdapterSetup.programs`.
-        static: The program outside of every `AdapterSetup`.
+        default: The program outside of every `AdapterSetup`.
         lock: Guards the adapters of the model and its hooks.
         running: How many calls follow each program at the moment, on any thread.
     """
 
-    static: Program
+    default: Program
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -105,12 +105,12 @@ class Programs:
             REGISTRIES.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"engine": self.engine, "static": self.static}
+        return {"engine": self.engine, "default": self.default}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start()
-        self._built.add(self.static)
+        self._built.add(self.default)
 
     # ------------------------------------------------------------------------------------------------ finding
 
@@ -123,13 +123,13 @@ class Programs:
         """
         if torch.compiler.is_compiling():
             setup = INNERMOST.setup
-            program = self.static if setup is None else setup.programs.get(self.number)
+            program = self.default if setup is None else setup.programs.get(self.number)
             if program is None:
                 raise CompositionError("The AdapterSetup in force names an adapter that this model does not have.")
             return program
         setup = innermost()
         if setup is None:
-            return self.static
+            return self.default
         program = setup.programs.get(self.number)
         if program is None or program.stale:
             program = setup.programs[self.number] = self.of(setup.adapter_setup)
@@ -169,11 +169,11 @@ class Programs:
         for key in old[: max(0, len(old) - (MOST_BLOCKS if several else MOST_NAMES))]:
             del self._kept[key]
 
-    def set_static(self, setup: Setup, skipped: Iterable[int] = ()) -> None:
+    def set_default(self, setup: Setup, skipped: Iterable[int] = ()) -> None:
         """Let calls outside of every `AdapterSetup` follow `setup`, and unhook what nobody needs any more."""
         with self.lock:
-            self.static = self.of(setup, tuple(sorted(set(skipped))))
-            self._serve(self.static)
+            self.default = self.of(setup, tuple(sorted(set(skipped))))
+            self._serve(self.default)
             self.sweep()
 
     def changed(self, names: Iterable[str], replaced: bool = False) -> None:
@@ -189,9 +189,9 @@ class Programs:
                 if not changed.isdisjoint(program.names) or (replaced and not program.holds()):
                     program.stale = True
             self._kept = OrderedDict((key, program) for key, program in self._kept.items() if not program.stale)
-            if self.static.stale:
-                self.static = self.of(self.static.setup, self.static.skipped)
-            self._serve(self.static)
+            if self.default.stale:
+                self.default = self.of(self.default.setup, self.default.skipped)
+            self._serve(self.default)
             for setup in [setup for setup in IN_USE if not setup.empty]:
                 known = setup.programs.get(self.number)
                 if known is None or known.stale:
@@ -210,24 +210,24 @@ class Programs:
         for name in sorted(names):
             engine.require(name)
             for part in engine.parts[name]:
-                if part.live is not None and part.layer not in skipped and not engine.is_merged(name, part):
-                    pin, modules.setdefault(part.live, {})[name] = part.hang()
+                if part.hooked is not None and part.layer not in skipped and not engine.is_merged(name, part):
+                    pin, modules.setdefault(part.hooked, {})[name] = part.hang()
                     pins.append(pin)
         for owned in engine.owned.values():
             for name in owned.names_in(setup):
                 keys.add(owned.key(name))
                 config = owned.register.config_of(name)
                 for part in owned[name]:
-                    assert part.live is not None
+                    assert part.hooked is not None
                     pin, module = part.hang()
-                    own = layers.setdefault(part.live, {}).setdefault(part.tap, {})
+                    own = layers.setdefault(part.hooked, {}).setdefault(part.tap, {})
                     own[owned.kind.noun, name] = OwnedLayer(module, config)
                     pins.append(pin)
-        plans: list[Plan | None] = [None] * len(engine.live)
-        for live, there in modules.items():
-            plans[live.number] = live.plan(setup, there, layers.get(live, {}))
-            pins += live.pins()
-        numbers = [live.site.layer for live in modules if plans[live.number] is not None]
+        plans: list[Plan | None] = [None] * len(engine.hooked)
+        for hooked, there in modules.items():
+            plans[hooked.number] = hooked.plan(setup, there, layers.get(hooked, {}))
+            pins += hooked.pins()
+        numbers = [hooked.site.layer for hooked in modules if plans[hooked.number] is not None]
         return Program(
             self,
             setup,
@@ -250,7 +250,7 @@ class Programs:
         """Register all hooks that a program needs."""
         if program.served != self._sweeps:
             for number, tap in program.taps:
-                self.engine.live[number].hook(tap)
+                self.engine.hooked[number].hook(tap)
             self.engine.replication.serve(program)
             program.served = self._sweeps
 
@@ -259,14 +259,14 @@ class Programs:
         with self.lock:
             with LOCK:
                 entered = [setup.programs.get(self.number) for setup in IN_USE]
-            needed = self.static.taps.union(*(program.taps for program in entered if program is not None))
+            needed = self.default.taps.union(*(program.taps for program in entered if program is not None))
             kept = needed.union(*(program.taps for program in self.running))
             self._late = len(kept) > len(needed)
             gone = False
-            for live in self.engine.live:
-                if live.handles:
-                    for tap in [tap for tap in live.handles if (live.number, tap) not in kept]:
-                        live.unhook(tap)
+            for hooked in self.engine.hooked:
+                if hooked.handles:
+                    for tap in [tap for tap in hooked.handles if (hooked.number, tap) not in kept]:
+                        hooked.unhook(tap)
                         gone = True
             if gone:
                 self._sweeps += 1

@@ -1,4 +1,4 @@
-"""The module tree is the truth: adapters live in it, and whoever edits it by hand changes what runs."""
+"""The module tree is the truth: adapters hooked in it, and whoever edits it by hand changes what runs."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class ActivationVerbs(Verbs):
     def supports_adapter(self, type_or_config: Any) -> bool:
         """Whether this model can carry a method, given by its config, the config's name, or a kind such as "reft"."""
         if isinstance(type_or_config, str) and type_or_config in KINDS:
-            return any(isinstance(live.site, KINDS[type_or_config]) for live in self._engine.live)
+            return any(isinstance(hooked.site, KINDS[type_or_config]) for hooked in self._engine.hooked)
         config = load_config(
             str(type_or_config) if not isinstance(type_or_config, (AdapterConfig, Mapping)) else type_or_config
         )
