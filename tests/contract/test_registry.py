@@ -88,7 +88,7 @@ class Shift(LinearAdapter):
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapters.runtime.engine.METHODS", (*METHODS, Shift))
+    monkeypatch.setattr("adapters.runtime.building.METHODS", (*METHODS, Shift))
 
 
 @pytest.mark.usefixtures("registered")

@@ -409,7 +409,7 @@ class Offset(LinearAdapter):
 
 
 def test_a_method_without_flags_has_its_places_as_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapters.runtime.engine.METHODS", (*METHODS, Offset))
+    monkeypatch.setattr("adapters.runtime.building.METHODS", (*METHODS, Offset))
     model = build("bert")
     model.add_adapter("a", config=OffsetConfig())
     assert [(site.role, site.layer) for site in sites(model, "a")] == [("attn.o", 0), ("attn.o", 1), ("ffn.down", 1)]
