@@ -35,6 +35,7 @@ class BlockModule(nn.Module):
         config_class: Class of its configs.
         presets: Identifiers of configs, which config.json keeps as they are.
         default: The identifier that stands for no config.
+        optional: Whether a child may be None, "no adapter".
         ordered: Whether its weights depend on the order of the adapters.
         undecayed: Names of its parameters that weight decay leaves alone.
         loss_of_call: Whether its loss is made in forward calls.
@@ -49,6 +50,7 @@ class BlockModule(nn.Module):
     config_class: ClassVar[type[FrozenMapping]]
     presets: ClassVar[Mapping[str, Any]]
     default: ClassVar[str]
+    optional: ClassVar[bool] = False
     ordered: ClassVar[bool] = True
     undecayed: ClassVar[tuple[str, ...]] = ()
     loss_of_call: ClassVar[bool] = False

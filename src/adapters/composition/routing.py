@@ -41,6 +41,7 @@ class AdapterRouting(BlockModule):
     config_class = RoutingConfig
     presets: ClassVar[Mapping[str, RoutingConfig]] = ROUTING_CONFIG_MAP
     default = DEFAULT_ROUTING_CONFIG
+    optional = True
     loss_of_call = True
 
     def __init__(self, config: RoutingConfig, site: Site, tap: str, name: str, children: int) -> None:

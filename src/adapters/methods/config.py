@@ -305,6 +305,21 @@ def _no_such_field(owner: str, name: str, names: list[str]) -> ConfigTypeError:
     return ConfigTypeError(f"{owner} has no field {name!r}. {choices(name, names)}")
 
 
+class Finders:
+    """What finds configs of all methods: they derive from the classes here, so that `presets.py` has to fill this in.
+
+    Attributes:
+        load: See `AdapterConfig.load`.
+        from_dict: Makes a config of the class that a dict is of.
+    """
+
+    load: Callable[..., AdapterConfig | None]
+    from_dict: Callable[[Mapping[str, Any]], AdapterConfig]
+
+
+FINDERS = Finders()
+
+
 class AdapterConfig(FrozenMapping):
     """Base of all configs: one method with its hyperparameters. Use a subclass or `AdapterConfig.load`."""
 
@@ -370,9 +385,7 @@ class AdapterConfig(FrozenMapping):
     @classmethod
     def from_dict(cls: type[ConfigT], config: Mapping[str, Any]) -> ConfigT:
         if cls is AdapterConfig:
-            from adapters.methods.presets import config_from_dict
-
-            return config_from_dict(config)  # type: ignore[return-value]
+            return FINDERS.from_dict(config)  # type: ignore[return-value]
         if config.get("use_gating") and "gate_attended" not in config and "gate_attended" in cls._field_names():
             config = {**config, "gate_attended": False}  # trained with a gate that averages over padding too
         return super().from_dict(config)
@@ -390,9 +403,7 @@ class AdapterConfig(FrozenMapping):
         Raises:
             ConfigError: nothing is known under this name, or a value is not allowed.
         """
-        from adapters.methods.presets import load
-
-        return load(config, **kwargs)
+        return FINDERS.load(config, **kwargs)
 
 
 @dataclass(eq=False)
@@ -538,12 +549,10 @@ class ConfigUnion(AdapterConfig):
     @classmethod
     def from_dict(cls: type[ConfigT], config: Mapping[str, Any]) -> ConfigT:
         """Reads what `to_dict` wrote. The result is a plain ConfigUnion whatever the class."""
-        from adapters.methods.presets import load
-
         members = config.get("configs")
         if not isinstance(members, list) or not members:
             raise ConfigError(f"{cls.__name__}: configs is {members!r}. Allowed: a non-empty list of config dicts.")
-        union = ConfigUnion(*(load(member) for member in members))  # type: ignore[arg-type]
+        union = ConfigUnion(*(FINDERS.load(member) for member in members))  # type: ignore[arg-type]
         extras = {k: v for k, v in config.items() if k not in ("architecture", "configs")}
         return cls._with_extras(union, extras)  # type: ignore[return-value]
 

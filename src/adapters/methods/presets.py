@@ -11,7 +11,7 @@ from typing import Any
 
 from adapters.errors import ConfigError, choices
 from adapters.methods import METHODS
-from adapters.methods.config import AdapterConfig, ConfigUnion, FrozenMapping
+from adapters.methods.config import FINDERS, AdapterConfig, ConfigUnion, FrozenMapping
 from adapters.methods.unions import TITLES, MAMConfig, UniPELTConfig
 
 _CURRENT: dict[str, AdapterConfig] = {
@@ -165,3 +165,6 @@ def _from_file(path: Path) -> AdapterConfig:
     if isinstance(config, str):
         return parse_config_string(config)
     raise ConfigError(f"{path} holds {config!r}, which is no adapter config. A dict or a name is needed.")
+
+
+FINDERS.load, FINDERS.from_dict = load, config_from_dict

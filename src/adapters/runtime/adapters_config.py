@@ -41,7 +41,7 @@ class OwnedRegister:
         if not any(adapter is not None for adapter in adapters):
             raise AdapterNameError(f"A {self.kind.noun} of no adapters was asked for. Name at least one adapter.")
         for adapter in adapters:
-            if adapter is not None:
+            if adapter is not None or not self.kind.optional:
                 check_name(adapter)
         joined = joined_names(adapters)
         if own is not None and own != joined:
