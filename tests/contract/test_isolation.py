@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adapters import AdapterSetup, BatchSplit, Parallel, Stack
+from adapters.errors import AdapterNameError
 from tests.contract.cases import CONFIGS, ONE_OF_EACH, REPRESENTATIVE, carrying, every_pair
 from tests.tiny import TINY_MODELS, adapter_parameters, build, infer, inputs, perturb
 
@@ -127,8 +128,10 @@ def test_the_model_changes_inside_a_context(change: str) -> None:
 
 def test_a_context_may_name_an_adapter_that_comes_later() -> None:
     model, given = build("bert"), inputs("bert")
+    expected = infer(model, given)
     with AdapterSetup("late"):
-        expected = infer(model, given)
+        with pytest.raises(AdapterNameError, match="late"):
+            model(**given)
         model.add_adapter("late", config="seq_bn")
         perturb(model, "late")
         changed = infer(model, given)

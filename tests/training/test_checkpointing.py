@@ -141,7 +141,7 @@ def test_the_temperature_of_a_fusion() -> None:
         perturb(model, "a", "b")
         model.add_adapter_fusion(Fuse("a", "b"), config=adapters.DynamicAdapterFusionConfig(temperature=True))
         model.train_adapter_fusion(Fuse("a", "b"))
-        for part in model._engine.fusions["a,b"]:
+        for part in model._engine.owned["fusion"]["a,b"]:
             part.module.temperature = 1.5
         return model
 

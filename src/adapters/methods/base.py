@@ -276,7 +276,7 @@ class AffineAdapter(AdapterModule[LinearState]):
 
     def run(self, state: LinearState) -> LinearState:
         y = state.result()
-        return state.replaced(self.forward(state.x, y.clone() if y is state.y or y is state.out else y))
+        return state.replaced(self(state.x, y.clone() if y is state.y or y is state.out else y))
 
     def direct(self) -> Direct | None:
         return "output", self

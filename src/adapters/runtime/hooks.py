@@ -478,12 +478,15 @@ RUNNING: tuple[Any, ...] = (
     HookedResidual.on_named_x,
     HookedResidual.on_sum,
     HookedLinear.on_input,
+    HookedResidual.on_normed,
     HookedLinear.on_output,
     HookedLayer.on_output,
     HookedResidual.on_h,
-    HookedResidual.on_normed,
 )
-"""Hooks in the order in which they run where several places are at one module: a linear map before its branch."""
+"""Hooks in the order in which they run where several places are at one module: a linear map before its branch.
+
+What a branch gives in place of its norm's output comes before the norm's own adapters, which change it further.
+"""
 
 
 def in_order(handle: Any) -> Any:
