@@ -18,6 +18,9 @@ GOALS: dict[str, float] = {
     "tiny forward, dora": 1.22,
     "tiny forward, compacter": 1.30,
     "tiny forward, loreft": 1.25,
+    "tiny forward, vera": 1.20,
+    "tiny forward, par_bn": 1.20,
+    "tiny forward, unipelt": 1.60,
     "BERT width forward, lora": 1.02,
     "BERT width forward, seq_bn": 1.03,
     "BERT width forward, dora": 1.03,
@@ -45,7 +48,7 @@ GOALS: dict[str, float] = {
     },
     **{f"load one lora, {count} present": 3.0 for count in (1, 10, 100)},
     **{f"load one seq_bn, {count} present": 5.0 for count in (1, 10, 100)},
-    "generate 64 tokens, lora": 1.06,
+    **{f"generate 64 tokens, {method}": 1.06 for method in ("lora", "prefix", "prefix, 8 rows")},
     **{
         f"graphs for 12 switched adapters, {method}": 1
         for method in ("lora", "seq_bn", "double_seq_bn", "ia3", "prefix", "dora", "compacter", "loreft")

@@ -11,8 +11,22 @@ from benchmarks.measuring import check_equal, ratios, timer
 from benchmarks.models import LLAMA, TINY, WIDE, Shape, fingerprint
 from benchmarks.results import Result, Run
 
-METHODS = ("lora", "seq_bn", "double_seq_bn", "ia3", "dora", "compacter", "loreft", "prefix")
-"""Prefix tuning last: it puts a step before every attention call of the process, also of the bare model."""
+METHODS = (
+    "lora",
+    "seq_bn",
+    "double_seq_bn",
+    "ia3",
+    "dora",
+    "compacter",
+    "loreft",
+    "vera",
+    "par_bn",
+    "prefix",
+    "unipelt",
+)
+"""Prefixes last: they put a step before every attention call of the process, also of the bare model."""
+WITHOUT_HAND = ("vera", "par_bn", "unipelt")
+"""Measured in the tiny model alone, with nothing written by hand beside them."""
 BY_HAND_EVERYWHERE = ("lora", "ia3", "dora", "loreft")
 LLAMA_METHODS = ("lora", "seq_bn", "ia3", "dora", "loreft", "prefix")
 
@@ -25,6 +39,8 @@ def ours(run: Run) -> Iterator[Result]:
         yield from _idle(run)
         for method in METHODS:
             for shape in (TINY, WIDE, LLAMA):
+                if method in WITHOUT_HAND and shape is not TINY:
+                    continue
                 if shape is LLAMA and method not in (LLAMA_METHODS[:1] if run.quick else LLAMA_METHODS):
                     continue
                 bare, inputs = shape.model(), shape.inputs()
@@ -32,7 +48,7 @@ def ours(run: Run) -> Iterator[Result]:
                 model.set_active_adapters("main")
                 case = f"{shape.name} forward, {method}"
                 timers = {"bare": _call(bare, inputs), "ours": _call(model, inputs)}
-                if shape is not LLAMA or method in BY_HAND_EVERYWHERE:
+                if method not in WITHOUT_HAND and (shape is not LLAMA or method in BY_HAND_EVERYWHERE):
                     hand = by_hand(shape.sharing(bare), model, "main", method)
                     check_equal(case, _output(model, inputs), _output(hand, inputs))
                     timers["by hand"] = _call(hand, inputs)
