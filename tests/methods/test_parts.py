@@ -274,3 +274,15 @@ def test_nothing_is_written_into_outputs_of_other_linear_maps(method: str, grad:
     if grad:
         out.sum().backward()
         assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3", "seq_bn", "loreft"])
+def test_hooks_on_all_modules_of_the_process_see_adapters(method: str) -> None:
+    model, given = adapted(method), inputs("bert")
+    seen: set[int] = set()
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, args, output: seen.add(id(module)))
+    try:
+        infer(model, given)
+    finally:
+        handle.remove()
+    assert {id(module) for module in modules(model)} <= seen
