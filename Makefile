@@ -24,7 +24,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help demo demo-short hub test fast test-lowest hub-clients lint format types bench bench-hub hooks venv constraints clean
+.PHONY: help demo demo-short hub test fast test-lowest hub-clients lint format types zoo bench bench-hub hooks venv constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -61,6 +61,9 @@ format: $(STAMPS)/dev  ## rewrite the code as ruff wants it
 
 types: $(STAMPS)/dev  ## mypy --strict on src/
 	$(BIN)/mypy $(ARGS)
+
+zoo: $(STAMPS)/test  ## what adapters can do in every model type of transformers: a table and JSON (an hour)
+	$(BIN)/python scripts/zoo.py $(ARGS)
 
 bench: $(STAMPS)/bench $(STAMPS)-smollm2  ## benchmarks against PEFT: a table and JSON
 	$(BIN)/python -m benchmarks $(ARGS)

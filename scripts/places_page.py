@@ -12,7 +12,8 @@ import transformers
 from adapters.methods import places as grammar
 from adapters.methods.locations import LOCATIONS
 from adapters.sites import roles
-from adapters.sites.resolve import LinearSite, resolve, spec_for
+from adapters.sites.lookup import spec_for
+from adapters.sites.resolve import LinearSite, resolve
 from adapters.sites.roles import ROLES
 
 TARGET = Path(__file__).parents[1] / "docs/places.md"

@@ -7,6 +7,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["ADAPTERS_SPEC_CACHE"] = ""  # what one run finds is not kept for the next
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
 
 import random

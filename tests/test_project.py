@@ -215,7 +215,8 @@ def test_sites_name_no_method_and_no_file() -> None:
 
     files = {name for kind in (ADAPTER, FUSION, HEAD) for name in (kind.config, *kind.weights)}
     endings = {"safetensors", "json", "bin"}
-    assert not mentions("adapters/sites", method_names() | files | endings | {INTERFACE_FILE, SETUP_FILE})
+    known = ("cache.py",)  # a file of its own, which is no adapter's
+    assert not mentions("adapters/sites", method_names() | files | endings | {INTERFACE_FILE, SETUP_FILE}, known)
 
 
 def test_words_are_found_where_they_stand() -> None:

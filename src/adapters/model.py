@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import nn
@@ -57,7 +58,10 @@ class AdapterModelMixin(
     """
 
     def _init_adapters(
-        self, adapters_config: ModelAdaptersConfig | None = None, interface: AdapterModelInterface | None = None
+        self,
+        adapters_config: ModelAdaptersConfig | None = None,
+        interface: AdapterModelInterface | None = None,
+        example_inputs: Mapping[str, Any] | None = None,
     ) -> None:
         """Give this model an engine, and the adapters that `adapters_config` (or the model config) lists."""
         model = cast(PreTrainedModel, self)
@@ -71,7 +75,7 @@ class AdapterModelMixin(
                 list(stored),
             )
         base = model.get_submodule(interface.base_model) if interface and interface.base_model else model.base_model
-        self.__dict__["_engine"] = Engine(model, base, ModelAdaptersConfig(), interface)
+        self.__dict__["_engine"] = Engine(model, base, ModelAdaptersConfig(), interface, example_inputs)
         self.model_frozen = False
         if hasattr(model.config, "adapters"):
             del model.config.adapters
@@ -117,19 +121,27 @@ def adapted_class(base: type[PreTrainedModel]) -> type[Any]:
     return _ADAPTED[base]
 
 
-def init(model: Any, adapters_config: ModelAdaptersConfig | None = None, interface: Any = None) -> Any:
+def init(
+    model: Any,
+    adapters_config: ModelAdaptersConfig | None = None,
+    interface: Any = None,
+    example_inputs: Mapping[str, Any] | None = None,
+) -> Any:
     """Give a Transformers model adapters, in place.
 
-    Its outputs, weights and `state_dict` stay what they were until an adapter is added.
+    Its outputs, weights and `state_dict` stay what they were until an adapter is added. Where its places are is known
+    for some types; for all others it is found once, by tracing a small model of the same class, and remembered.
 
     Args:
-        model: A model of any `ForX` class, or a base model, of a known type or described by `interface`.
+        model: A model of any `ForX` class, or a base model, of any type.
         adapters_config: Adapters to add right away.
         interface: Where the places of this model are; takes precedence over what is known about its type.
+        example_inputs: Arguments of one forward pass of the base model, for models whose inputs cannot be told from
+            their signature. The model itself is traced with them, unless its type is known.
     Returns:
         The same model.
     Raises:
-        UnsupportedError: the model's type is not known, or PEFT adapters are loaded in it.
+        UnsupportedError: no forward pass of a model of an unknown type succeeds, or PEFT adapters are loaded in it.
     """
     if isinstance(model, AdapterModelMixin):
         return model
@@ -140,7 +152,7 @@ def init(model: Any, adapters_config: ModelAdaptersConfig | None = None, interfa
     adapted: Any = model
     adapted.__class__ = adapted_class(plain)
     try:
-        adapted._init_adapters(adapters_config, interface)
+        adapted._init_adapters(adapters_config, interface, example_inputs)
     except Exception:
         adapted.__dict__.pop("_engine", None)
         adapted.__class__ = plain

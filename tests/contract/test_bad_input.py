@@ -280,20 +280,6 @@ def test_peft_on_top_of_adapters_is_refused() -> None:
     assert not model.has_adapters()
 
 
-def test_a_model_of_an_unknown_type() -> None:
-    config = transformers.AutoConfig.for_model(
-        "gpt_neox", hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40, vocab_size=64
-    )
-    model = transformers.AutoModel.from_config(config).eval()
-    kind, attributes, before = type(model), shape(model), weights(model)
-    with pytest.raises(UnsupportedError, match="'gpt_neox'") as caught:
-        adapters.init(model)
-    for word in ("bert", "llama", "t5", "vit", "ModelSpec"):
-        assert word in str(caught.value)
-    assert type(model) is kind and shape(model) == attributes
-    assert_same_weights(model, before)
-
-
 @pytest.mark.parametrize("thing", [nn.Linear(2, 2), "bert-base-uncased", None, transformers.BertConfig()])
 def test_something_that_is_no_transformers_model(thing: Any) -> None:
     with pytest.raises(UnsupportedError, match=re.escape(type(thing).__name__)):

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from adapters.errors import ConfigError, UnsupportedError
 from adapters.methods.locations import names_of
 from adapters.sites.linear import features, weight_of
+from adapters.sites.lookup import spec_for
 from adapters.sites.resolve import (
     AttentionSite,
     EmbeddingSite,
@@ -25,11 +26,9 @@ from adapters.sites.resolve import (
     ResidualSite,
     Site,
     resolve,
-    spec_for,
 )
 from adapters.sites.roles import ROLES
 from adapters.sites.spec import At, Attention, Branch, Columns, LayerSpec, Linear, ModelSpec, Norm
-from adapters.sites.specs import SPECS
 from tests.tiny import TINY_MODELS, WIDTH, build, infer, inputs
 
 pytestmark = pytest.mark.versions
@@ -237,14 +236,6 @@ def test_a_model_with_a_head_has_the_places_of_its_base_model(name: str, task: s
         return [(type(s), s.role, s.layer, s.path) for s in sites if s.role or not s.path.startswith(of_heads)]
 
     assert keys(found) == keys(plain)
-
-
-def test_an_unknown_type_lists_the_known_ones() -> None:
-    model = nn.Linear(1, 1)
-    model.config = type("Config", (), {"model_type": "brt"})()  # type: ignore[assignment]
-    with pytest.raises(UnsupportedError, match="'brt'") as caught:
-        spec_for(model)
-    assert all(kind in str(caught.value) for kind in SPECS)
 
 
 def test_widths_come_from_the_modules() -> None:

@@ -6,7 +6,7 @@ sites, never on how many other adapters there are. What acts is `programs.py`; w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,8 @@ from adapters.runtime.owned import Owned
 from adapters.runtime.parts import Part, Parts
 from adapters.runtime.programs import Program, Programs
 from adapters.runtime.replication import Replication
-from adapters.sites.resolve import Site, resolve, spec_for
+from adapters.sites.lookup import spec_for
+from adapters.sites.resolve import Site, resolve
 
 
 class Adapters(Parts):
@@ -74,9 +75,10 @@ class Engine:
         base: nn.Module,
         config: ModelAdaptersConfig,
         interface: AdapterModelInterface | None = None,
+        example_inputs: Mapping[str, Any] | None = None,
     ) -> None:
         self.root, self.base, self.config, self.interface = root, base, config, interface
-        self.spec = spec_for(base) if interface is None else interface.spec(base)
+        self.spec = spec_for(base, example_inputs) if interface is None else interface.spec(base)
         self.names = names_of(base.config.model_type if interface is None else "")  # type: ignore[union-attr, arg-type]
         self.programs = Programs(self)
         self.hooked = hooked_sites(resolve(base, self.spec, self.names.location), self.programs)

@@ -267,13 +267,11 @@ class HookedResidual(HookedSite[ResidualSite]):
 
     @staticmethod
     def _run_branch(function: Any, h: Tensor) -> Tensor:
-        call = CALL.now
-        x, call.residual = call.residual, None
-        return function(h, x)  # type: ignore[no-any-return]
+        return function(h, CALL.now.residual)  # type: ignore[no-any-return]
 
     def _run(self, step: Step, h: Tensor) -> Tensor:
         call = CALL.now
-        x, call.residual = call.residual, None
+        x = call.residual  # kept: an attention and a feed-forward block beside it have the same
         assert x is not None
         norm = self.site.norm
         state: ResidualState = step.run(ResidualState(h, x, None if norm is None else norm.forward))

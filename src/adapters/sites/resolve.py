@@ -24,7 +24,6 @@ from adapters.sites.spec import (
     Place,
     Turn,
 )
-from adapters.sites.specs import SPECS
 
 HOLDERS = {"attn": "attention_adapters", "cross": "cross_attention_adapters", "ffn": "output_adapters"}
 """Children of a layer that hold the adapters of a branch which no single module of the layer computes."""
@@ -191,17 +190,6 @@ SITES: dict[Kind, type[Site]] = {
     "prompt": PromptSite,
 }
 """What the places of a kind are made into; a branch is a `LayerSite` too."""
-
-
-def spec_for(model: nn.Module) -> ModelSpec:
-    """The spec of `model`, found by its config. Raises UnsupportedError if models of its type are not known."""
-    config: Any = model.config
-    if (found := SPECS.get(config.model_type)) is not None:
-        return found if isinstance(found, ModelSpec) else found(config)
-    raise UnsupportedError(
-        f"Models of type {config.model_type!r} have no description of their layers yet. Known types: "
-        f"{', '.join(sorted(SPECS))}. Add a ModelSpec (about 20 lines of data, see CONTRIBUTING.md)."
-    )
 
 
 Namer = Callable[[str, str], str]

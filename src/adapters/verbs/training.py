@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel
 
+from adapters.errors import UnsupportedError
 from adapters.runtime import freezing, merging
 from adapters.verbs.activation import ActivationVerbs
 
@@ -46,7 +47,11 @@ class TrainingVerbs(ActivationVerbs):
 
     def _train_embeddings(self, train: bool) -> None:
         model = cast(PreTrainedModel, self)
-        model.get_input_embeddings().requires_grad_(train)
+        try:
+            model.get_input_embeddings().requires_grad_(train)
+        except NotImplementedError:  # images and sounds have none
+            if train:
+                raise UnsupportedError(f"train_embeddings: {type(model).__name__} has no input embeddings.") from None
         for module in self._output_embedding_modules():
             module.requires_grad_(train)
 

@@ -1,0 +1,230 @@
+"""Is it true what was read? Numbers of the model itself decide: every place is tried before it is believed."""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapters.errors import UnsupportedError
+from adapters.sites.discovery.reading import Added, Reading
+from adapters.sites.discovery.trace import untouched
+from adapters.sites.resolve import AttentionSite, LayerSite, ResidualSite, Site
+from adapters.sites.spec import At, Branch, Turn
+
+TOLERANCE = 1e-3
+"""Largest difference that is rounding, relative to the largest number of a tensor."""
+
+Change = Callable[[Tensor], Tensor]
+
+
+class Probe:
+    """Reads and changes tensors of a model at addresses, in the first call of each layer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.seen: dict[tuple[str, At], Tensor] = {}
+        self._stack = ExitStack()
+        self._calls: dict[int, int] = defaultdict(int)
+
+    def read(self, layer: str, at: At) -> None:
+        """Keep the tensor at an address, as it is when the model computes it."""
+        key = layer, at
+        if at.side == "in":
+
+            def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+                if key not in self.seen and self._turn(id(key), at.call):
+                    given = args[at.argument] if isinstance(at.argument, int) else kwargs[at.argument]
+                    self.seen[key] = given.detach().clone()
+
+            self._hook(layer, at, "register_forward_pre_hook", before, prepend=False)
+        else:
+
+            def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+                if key not in self.seen and self._turn(id(key), at.call):
+                    assert isinstance(at.argument, int)
+                    given = output if isinstance(output, Tensor) else output[at.argument]
+                    self.seen[key] = given.detach().clone()
+
+            self._hook(layer, at, "register_forward_hook", after, prepend=False)
+
+    def change(self, layer: str, at: At, change: Change) -> None:
+        """Put another tensor in place of what a module gives; and keep what it was."""
+        key = layer, at
+
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            if not self._turn(id(key), at.call):
+                return None
+            given = output if isinstance(output, Tensor) else output[0]
+            if key not in self.seen:
+                self.seen[key] = given.detach().clone()
+            new = change(given)
+            return new if isinstance(output, Tensor) else type(output)((new, *output[1:]))
+
+        self._hook(layer, at, "register_forward_hook", after, prepend=True)
+
+    def _turn(self, key: int, turn: Turn | None) -> bool:
+        if turn is None:
+            return True
+        number = self._calls[key]
+        self._calls[key] += 1
+        return number % turn[1] == turn[0]
+
+    def _hook(self, layer: str, at: At, kind: str, hook: Any, prepend: bool) -> None:
+        module = self.model.get_submodule(f"{layer}.{at.path}" if at.path else layer)
+        handle = getattr(module, kind)(hook, with_kwargs=True, prepend=prepend)
+        self._stack.callback(handle.remove)
+
+    @contextmanager
+    def run(self, inputs: Mapping[str, Any]) -> Iterator[Any]:
+        """One forward pass with what was asked for; no hook is left."""
+        with self._stack, untouched(self.model), torch.no_grad():
+            yield self.model(**inputs)
+
+
+@dataclass
+class Trial:
+    """What was read of the layers of one model, while it is tried."""
+
+    model: nn.Module
+    inputs: Mapping[str, Any]
+    layers: Mapping[str, Reading]
+
+    def run(self) -> None:
+        """Refuse what does not hold, role by role."""
+        self._sums_and_perturbations()
+        self._zeroed_branches()
+
+    def _sums_and_perturbations(self) -> None:
+        """x + h + d arrives at the sum, where d is what is added to h: for all branches in one pass."""
+        probe, moved = Probe(self.model), dict[tuple[str, str], Tensor]()
+        for path, reading in self.layers.items():
+            for one in reading.sums:
+                probe.read(path, one.x)
+                probe.read(path, one.total)
+                for role in one.roles:
+                    probe.change(path, _h(reading, role), _perturbation(moved, (path, role)))
+        with probe.run(self.inputs):
+            pass
+        for path, reading in self.layers.items():
+            for one in reading.sums:
+                self._check_sum(probe, moved, path, reading, one)
+
+    def _check_sum(
+        self, probe: Probe, moved: Mapping[tuple[str, str], Tensor], path: str, reading: Reading, one: Added
+    ) -> None:
+        x, total = probe.seen.get((path, one.x)), probe.seen.get((path, one.total))
+        found = [probe.seen.get((path, _h(reading, role))) for role in one.roles]
+        hs = [h for h in found if h is not None]
+        reason = ""
+        if x is None or total is None or len(hs) < len(found):
+            reason = "the modules at its addresses were not called"
+        elif any(h.shape != x.shape for h in hs) or x.numel() != total.numel():
+            reason = "its output has another shape than the hidden states that it is added to"
+        else:
+            expected = x.clone()
+            for h, role in zip(hs, one.roles, strict=True):
+                expected += h + moved[path, role]
+            if not _close(total.reshape(expected.shape), expected):
+                reason = "the sum is not x + h: it changes otherwise than what the branch gives"
+        if reason:
+            for role in one.roles:
+                reading.places.pop(role, None)
+                reading.refused[role] = reason
+            reading.closed = False
+
+    def _zeroed_branches(self) -> None:
+        """Layers that are x and branches only give x where these are 0."""
+        closed = {path: reading for path, reading in self.layers.items() if reading.closed and reading.sums}
+        if not closed:
+            return
+        probe, total = Probe(self.model), dict[str, At]()
+        for path, reading in closed.items():
+            probe.read(path, reading.sums[0].x)
+            total[path] = At(path="", side="out")
+            probe.read(path, total[path])
+            for one in reading.sums:
+                for role in one.roles:
+                    probe.change(path, _h(reading, role), torch.zeros_like)
+        with probe.run(self.inputs):
+            pass
+        for path, reading in closed.items():
+            x, end = probe.seen[path, reading.sums[0].x], probe.seen[path, total[path]]
+            if x.numel() == end.numel() and not _close(end.reshape(x.shape), x):
+                for role in [role for one in reading.sums for role in one.roles]:
+                    reading.places.pop(role, None)
+                    reading.refused[role] = "without its branches the layer still changes its hidden states"
+
+
+def _h(reading: Reading, role: str) -> At:
+    place = reading.places[role]
+    assert isinstance(place, Branch)
+    return place.h
+
+
+def _perturbation(moved: dict[tuple[str, str], Tensor], key: tuple[str, str]) -> Change:
+    def change(h: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(len(moved))
+        noise = torch.randn(h.shape, generator=generator).to(h) * h.abs().mean().clamp_min(1e-3)
+        moved.setdefault(key, noise)
+        return h + noise
+
+    return change
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    difference, size = (one - other).abs().max(), other.abs().max()
+    return bool(difference <= TOLERANCE * size)
+
+
+def check_widths(sites: Iterable[Site], readings: Sequence[Reading]) -> None:
+    """Refuse where the modules of a place tell other widths than its tensors have.
+
+    Args:
+        sites: The sites of a model, by the spec that is tried.
+        readings: What was read of its layers, by their numbers.
+    """
+    for site in sites:
+        reading = readings[site.layer] if site.role and site.layer >= 0 else None
+        if reading is None:
+            continue
+        if isinstance(site, (ResidualSite, LayerSite)):
+            width = reading.widths.get(site.role)
+            if width != site.width:
+                reading.places.pop(site.role, None)
+                reading.refused[site.role] = f"its states are {width} wide, where its linear maps say {site.width}"
+        elif isinstance(site, AttentionSite) and not _tells_heads(site, reading):
+            reading.places.pop(site.role)
+            reading.refused[site.role] = "the attention module does not tell how wide the heads of its keys are"
+
+
+def _tells_heads(site: AttentionSite, reading: Reading) -> bool:
+    try:
+        return site.head_dim == reading.head_sizes[site.role.partition(".")[0]]
+    except UnsupportedError:
+        return False
+
+
+def is_causal(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether the model caches keys and values, and what comes later does not reach what was before."""
+    ids = inputs.get("input_ids")
+    names = inspect.signature(model.forward).parameters
+    if ids is None or "past_key_values" not in names or "decoder_input_ids" in names:
+        return False
+    pair = ids[:1].repeat(2, 1)
+    pair[1, -1] = ids[0, 0]
+    given = {name: value[:1].repeat(2, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
+    with untouched(model), torch.no_grad():
+        states = _states(model(**{**given, "input_ids": pair}))
+    return states is not None and bool((states[0, 0] - states[1, 0]).abs().max() <= 1e-5 * states.abs().max())
+
+
+def _states(output: Any) -> torch.Tensor | None:
+    found = getattr(output, "last_hidden_state", None)
+    return found if isinstance(found, torch.Tensor) and found.dim() == 3 else None

@@ -1,0 +1,331 @@
+"""What is found by tracing: equal to what people wrote for their families, right in other types, and quiet."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedModel
+
+import adapters
+from adapters.errors import UnsupportedError
+from adapters.sites import discovery
+from adapters.sites.discovery import cache, discover
+from adapters.sites.discovery.columns import as_columns
+from adapters.sites.lookup import spec_for
+from adapters.sites.resolve import resolve
+from adapters.sites.spec import At, Branch, Columns, LayerSpec, ModelSpec
+from tests.tiny import TINY_MODELS, build, infer, inputs, perturb
+from tests.zoo import hook_names, inputs_of, output, probe, small_model, state
+
+pytestmark = pytest.mark.versions
+
+SAME_TENSOR = {("gpt2", "ffn"): "mlp", ("vit", "ffn"): "mlp"}
+"""Branches for which another module is found that gives the same tensor, or adapters stand elsewhere by old names."""
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cache.FOLDER, "")
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_what_people_wrote_is_found(name: str) -> None:
+    """The same layers, roles and addresses, but for prompts, which nothing in a pass tells."""
+    model = build(name, adapted=False)
+    written, found = spec_for(model), discover(model)
+    assert [layers.path for layers in found.layers] == [layers.path for layers in written.layers]
+    assert [layers.stack for layers in found.layers] == [layers.stack for layers in written.layers]
+    assert found.causal == written.causal and "embed.prompt" in found.refused
+    assert ("embed" in found.places) == ("embed" in written.places)
+    for ours, theirs in zip(found.layers, written.layers, strict=True):
+        assert isinstance(ours.layer, LayerSpec) and isinstance(theirs.layer, LayerSpec)
+        assert not ours.layer.refused and set(ours.layer.places) == set(theirs.layer.places)
+        for role, place in theirs.layer.places.items():
+            mine = ours.layer.places[role]
+            if (name, role) in SAME_TENSOR:
+                assert isinstance(mine, Branch) and isinstance(place, Branch)
+                assert mine.h == At(SAME_TENSOR[name, role]) and (mine.x, mine.norm) == (place.x, place.norm)
+            else:
+                assert mine == place, role
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_other_addresses_mean_the_same_tensor(name: str) -> None:
+    """Where the addresses differ from those that people wrote: the tensors there."""
+    model = build(name, adapted=False)
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        seen.append(output)
+
+    def keep_input(module: nn.Module, args: Any) -> None:
+        seen.append(args[0])
+
+    if name == "gpt2":
+        handles = [model.get_submodule(p).register_forward_hook(keep) for p in ("h.0.mlp", "h.0.mlp.dropout")]
+    else:
+        place = discover(model).places["embed"]
+        assert isinstance(place, At)
+        handles = [model.get_submodule(place.path).register_forward_hook(keep)]
+        handles.append(model.encoder.block[0].register_forward_pre_hook(keep_input))
+    infer(model, inputs(name))
+    for handle in handles:
+        handle.remove()
+    assert len(seen) == 2 and torch.equal(*seen)
+
+
+RAW, EXPERTS = frozenset({"attn.core"}), frozenset({"ffn.up", "ffn.down"})
+STYLES: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("albert", "beit", "clip", "cohere", "dinov2", "gemma2", "gemma3_text", "glm"), frozenset()),
+    **dict.fromkeys(("gpt_bigcode", "gpt_neox", "marian", "modernbert", "olmo2", "opt", "persimmon"), frozenset()),
+    **dict.fromkeys(("phi", "phi3", "plbart", "roberta-prelayernorm", "stablelm", "starcoder2"), frozenset()),
+    **dict.fromkeys(("swin", "umt5", "wav2vec2", "whisper"), frozenset()),
+    **dict.fromkeys(("bloom", "codegen", "deberta", "deberta-v2", "falcon", "gpt_neo", "gptj", "mpnet", "mpt"), RAW),
+    "roformer": RAW,
+    "mixtral": EXPERTS,
+}
+"""A sample of types of every style, and the roles that are refused there."""
+PARTS = {f"attn{part}" for part in ("", ".q", ".k", ".v", ".o", ".core", ".norm")}
+WHOLE = PARTS | {"ffn", "ffn.up", "ffn.down", "ffn.norm"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", STYLES)
+def test_a_type_that_nobody_described(model_type: str) -> None:
+    """Every role is found or refused, and adapters there act, train, merge and go."""
+    model = small_model(model_type)
+    found = probe(model, inputs_of(model))
+    assert found.failures == {}
+    refused = {role for role in found.refused if not role.startswith("embed")}
+    assert refused == STYLES[model_type]
+    assert all(found.refused.values())
+    assert set(found.roles) >= WHOLE - refused
+
+
+TOKENS = {"vocab_size": 64, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+
+
+def fresh(model_type: str = "gpt_neox", **options: Any) -> Any:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(model_type, **{**sizes, **TOKENS, **options})
+        return AutoModel.from_config(config)
+
+
+def test_nothing_is_changed_by_looking() -> None:
+    """Random numbers, modes, weights, hooks and the class of what was not given adapters."""
+    model = fresh().train()
+    model.layers[1].eval()
+    modes, before, hooks = [m.training for m in model.modules()], state(model), hook_names(model)
+    numbers = random.getstate(), torch.random.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[union-attr]
+    discover(model)
+    discover(model, {"input_ids": torch.arange(8)[None]})
+    assert [m.training for m in model.modules()] == modes and state(model) == before and hook_names(model) == hooks
+    assert random.getstate() == numbers[0] and torch.equal(torch.random.get_rng_state(), numbers[1])
+    assert (np.random.get_state()[1] == numbers[2]).all()
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_model_itself_says_the_same_as_its_twin() -> None:
+    model = fresh()
+    assert discover(model, {"input_ids": torch.arange(8)[None]}) == discover(model)
+
+
+def test_a_large_model_needs_no_memory() -> None:
+    """On the meta device: columns are those of the real widths."""
+    with torch.device("meta"):
+        model = fresh("phi3", hidden_size=3072, num_hidden_layers=2, num_attention_heads=32, intermediate_size=8192)
+    spec = discover(model)
+    layer = spec.layers[0].layer
+    assert isinstance(layer, LayerSpec) and not layer.refused
+    sites = {site.role: site for site in resolve(model, spec) if site.layer == 0}
+    fused: Any = sites["attn.q+attn.k+attn.v"]
+    assert [fused.columns[f"attn.{part}"].of_width(3 * 3072) for part in "qkv"] == [
+        slice(i * 3072, (i + 1) * 3072) for i in range(3)
+    ]
+
+
+def test_attention_and_feed_forward_block_side_by_side_read_the_same_x() -> None:
+    """A bottleneck with weights of 0 changes nothing in either branch."""
+    model = adapters.init(fresh().eval())
+    given = inputs_of(model)
+    with torch.no_grad():
+        expected = output(model, given)
+        model.add_adapter("a", config=adapters.SeqBnConfig(places=["attn", "ffn"]), set_active=True)
+        for name, parameter in model.named_parameters():
+            if ".adapters.a." in name:
+                parameter.zero_()
+        torch.testing.assert_close(output(model, given), expected)
+
+
+@pytest.mark.parametrize(
+    ("mask", "columns"),
+    [
+        ("110000", Columns(0, 1, 3)),
+        ("001100", Columns(1, 2, 3)),
+        ("101010", Columns(0, 1, 2, 3)),
+        ("011011", Columns(1, 3, 3, 2)),
+        ("110100", None),
+        ("000000", None),
+    ],
+)
+def test_columns_are_read_from_a_mask(mask: str, columns: Columns | None) -> None:
+    bits = [bit == "1" for bit in mask]
+    found = as_columns(bits)
+    assert found == columns
+    if found is not None:
+        chosen = found.of_width(len(bits))
+        indices = list(range(len(bits))[chosen]) if isinstance(chosen, slice) else list(chosen)
+        assert indices == [i for i, bit in enumerate(bits) if bit]
+
+
+class TestCache:
+    """What was found is kept in a folder, under a key of all that it depends on."""
+
+    @pytest.fixture
+    def folder(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+        monkeypatch.setenv(cache.FOLDER, str(tmp_path))
+        return tmp_path
+
+    @pytest.fixture
+    def traces(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Grows by one whenever a model is traced."""
+        seen: list[str] = []
+        trace = discovery.trace
+
+        def counted(model: nn.Module, given: Any) -> Any:
+            seen.append(type(model).__name__)
+            return trace(model, given)
+
+        monkeypatch.setattr(discovery, "trace", counted)
+        return seen
+
+    def test_a_model_is_traced_once(self, folder: Path, traces: list[str]) -> None:
+        first = discover(fresh())
+        assert discover(fresh()) == first and len(traces) == 1
+        assert len(list(folder.iterdir())) == 1
+        discover(fresh(num_hidden_layers=3))
+        discover(fresh(use_parallel_residual=False))
+        assert len(traces) == 3 and len(list(folder.iterdir())) == 3
+
+    @pytest.mark.parametrize("damage", ["", "{", "[]", '{"is": "ModelSpec"}', '{"is": "At", "path": ""}', "\x00"])
+    def test_a_damaged_file_is_as_none(self, folder: Path, traces: list[str], damage: str) -> None:
+        first = discover(fresh())
+        (file,) = folder.iterdir()
+        whole = file.read_text(encoding="utf-8")
+        file.write_text(damage, encoding="utf-8")
+        assert discover(fresh()) == first and len(traces) == 2
+        assert file.read_text(encoding="utf-8") == whole
+
+    def test_what_no_longer_fits_is_found_again(
+        self, folder: Path, traces: list[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        first = discover(fresh())
+        (file,) = folder.iterdir()
+        file.write_text(file.read_text(encoding="utf-8").replace("query_key_value", "qkv"), encoding="utf-8")
+        with caplog.at_level(logging.WARNING, logger="adapters"):
+            assert discover(fresh()) == first
+            assert discover(fresh()) == first
+        assert len(traces) == 2 and len(caplog.records) == 1
+        assert "GPTNeoXModel" in caplog.text and "'attention.qkv'" in caplog.text
+
+    def test_a_folder_that_cannot_be_written(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv(cache.FOLDER, str(tmp_path / "file"))
+        assert discover(fresh()).layers
+
+    def test_it_can_be_switched_off_and_stands_with_the_other_caches(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert cache.folder() is None
+        monkeypatch.delenv(cache.FOLDER)
+        monkeypatch.setattr(cache.constants, "HF_HOME", "somewhere")
+        assert cache.folder() == Path("somewhere/adapters/specs")
+
+    @pytest.mark.parametrize("name", TINY_MODELS)
+    def test_specs_are_read_as_they_were_written(self, name: str) -> None:
+        spec = spec_for(build(name, adapted=False))
+        assert isinstance(spec, ModelSpec)
+        assert cache.from_data(copy.deepcopy(cache.as_data(spec))) == spec
+
+    def test_a_model_that_has_adapters_is_the_same_to_it(self) -> None:
+        model = fresh()
+        assert cache.key(adapters.init(copy.deepcopy(model))) == cache.key(model) != cache.key(fresh(hidden_size=64))
+
+
+def test_a_model_whose_pass_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says at which module, and what to do; the model stays as it was."""
+    monkeypatch.setattr(discovery, "twin", copy.deepcopy)
+    model = fresh()
+    model.layers[1].mlp.forward = _broken
+    kind, before = type(model), state(model)
+    told = r"(?s)input_ids \[2, 7\].* fails in layers\.1\.mlp \(GPTNeoXMLP\).*cannot.*example_inputs=.*Interface"
+    with pytest.raises(UnsupportedError, match=told):
+        adapters.init(model)
+    assert type(model) is kind and state(model) == before and not hook_names(model)
+
+
+def _broken(x: Tensor) -> Tensor:
+    raise RuntimeError("cannot")
+
+
+class Block(nn.Module):
+    """A layer of a transformer, written plainly."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.wide, self.narrow = nn.Linear(width, 40), nn.Linear(40, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.first(x)).chunk(3, -1)
+        x = x + self.out(torch.softmax(q @ k.transpose(1, 2), -1) @ v)
+        return x + self.narrow(torch.relu(self.wide(self.second(x))))  # type: ignore[no-any-return]
+
+
+class Custom(PreTrainedModel):
+    """Code of somebody's own, whose argument has a name that nobody can guess."""
+
+    config_class = BertConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.table = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config.hidden_size) for _ in range(2))
+        self.post_init()
+
+    def forward(self, words: Tensor) -> Tensor:
+        x: Tensor = self.table(words)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_code_of_ones_own() -> None:
+    """It asks for inputs, and with them finds everything."""
+    config = BertConfig(hidden_size=16, vocab_size=32)
+    config.model_type = "custom"
+    model, words = Custom(config).eval(), torch.arange(6)[None]
+    with pytest.raises(UnsupportedError, match=r"(?s)Custom has no description.*example_inputs="):
+        adapters.init(model)
+    adapters.init(model, example_inputs={"words": words})
+    roles = {site.role for site in model._engine.sites if site.layer == 1}
+    assert roles >= {"attn.q+attn.k+attn.v", "attn.o", "attn", "ffn.up", "ffn.down", "ffn", "layer"}
+    with torch.no_grad():
+        before = model(words)
+        model.add_adapter("a", config="lora[places='attn.q+ffn.down',r=2]")
+        model.add_adapter("b", config=adapters.SeqBnConfig(places=["attn", "ffn"], reduction_factor=2))
+        perturb(model, "a", "b")
+        for setup in ("a", "b"):
+            model.set_active_adapters(setup)
+            assert not torch.equal(model(words), before)
+        model.set_active_adapters(None)
+        assert torch.equal(model(words), before)
