@@ -25,6 +25,7 @@ from adapters.verbs.lifecycle import LifecycleVerbs
 from adapters.verbs.listing import ListingVerbs
 from adapters.verbs.model_files import ModelFileVerbs
 from adapters.verbs.peft import PeftVerbs, check_free_of_peft
+from adapters.verbs.plain import PlainModule, prepare
 from adapters.verbs.routing import RoutingVerbs
 from adapters.verbs.setup_files import SetupFileVerbs
 from adapters.verbs.training import TrainingVerbs
@@ -105,7 +106,7 @@ class AdapterModelMixin(
         return _rebuild, (base,), self.__dict__
 
 
-def _rebuild(base: type[PreTrainedModel]) -> Any:
+def _rebuild(base: type[nn.Module]) -> Any:
     adapted: Any = adapted_class(base)
     return adapted.__new__(adapted)
 
@@ -113,11 +114,12 @@ def _rebuild(base: type[PreTrainedModel]) -> Any:
 _ADAPTED: dict[type, type] = {}
 
 
-def adapted_class(base: type[PreTrainedModel]) -> type[Any]:
+def adapted_class(base: type[nn.Module]) -> type[Any]:
     """`base` with the verbs of `AdapterModelMixin`, under its own name."""
     if base not in _ADAPTED:
         members = {"_adapted_class": base, "__module__": base.__module__, "__doc__": base.__doc__}
-        _ADAPTED[base] = type(base.__name__, (AdapterModelMixin, base), members)
+        between = () if issubclass(base, PreTrainedModel) else (PlainModule,)
+        _ADAPTED[base] = type(base.__name__, (AdapterModelMixin, *between, base), members)
     return _ADAPTED[base]
 
 
@@ -133,7 +135,7 @@ def init(
     for some types; for all others it is found once, by tracing a small model of the same class, and remembered.
 
     Args:
-        model: A model of any `ForX` class, or a base model, of any type.
+        model: A model of any `ForX` class, or a base model, of any type; or any module of torch, with `example_inputs`.
         adapters_config: Adapters to add right away.
         interface: Where the places of this model are; takes precedence over what is known about its type.
         example_inputs: Arguments of one forward pass of the base model, for models whose inputs cannot be told from
@@ -146,7 +148,12 @@ def init(
     if isinstance(model, AdapterModelMixin):
         return model
     if not isinstance(model, PreTrainedModel):
-        raise UnsupportedError(f"init needs a Transformers model, got {type(model).__name__}.")
+        if not isinstance(model, nn.Module) or (example_inputs is None and interface is None):
+            raise UnsupportedError(
+                "init needs a Transformers model, or another module of torch with example_inputs={...}, which are the "
+                f"arguments of one forward pass, got {type(model).__name__}."
+            )
+        prepare(model)
     check_free_of_peft(model)
     plain: Any = type(model)
     adapted: Any = model

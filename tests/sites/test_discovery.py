@@ -22,7 +22,7 @@ from adapters.sites.discovery.columns import as_columns
 from adapters.sites.lookup import spec_for
 from adapters.sites.resolve import resolve
 from adapters.sites.spec import At, Branch, Columns, LayerSpec, ModelSpec
-from tests.tiny import TINY_MODELS, build, infer, inputs, perturb
+from tests.tiny import TINY_MODELS, adapter_parameters, build, infer, inputs, perturb
 from tests.zoo import hook_names, inputs_of, output, probe, small_model, state
 
 pytestmark = pytest.mark.versions
@@ -87,7 +87,7 @@ STYLES: dict[str, frozenset[str]] = {
     **dict.fromkeys(("albert", "beit", "clip", "cohere", "dinov2", "gemma2", "gemma3_text", "glm"), frozenset()),
     **dict.fromkeys(("gpt_bigcode", "gpt_neox", "marian", "modernbert", "olmo2", "opt", "persimmon"), frozenset()),
     **dict.fromkeys(("phi", "phi3", "plbart", "roberta-prelayernorm", "stablelm", "starcoder2"), frozenset()),
-    **dict.fromkeys(("swin", "umt5", "wav2vec2", "whisper"), frozenset()),
+    **dict.fromkeys(("swin", "umt5", "wav2vec2", "whisper", "granite", "esmc"), frozenset()),
     **dict.fromkeys(("bloom", "codegen", "deberta", "deberta-v2", "falcon", "gpt_neo", "gptj", "mpnet", "mpt"), RAW),
     "roformer": RAW,
     "mixtral": EXPERTS,
@@ -165,6 +165,26 @@ def test_attention_and_feed_forward_block_side_by_side_read_the_same_x() -> None
             if ".adapters.a." in name:
                 parameter.zero_()
         torch.testing.assert_close(output(model, given), expected)
+
+
+def test_what_is_scaled_before_it_is_added() -> None:
+    """Adapters see what is added: as if the last linear map of each branch had made it so."""
+    options = {"pad_token_id": 0, "embedding_multiplier": 1.0}
+    model, plain = (fresh("granite", residual_multiplier=m, **options).eval() for m in (0.5, 1.0))
+    for layer in plain.layers:
+        for last in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            last.weight.data.mul_(0.5)
+    given = inputs_of(plain)
+    with torch.no_grad():
+        torch.testing.assert_close(output(model, given), output(plain, given))
+        for one in (model, plain):
+            adapters.init(one)
+            one.add_adapter("a", config=adapters.SeqBnConfig(places=["attn", "ffn"], original_ln_after=False))
+            one.set_active_adapters("a")
+        perturb(model, "a")
+        for name, parameter in adapter_parameters(plain, "a").items():
+            parameter.copy_(adapter_parameters(model, "a")[name])
+        torch.testing.assert_close(output(model, given), output(plain, given))
 
 
 @pytest.mark.parametrize(
@@ -329,3 +349,48 @@ def test_code_of_ones_own() -> None:
             assert not torch.equal(model(words), before)
         model.set_active_adapters(None)
         assert torch.equal(model(words), before)
+
+
+class Plain(nn.Module):
+    """The same without Transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(16) for _ in range(2))
+
+    def forward(self, states: Tensor) -> Tensor:
+        for block in self.blocks:
+            states = block(states)
+        return states
+
+
+def test_a_module_of_torch(tmp_path: Path) -> None:
+    """Adapters act, train, are saved and loaded, and go."""
+    with pytest.raises(UnsupportedError, match=r"example_inputs=.*got Plain"):
+        adapters.init(Plain())
+    states, other = torch.randn(2, 5, 16), Plain()
+    plain = copy.deepcopy(other)
+    model = adapters.init(plain, example_inputs={"states": states})
+    expected = other(states)
+    model.add_adapter("a", config="lora[places='attn.v+ffn.down',r=2]")
+    perturb(model, "a")
+    model.train_adapter("a")
+    result = model(states)
+    result.sum().backward()
+    assert not torch.equal(result, expected)
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == set(adapter_parameters(model, "a"))
+    model.save_adapter(tmp_path, "a")
+    twin = adapters.init(other, example_inputs={"states": states})
+    twin.load_adapter(tmp_path, load_as="b", set_active=True)
+    assert torch.equal(twin(states), result)
+    assert torch.equal(copy.deepcopy(twin)(states), result)
+    twin.delete_adapter("b")
+    assert torch.equal(twin(states), expected) and not hook_names(twin)
+
+
+def test_a_module_whose_config_is_something_else() -> None:
+    module = Plain()
+    module.config = {"width": 16}  # type: ignore[assignment]
+    with pytest.raises(UnsupportedError, match="config of Plain is a dict"):
+        adapters.init(module, example_inputs={"states": torch.randn(2, 5, 16)})
+    assert type(module) is Plain

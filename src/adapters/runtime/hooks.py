@@ -257,7 +257,8 @@ class HookedResidual(HookedSite[ResidualSite]):
         if plan is None or "h" not in plan.taps:
             return None
         h = output[0] if isinstance(output, tuple) else output
-        new = plan.run(h)
+        scale = self.site.scale
+        new = plan.run(h) if scale == 1 else plan.run(h * scale) / scale
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     def on_normed(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:

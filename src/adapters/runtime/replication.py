@@ -36,8 +36,8 @@ class Replication:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.handles: list[RemovableHandle] = []
-        stacks = engine.spec.layers
-        self.layers = list(engine.base.get_submodule(stacks[0].path)) if len(stacks) == 1 else []  # type: ignore[call-overload]
+        stacks, inside = engine.spec.layers, engine.spec.copies_inside
+        self.layers = list(engine.base.get_submodule(stacks[0].path)) if inside and len(stacks) == 1 else []  # type: ignore[call-overload]
 
     def level(self, program: Program) -> int:
         """The layer in front of which a program copies rows; 0 where it does so at the model's input."""

@@ -99,7 +99,8 @@ class LinearSite(AffineSite):
 class ResidualSite(Site):
     """A residual branch: `module` returns h; x is argument `x_index` of `x_module`; `norm` follows the sum, or is None.
 
-    Where `norm_after` is False, `norm` is only for adapters that normalise their input.
+    Where `norm_after` is False, `norm` is only for adapters that normalise their input. h is what `module` returns,
+    times `scale`.
     """
 
     x_module: nn.Module | None = field(kw_only=True)
@@ -107,6 +108,7 @@ class ResidualSite(Site):
     x_call: Turn | None = None
     norm: nn.Module | None = None
     norm_after: bool = True
+    scale: float = 1.0
     width: int = 0
 
 
@@ -341,6 +343,7 @@ class _Layer:
             x_call=None if x is None else x.call,
             norm=self.find(place.norm, role) if place.norm else None,
             norm_after=place.norm_after,
+            scale=place.scale,
             width=self._width(role),
             call=place.h.call,
         )

@@ -103,6 +103,7 @@ class Branch:
         holder: Path below which the branch's adapters are children of the model. By default the module of the layer
             that holds the whole branch, sum included, or else `attention_adapters`, `cross_attention_adapters` or
             `output_adapters`.
+        scale: By what the model multiplies the output before it adds it; adapters see the product.
     """
 
     h: At
@@ -110,6 +111,7 @@ class Branch:
     norm: str = ""
     norm_after: bool = True
     holder: str = ""
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,7 @@ class ModelSpec:
         causal: Whether the layers form a decoder that caches keys and values.
         static_inverse: Whether maps of `embed` are undone before the output embedding of `ForX` classes too, as those
             of this family were trained. Flexible LM heads always undo them.
+        copies_inside: Whether the rows of a batch may be copied in front of any layer, instead of at the model's input.
     """
 
     layers: tuple[LayerList, ...]
@@ -207,6 +210,7 @@ class ModelSpec:
     refused: Mapping[str, str] = field(default_factory=dict)
     causal: bool = False
     static_inverse: bool = False
+    copies_inside: bool = True
 
     def __post_init__(self) -> None:
         _check(self.places, self.refused)

@@ -26,7 +26,7 @@ def assemble(model: nn.Module, graph: Graph, stacks: list[Stack], readings: Mapp
     lists = tuple(_list(graph, stack, stacks, readings) for stack in stacks)
     embed = _embeddings(model, graph, stacks)
     refused = {"embed.prompt": NO_PROMPTS} | ({} if embed else {"embed": NO_TOKENS})
-    return ModelSpec(lists, {"embed": embed} if embed else {}, refused)
+    return ModelSpec(lists, {"embed": embed} if embed else {}, refused, copies_inside=False)
 
 
 def _list(graph: Graph, stack: Stack, stacks: list[Stack], readings: Mapping[str, Reading]) -> LayerList:

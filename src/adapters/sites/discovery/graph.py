@@ -68,7 +68,12 @@ class Call:
 
 @dataclass(eq=False)
 class Node:
-    """One operation: `call` is the linear map or norm that it is, else the innermost module that asked for it."""
+    """One operation.
+
+    Attributes:
+        call: The linear map or norm that it is, else the innermost module that asked for it.
+        numbers: Those that it was given beside tensors.
+    """
 
     number: int
     kind: Literal["linear", "norm", "operation"]
@@ -76,6 +81,7 @@ class Node:
     ins: tuple[Value, ...]
     outs: tuple[Value, ...]
     call: Call
+    numbers: tuple[float, ...] = ()
 
     @property
     def path(self) -> str:

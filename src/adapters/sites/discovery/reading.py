@@ -7,7 +7,7 @@ from typing import Any
 
 from adapters.sites.discovery.attentions import Core, cores
 from adapters.sites.discovery.columns import as_columns, reaching
-from adapters.sites.discovery.graph import PASSED, Call, Graph, Node, Region, Value, is_linear_map
+from adapters.sites.discovery.graph import PASSED, SCALED, Call, Graph, Node, Region, Value, is_linear_map
 from adapters.sites.discovery.places import Addresses
 from adapters.sites.discovery.residual import ADD, Stream, Sum, follow, last_map, parts
 from adapters.sites.linear import features
@@ -108,7 +108,7 @@ class _Reader:
         outputs = self.graph.readers(core.output, self._ends_attention, self.layer)
         path = self.path(outputs[0]) if outputs and is_linear_map(outputs[0]) else None
         if path is not None:
-            self.found.places[f"{role}.o"] = self._linear(outputs[0], path)
+            self.found.places[f"{role}.o"] = Linear(path)
         else:
             self.refuse("no linear map of the layer reads what the attention gives", f"{role}.o")
         self._core(role, core)
@@ -131,10 +131,7 @@ class _Reader:
         if columns is None and not all(mask):
             self.refuse(f"its columns in {path} have no regular form", role)
             return
-        self.found.places[role] = Linear(path, columns, self.addresses.turn(nodes[0].call))
-
-    def _linear(self, node: Node, path: str) -> Linear:
-        return Linear(path, call=self.addresses.turn(node.call))
+        self.found.places[role] = Linear(path, columns)
 
     def _core(self, role: str, core: Core) -> None:
         """The attention itself, for prefixes."""
@@ -198,7 +195,9 @@ class _Reader:
             self._feed_forward(value, one.x)
         before = self._norm_before(value, one.x)
         self._norm(role, before, value, one)
-        seen = self.addresses.output(value)
+        seen, scale = self.addresses.output(value), 1.0
+        if seen is None and (scaled := self._scaled(value)) is not None:
+            seen, scale = self.addresses.output(scaled[0]), scaled[1]
         if seen is None:
             self.refuse(f"no module of the layer gives what is added ({self._origin(value)})", role)
             return
@@ -208,8 +207,22 @@ class _Reader:
             self.refuse("no module of the layer reads the residual input before it", role)
             return
         after = self.path(one.norms[0]) if one.norms else None
-        self.found.places[role] = Branch(h, x, after or "")
+        self.found.places[role] = Branch(h, x, after or "", scale=scale)
         self.found.widths[role] = self.graph.tensors[value].shape[-1]
+
+    def _scaled(self, value: Value) -> tuple[Value, float] | None:
+        """What is multiplied by a number to make a value, and the number."""
+        node = self.region.made(value)
+        if (
+            node is None
+            or node.name not in SCALED
+            or len(node.ins) != 1
+            or len(node.numbers) != 1
+            or not node.numbers[0]
+        ):
+            return None
+        number = node.numbers[0]
+        return node.ins[0], 1 / number if "div" in node.name else number
 
     def _origin(self, value: Value) -> str:
         node = self.region.made(value)
@@ -260,7 +273,7 @@ class _Reader:
             return
         path = self.path(down)
         assert path is not None
-        self.found.places.update({**places, "ffn.down": self._linear(down, path)})
+        self.found.places.update({**places, "ffn.down": Linear(path)})
 
     def _factors(self, down: Node) -> tuple[Value, Value] | None:
         """The two values whose product the last linear map reads, in gated blocks."""
@@ -289,7 +302,7 @@ class _Reader:
         paths = [self.path(node) for node in (*up, *gate)]
         if len(gate) != 1 or len(up) != 1 or None in paths:
             return None
-        return {"ffn.up": self._linear(up[0], str(paths[0])), "ffn.gate": self._linear(gate[0], str(paths[1]))}
+        return {"ffn.up": Linear(str(paths[0])), "ffn.gate": Linear(str(paths[1]))}
 
     def _halves(self, only: Node, down: Node) -> dict[str, Place] | None:
         """up alone, or up and gate as columns of one map."""
@@ -305,4 +318,4 @@ class _Reader:
                 return {"ffn.up": Linear(path, up), "ffn.gate": Linear(path, gate)}
         if features(only.call.module)[1] != features(down.call.module)[0]:
             return None
-        return {"ffn.up": self._linear(only, path)}
+        return {"ffn.up": Linear(path)}

@@ -96,14 +96,20 @@ class Recorder(TorchFunctionMode):
             given = set(map(id, read))
             outs = tuple(self.fresh(tensor) for tensor in tensors_in(result) if id(tensor) not in given)
         if outs:
-            self._note("operation", _plain(name, func, kwargs), before, outs)
+            numbers = tuple(given for given in args if isinstance(given, (int, float)))
+            self._note("operation", _plain(name, func, kwargs), before, outs, numbers)
         return result
 
     def _note(
-        self, kind: Literal["linear", "norm", "operation"], name: str, ins: tuple[Value, ...], outs: tuple[Value, ...]
+        self,
+        kind: Literal["linear", "norm", "operation"],
+        name: str,
+        ins: tuple[Value, ...],
+        outs: tuple[Value, ...],
+        numbers: tuple[float, ...] = (),
     ) -> None:
         nodes = self.graph.nodes
-        nodes.append(Node(len(nodes), kind, name, ins, outs, self.open[-1]))
+        nodes.append(Node(len(nodes), kind, name, ins, outs, self.open[-1], numbers))
 
     # ------------------------------------------------------------------------------------------------ modules
 

@@ -130,7 +130,9 @@ class Trial:
         else:
             expected = x.clone()
             for h, role in zip(hs, one.roles, strict=True):
-                expected += h + moved[path, role]
+                place = reading.places[role]
+                assert isinstance(place, Branch)
+                expected += place.scale * (h + moved[path, role])
             if not _close(total.reshape(expected.shape), expected):
                 reason = "the sum is not x + h: it changes otherwise than what the branch gives"
         if reason:
