@@ -108,8 +108,8 @@ def probe(model: Any, inputs: Any) -> Probed:
     """Put adapters at every linear map with a role and at every branch of a model, and see what they do."""
     found = Probed()
     before, hooks = state(model), hook_names(model)
-    with torch.no_grad():
-        plain = output(model, inputs)
+    plain = _of(model.requires_grad_(False), inputs)  # torch computes otherwise, by a bit, where parameters train
+    model.requires_grad_(True)
     adapters.init(model)
     sites = model._engine.sites
     found.refused = model._engine.spec.refusals()

@@ -45,4 +45,4 @@ def prepare(module: nn.Module) -> None:
         named = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(module).__name__).lower()
         given: Any = PretrainedConfig()
         given.model_type = named
-        module.config = given  # type: ignore[assignment]
+        module.config = given
