@@ -138,8 +138,8 @@ def init(
         model: A model of any `ForX` class, or a base model, of any type; or any module of torch, with `example_inputs`.
         adapters_config: Adapters to add right away.
         interface: Where the places of this model are; takes precedence over what is known about its type.
-        example_inputs: Arguments of one forward pass of the base model, for models whose inputs cannot be told from
-            their signature. The model itself is traced with them, unless its type is known.
+        example_inputs: Arguments of one forward pass, for models whose inputs cannot be told from their signature. The
+            model itself is traced with them, unless its type is known.
     Returns:
         The same model.
     Raises:

@@ -394,3 +394,27 @@ def test_a_module_whose_config_is_something_else() -> None:
     with pytest.raises(UnsupportedError, match="config of Plain is a dict"):
         adapters.init(module, example_inputs={"states": torch.randn(2, 5, 16)})
     assert type(module) is Plain
+
+
+class Headed(nn.Module):
+    """A model around a base model, whose inputs it makes."""
+
+    base_model_prefix = "inner"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.table, self.head = Plain(), nn.Embedding(32, 16), nn.Linear(16, 2)
+
+    def forward(self, words: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.head(self.inner(self.table(words))[:, 0]), labels)
+
+
+def test_what_a_base_model_is_given_by_its_root() -> None:
+    model, words = Headed(), torch.arange(10).reshape(2, 5)
+    given = {"words": words, "labels": torch.tensor([0, 1])}
+    assert discover(model.inner, given, model) == discover(model.inner, {"states": model.table(words).detach()})
+    with pytest.raises(
+        UnsupportedError, match=r"(?s)given to Plain in .* of Headed with words \[2, 5\]: TypeError.*labels"
+    ):
+        discover(model.inner, {"words": words}, model)
+    assert not hook_names(model)

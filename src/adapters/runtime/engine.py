@@ -78,7 +78,7 @@ class Engine:
         example_inputs: Mapping[str, Any] | None = None,
     ) -> None:
         self.root, self.base, self.config, self.interface = root, base, config, interface
-        self.spec = spec_for(base, example_inputs) if interface is None else interface.spec(base)
+        self.spec = spec_for(base, example_inputs, root) if interface is None else interface.spec(base)
         self.names = names_of(base.config.model_type if interface is None else "")  # type: ignore[union-attr, arg-type]
         self.programs = Programs(self)
         self.hooked = hooked_sites(resolve(base, self.spec, self.names.location), self.programs)

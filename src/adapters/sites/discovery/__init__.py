@@ -9,7 +9,7 @@ device of the model matter. Where it cannot be built or run, the model itself is
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from adapters.sites.discovery.assembling import assemble
 from adapters.sites.discovery.inputs import Inputs, candidates
 from adapters.sites.discovery.layers import stacks
 from adapters.sites.discovery.reading import Reading, read
-from adapters.sites.discovery.trace import trace
+from adapters.sites.discovery.trace import given_to, trace
 from adapters.sites.discovery.twin import twin
 from adapters.sites.discovery.verify import Trial, check_widths, is_causal
 from adapters.sites.resolve import resolve
@@ -32,13 +32,17 @@ logger = logging.getLogger(__name__)
 __all__ = ["discover"]
 
 
-def discover(model: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> ModelSpec:
+def discover(
+    model: nn.Module, example_inputs: Mapping[str, Any] | None = None, root: nn.Module | None = None
+) -> ModelSpec:
     """The spec of a model, found by tracing it. It is remembered on disk by what it depends on (`cache.py`).
 
     Args:
         model: A base model.
-        example_inputs: Arguments of one forward pass, for models whose inputs cannot be told from their signature. The
-            model itself is run with them.
+        example_inputs: Arguments of one forward pass of `root`, for models whose inputs cannot be told from their
+            signature. The model itself is run with them.
+        root: The model of which it is the base; by default itself. What a base model is given by its root is found out
+            where nothing else lets it run.
     Raises:
         UnsupportedError: no forward pass succeeds.
     """
@@ -52,14 +56,14 @@ def discover(model: nn.Module, example_inputs: Mapping[str, Any] | None = None) 
             logger.warning(
                 "What was found for %s earlier does not fit it. It is looked at again: %s", type(model).__name__, error
             )
-    spec = _found(model, example_inputs)
+    spec = _found(model, example_inputs, root or model)
     cache.store(key, spec)
     return spec
 
 
-def _found(model: nn.Module, example_inputs: Mapping[str, Any] | None) -> ModelSpec:
+def _found(model: nn.Module, example_inputs: Mapping[str, Any] | None, root: nn.Module) -> ModelSpec:
     errors: list[str] = []
-    for subject, inputs in _subjects(model, example_inputs, errors):
+    for subject, inputs in _subjects(model, example_inputs, root, errors):
         try:
             spec = _looked_at(subject, inputs)
             resolve(model, spec)
@@ -75,20 +79,33 @@ def _found(model: nn.Module, example_inputs: Mapping[str, Any] | None) -> ModelS
 
 
 def _subjects(
-    model: nn.Module, example_inputs: Mapping[str, Any] | None, errors: list[str]
+    model: nn.Module, example_inputs: Mapping[str, Any] | None, root: nn.Module, errors: list[str]
 ) -> Iterator[tuple[nn.Module, Mapping[str, Any]]]:
-    """What can be looked at, with inputs: the twin, then the model itself."""
+    """What can be looked at, with inputs: a twin, the same inside of a twin of the root, then the model itself."""
     if example_inputs is not None:
-        yield model, example_inputs
+        yield from _inside(root, model, [example_inputs], errors)
         return
-    try:
-        small = twin(model)
-    except Exception as error:
-        errors.append(f"A small model of its class cannot be built: {type(error).__name__}: {error}")
-    else:
-        yield from ((small, inputs) for inputs in candidates(small))
+    for whole in (model, root) if root is not model else (model,):
+        try:
+            small = twin(whole)
+        except Exception as error:
+            errors.append(f"A small {type(whole).__name__} cannot be built: {type(error).__name__}: {error}")
+            continue
+        path = next(path for path, module in whole.named_modules() if module is model)
+        yield from _inside(small, small.get_submodule(path), candidates(small), errors)
     if all(parameter.device.type != "meta" for parameter in model.parameters()):
         yield from ((model, inputs) for inputs in candidates(model))
+
+
+def _inside(
+    whole: nn.Module, part: nn.Module, several: Iterable[Inputs | Mapping[str, Any]], errors: list[str]
+) -> Iterator[tuple[nn.Module, Mapping[str, Any]]]:
+    """A part of a model, with what it is given where the whole is given `several`."""
+    for inputs in several:
+        try:
+            yield part, inputs if part is whole else given_to(part, whole, inputs)
+        except UnsupportedError as error:
+            errors.append(str(error))
 
 
 def _looked_at(model: nn.Module, inputs: Mapping[str, Any] | Inputs) -> ModelSpec:

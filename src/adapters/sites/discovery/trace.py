@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -229,6 +230,33 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Graph:
                 f" ({type(where.module if where else model).__name__}): {type(error).__name__}: {error}"
             ) from error
     return recorder.graph
+
+
+def given_to(part: nn.Module, whole: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, by their names, that a part of a model is called with in one forward pass of the whole.
+
+    Raises:
+        UnsupportedError: the pass fails before it comes to the part, or does not.
+    """
+    seen: dict[str, Any] = {}
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not seen:
+            seen.update(zip(inspect.signature(module.forward).parameters, args), **kwargs)
+
+    handle, reason = part.register_forward_pre_hook(keep, with_kwargs=True, prepend=True), "it does not call it"
+    try:
+        with untouched(whole), torch.no_grad():
+            whole(**inputs)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    finally:
+        handle.remove()
+    seen.pop("past_key_values", None)  # what this pass put into a cache is not to be there in the next
+    if not seen:
+        names = f"{type(part).__name__} in a forward pass of {type(whole).__name__} with {described(inputs)}"
+        raise UnsupportedError(f"Nothing is given to {names}: {reason}")
+    return seen
 
 
 def described(inputs: Mapping[str, Any]) -> str:

@@ -221,7 +221,10 @@ def is_causal(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
         return False
     pair = ids[:1].repeat(2, 1)
     pair[1, -1] = ids[0, 0]
-    given = {name: value[:1].repeat(2, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
+    given = {
+        name: value[:1].repeat(2, *[1] * (value.dim() - 1)) if isinstance(value, Tensor) and value.dim() else value
+        for name, value in inputs.items()
+    }
     with untouched(model), torch.no_grad():
         states = _states(model(**{**given, "input_ids": pair}))
     return states is not None and bool((states[0, 0] - states[1, 0]).abs().max() <= 1e-5 * states.abs().max())
