@@ -69,6 +69,7 @@ class Call:
         task_ids: Row -> child of a `MultiTask` block: a LongTensor of indices or a list of names.
         replicated: Whether the inputs have one copy per child of `Parallel` already.
         replaying: Whether a layer runs again only for its backward pass (gradient checkpointing).
+        unwatched: Whether nobody watches the modules of the program's adapters (`methods/parts.py`).
         copies: (rows, copies) while the batch is to be replicated in front of a layer.
         residual: x of the residual branch that is being computed.
         hidden: Input of the attention module that is being computed.
@@ -92,7 +93,7 @@ class Call:
         self.reports: dict[str, Scores] = {}
         self.losses: list[tuple[nn.Module, Tensor]] = []
         self.task_ids: Tensor | list[str] | None = None
-        self.replicated = self.replaying = False
+        self.replicated = self.replaying = self.unwatched = False
         self.copies: tuple[int | None, int] | None = None
         self.residual: Tensor | None = None
         self.hidden: Tensor | None = None

@@ -31,7 +31,7 @@ from adapters.methods.config import (
     seed,
 )
 from adapters.methods.derived import Derived
-from adapters.methods.parts import Watching, call, matched
+from adapters.methods.parts import Watching, call, forward, matched
 from adapters.methods.stacking import RowGroups, select
 from adapters.methods.state import ResidualState
 from adapters.sites.resolve import ResidualSite
@@ -479,7 +479,7 @@ class Bottleneck(AdapterModule[ResidualState]):
         They compute norm(h + x + u(norm(h + x))), which needs neither h nor x alone.
         """
         assert self.site.norm is not None
-        z = self.site.norm.forward(total)
+        z = forward(self.site.norm, total)
         return total + self.added(z, self(z))
 
     def at_output(self, h: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from adapters.methods.derived import Derived
 from adapters.methods.parts import watched
 from adapters.methods.places import output_columns
 from adapters.methods.state import LinearState
-from adapters.methods.weight_update import Factors, WeightUpdate, WeightUpdateConfig, wants_site
+from adapters.methods.weight_update import Factors, WeightUpdate, WeightUpdateConfig, add_product, as_one, wants_site
 from adapters.sites.linear import weight_of
 from adapters.sites.resolve import LinearSite
 
@@ -242,11 +242,11 @@ class DoRA(LoRA):
         return a, wide
 
     def _fold(self) -> tuple[Tensor, Tensor, Tensor]:
-        """m / ||W + B A|| [O], A transposed [I, n r], and (alpha / r) * m / ||W + B A|| * B transposed [n r, O]."""
+        """m / ||W + B A|| [O], A transposed [1, I, n r], (alpha / r) * m / ||W + B A|| * B transposed [1, n r, O]."""
         a, b = self.wide()
         norm: Tensor = (weight_of(self.site.module) + b @ a).norm(dim=1)
         magnitude = self.m.weight.squeeze(1) / norm
-        return magnitude, a.t(), b.t() * (self.scaling * magnitude)
+        return magnitude, a.mT.unsqueeze(0), (b.mT * (self.scaling * magnitude)).unsqueeze(0)
 
     def magnitude(self) -> Tensor:
         """m / ||W + B A||, [O]."""
@@ -268,7 +268,7 @@ class DoRA(LoRA):
         y = y.mul_(magnitude) if self.may_write(y) and not torch.is_grad_enabled() else y * magnitude
         if torch.compiler.is_compiling():
             return y + x @ down @ up
-        y.view(-1, self.out_features).addmm_(x.reshape(-1, self.in_features) @ down, up)
+        add_product(as_one(y), as_one(x), (down, up))
         return y
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

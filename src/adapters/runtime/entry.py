@@ -134,6 +134,7 @@ class Entry:
         programs.open(program)
         call = Call(CALL.now.generation)
         call.root, call.program, call.outer = module, program, CALL.now
+        call.unwatched = not (program.watching or torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
         CALL.now = call
         WATCHING.watch = program.watch
         program.watch.look()

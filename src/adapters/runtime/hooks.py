@@ -104,6 +104,7 @@ class HookedSite(Generic[SiteT]):
         """What the running call does here. Outside of calls (a submodule is called): what is in force."""
         program = CALL.now.program
         if program is None or program.model is not self.programs:
+            CALL.now.unwatched = False
             program = self.programs.in_force()
         return program.plans[self.number]  # type: ignore[no-any-return]
 
