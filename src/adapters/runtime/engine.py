@@ -64,7 +64,7 @@ class Engine:
         added: All of that.
         shared: Name of shared parameters -> the adapters that share them.
         merged: Adapter -> (site, weight, bias) of the linear maps and norms it was folded into, as they were before;
-            None where they are not known.
+            None where they are not known, and in place of weights that it did not change.
         trained: What trains since `train_adapter` was called, as `Parts.key` has it; None before.
     """
 
@@ -88,7 +88,7 @@ class Engine:
         self.owned = {kind.noun: Owned(self, kind) for kind in BLOCK_MODULES}
         self.added: tuple[Parts, ...] = (self.parts, *self.owned.values())
         self.shared: dict[str, list[str]] = {}
-        self.merged: dict[str, list[tuple[HookedSite[Any], Tensor, Tensor | None]] | None] = {}
+        self.merged: dict[str, list[tuple[HookedSite[Any], Tensor | None, Tensor | None]] | None] = {}
         self.trained: frozenset[str] | None = None
         self.entry = Entry(self)
         self.replication = Replication(self)
@@ -108,20 +108,25 @@ class Engine:
         """Put what `build` made into the model, in place of an adapter of this name if `overwrite` is set."""
         config = self.builder.flagged(config)
         with self.programs.lock:
-            if not overwrite or name not in self.parts:
+            if name not in self.parts or not overwrite:
                 self.config.add(name, config)
-                self.parts.put_in(name, parts, self.may_train(name))
-                self.changed([name])
-                self.programs.of(Stack(name))  # now, so that to activate it for the first time takes no longer
+                try:
+                    self.parts.put_in(name, parts, self.may_train(name))
+                    self.changed([name])
+                    self.programs.of(Stack(name))  # now, so that to activate it for the first time takes no longer
+                except BaseException:  # an interrupt too
+                    self._forget(name)
+                    self.changed([name])
+                    raise
                 return
             old, old_config = self.parts[name], self.config.get(name)
             assert old_config is not None
             for owned in self.owned.values():
                 owned.check_replaced(name, parts)
-            self._replace(name, parts, config)
             try:
+                self._replace(name, parts, config)
                 self.changed([name])
-            except Exception:
+            except BaseException:
                 self._replace(name, old, old_config)
                 self.changed([name])
                 raise
@@ -138,8 +143,7 @@ class Engine:
             for owned in self.owned.values():
                 for own in owned.of_adapter(name):
                     owned.delete(own)
-            self.parts.take_out(name)
-            self.config.delete(name)
+            self._forget(name)
             for group in [group for group, members in self.shared.items() if name in members]:
                 self.shared[group].remove(name)
                 if not self.shared[group]:
@@ -215,9 +219,13 @@ class Engine:
 
     # ----------------------------------------------------------------------------------------- the module tree
 
-    def _replace(self, name: str, parts: list[Part], config: AdapterConfig) -> None:
-        self.parts.take_out(name)
+    def _forget(self, name: str) -> None:
+        if name in self.parts:
+            self.parts.take_out(name)
         self.config.delete(name)
+
+    def _replace(self, name: str, parts: list[Part], config: AdapterConfig) -> None:
+        self._forget(name)
         self.config.add(name, config)
         self.parts.put_in(name, parts, self.may_train(name))
 
