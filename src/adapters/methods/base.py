@@ -288,6 +288,10 @@ class AffineAdapter(AdapterModule[LinearState]):
             "it depends on the input. Keep it as an adapter."
         )
 
+    def merged_bias(self, bias: Tensor | None) -> Tensor | None:
+        """The bias [O] of `merged` where the weight stays what it is, whatever holds it; None where it does not."""
+        return None
+
 
 class LinearAdapter(AffineAdapter):
     """A method that changes the output of a linear map, and no norm."""
