@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adapters.composition.blocks import AdapterCompositionBlock, Stack, parse_composition
 from adapters.composition.registry import BLOCK_MODULES
-from adapters.errors import AdapterNameError, ConfigError, UnsupportedError, choices
+from adapters.errors import AdapterNameError, CompositionError, ConfigError, UnsupportedError, choices
 from adapters.methods import METHODS
 from adapters.methods.base import AdapterModule
 from adapters.methods.config import AdapterConfig, ConfigUnion
@@ -193,6 +193,32 @@ class Engine:
         """Whether a module of an adapter acts through the base weights, and must not act beside them."""
         return name in self.merged and part.module.merges
 
+    def check_merged(self, setup: Setup, merged: Iterable[str]) -> None:
+        """Raise CompositionError if a set-up would not compute the same once these of its adapters are merged."""
+        names = set() if setup is None else setup.flatten()
+        for name in names.intersection(merged):
+            others = _chain(setup)
+            reason = "the block gives it a part of what is computed, and merged it acts in all"
+            if others is not None:
+                reason = self._changed_by_merging(name, others)
+            if reason and len(names) > 1:
+                raise CompositionError(
+                    f"{setup!r} would mean something else while {name!r} is merged: {reason}. Activate the others "
+                    "alone, which then act on top of the merged weights, or do not merge it (reset_adapter)."
+                )
+
+    def _changed_by_merging(self, name: str, order: list[str]) -> str:
+        """Why a stack of adapters in this order is another one once `name` is next to the weights; "" if it is not."""
+        for part in (part for part in self.parts[name] if part.hooked is not None and part.module.merges):
+            for other in (other for other in order if other != name):
+                for own in (own for own in self.parts[other] if own.hooked is part.hooked):
+                    after = order.index(other) > order.index(name)
+                    if own.tap == part.tap and after == (part.tap == "input"):
+                        return f"it would be next to the weights, and {other!r} is in the stack"
+                    if own.tap == "output" and (reason := own.module.changed_by_merging(part.module)):
+                        return str(reason)
+        return ""
+
     def act_first_only(self, name: str) -> None:
         """Let an adapter do in a `Stack` what it did in version 1 of the library: see `AdapterModule.chains`."""
         for part in self.parts[name]:
@@ -294,6 +320,14 @@ class Engine:
     def checkpointed(self, function: Any) -> Any:
         """`function` (torch's checkpoint), made to run its recomputation under the set-up of the forward call."""
         return partial(_checkpoint, self, function)
+
+
+def _chain(block: Setup | str) -> list[str] | None:
+    """The adapters of a set-up one after the other; None if it has other blocks than `Stack`."""
+    if block is None or isinstance(block, str):
+        return [] if block is None else [block]
+    chains = [_chain(child) for child in block] if isinstance(block, Stack) else [None]
+    return None if None in chains else [name for chain in chains for name in chain or ()]
 
 
 def checkpoint_functions(model: nn.Module) -> Iterator[Any]:

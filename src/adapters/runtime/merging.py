@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.errors import MergeError
+from adapters.errors import CompositionError, MergeError
 from adapters.methods import METHODS
 from adapters.methods.base import AffineAdapter
 from adapters.runtime.engine import Engine
@@ -24,7 +24,7 @@ def merge(engine: Engine, name: str) -> None:
 
     Raises:
         MergeError: another adapter is merged, this one changes no such module, its update depends on the input, or it
-            changes weights that are quantised.
+            changes weights that are quantised; or the active set-up has others beside it and would compute otherwise.
     """
     engine.require(name)
     if name in engine.merged:
@@ -39,6 +39,10 @@ def merge(engine: Engine, name: str) -> None:
             f"Adapter {name!r} changes no linear map and no norm, so it cannot be merged into the base weights. Those "
             f"of {', '.join(method.__name__ for method in METHODS if issubclass(method, AffineAdapter))} can."
         )
+    try:
+        engine.check_merged(engine.config.active_setup, [name])
+    except CompositionError as error:
+        raise MergeError(f"Adapter {name!r} cannot be merged while this set-up is active. {error}") from None
     changes: list[Any] = []
     for part in parts:
         site: Any = part.hooked.site  # type: ignore[union-attr]
