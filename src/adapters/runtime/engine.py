@@ -84,7 +84,7 @@ class Engine:
         self.masked: list[Any] = [hooked for hooked in self.hooked if isinstance(hooked, (HookedLayer, HookedPrompt))]
         self.builder = Builder(base, self.spec, self.sites)
         self.edits, self._seen_edits = tree.Edits(), 0
-        self.parts = Adapters(base, self.edits, self.look)
+        self.parts = Adapters(base, self.edits, self.follow_edits)
         self.owned = {kind.noun: Owned(self, kind) for kind in BLOCK_MODULES}
         self.added: tuple[Parts, ...] = (self.parts, *self.owned.values())
         self.shared: dict[str, list[str]] = {}
@@ -282,7 +282,7 @@ class Engine:
         """Whether somebody has edited the module tree by hand where it concerns a program."""
         return self.edits.count != self._seen_edits or not program.holds()
 
-    def look(self) -> None:
+    def follow_edits(self) -> None:
         """Take notice of edits of the module tree, if there were any."""
         if self.edits.count != self._seen_edits:
             self.reread()
