@@ -151,7 +151,7 @@ def _attended(rows: int, positions: int) -> Tensor | None:
         end = start + positions
         if mask.shape[1] == end or (call.generation is not None and mask.shape[1] > end):
             part = mask[:, start:end].bool()
-            copies = rows // len(part)
+            copies = rows // part.shape[0]  # len(part) would be a number under torch.export
             if copies > 1:
                 part = part.repeat(copies, 1) if call.copies else part.repeat_interleave(copies, 0)
             return part

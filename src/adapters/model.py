@@ -141,7 +141,7 @@ def init(model: Any, adapters_config: ModelAdaptersConfig | None = None, interfa
     adapted.__class__ = adapted_class(plain)
     try:
         adapted._init_adapters(adapters_config, interface)
-    except Exception:
+    except BaseException:
         adapted.__dict__.pop("_engine", None)
         adapted.__class__ = plain
         raise

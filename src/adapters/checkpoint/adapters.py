@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -287,11 +288,14 @@ def without_slots(
         config: Its config in the file.
         layers: Layers to leave out.
     """
-    result = dict(tensors)
+    result, sharing = dict(tensors), Counter[str]()
     for member in members_of(config):
         for method in METHODS:
             if not method.shared_container or not method.handles(member):
                 continue
+            whole = f"{method.shared_container}.{name}."
+            numbered = f"{whole}{sharing[whole]}."  # where several members of a union share something
+            sharing[whole] += 1
             sites: dict[str, list[int]] = {}
             for site in (hooked.site for hooked in engine.hooked if isinstance(hooked.site, method.site_type)):
                 named = selects(member, site)
@@ -299,9 +303,9 @@ def without_slots(
                 if acts and site.layer not in member.get("leave_out", ()):
                     sites.setdefault(site.location, []).append(site.layer)
             for location, numbers in sites.items():
-                start = f"{method.shared_container}.{name}.{location}."
+                starts = f"{whole}{location}.", f"{numbered}{location}."
                 kept = [i for i, layer in enumerate(numbers) if layer not in layers]
-                for key in [key for key in result if key.startswith(start)]:
+                for key, start in [(key, start) for key in result for start in starts if key.startswith(start)]:
                     inner = key.removeprefix(start)
                     result[key] = method.kept_slots(member, inner, result[key], len(numbers), kept)
                     if not kept:

@@ -81,7 +81,7 @@ def push_adapter(model: Any, name: str, push: Push, use_safetensors: bool = True
             method=_method(config),
             config=config,
             head=read_json(head) if head.is_file() else None,
-            parameters={row["name"]: row["#param"] for row in model.adapter_summary(as_dict=True)}[name],
+            parameters=next(row["#param"] for row in model.adapter_summary(as_dict=True) if row["name"] == name),
             **_about(model, push),
         )
         return _upload(info, folder, push, f"Upload adapter {name}", PARTS.__contains__)

@@ -288,6 +288,17 @@ class AffineAdapter(AdapterModule[LinearState]):
             "it depends on the input. Keep it as an adapter."
         )
 
+    def changed_by_merging(self, before: AffineAdapter) -> str | None:
+        """Why this adapter computes something else once `before`, in front of it in a `Stack`, is merged; None if not.
+
+        An adapter of the same input is behind this one then, since it is next to the weight.
+        """
+        return None
+
+    def merged_bias(self, bias: Tensor | None) -> Tensor | None:
+        """The bias [O] of `merged` where the weight stays what it is, whatever holds it; None where it does not."""
+        return None
+
 
 class LinearAdapter(AffineAdapter):
     """A method that changes the output of a linear map, and no norm."""

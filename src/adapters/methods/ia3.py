@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import ConfigError
-from adapters.methods.base import InputAdapter, LinearAdapter, gate, new_gate
+from adapters.methods.base import AffineAdapter, InputAdapter, LinearAdapter, gate, new_gate
 from adapters.methods.config import AdapterConfig
 from adapters.methods.derived import Derived
 from adapters.methods.lora import LoRAConfig, init_matrices
@@ -123,6 +123,11 @@ class IA3(LinearAdapter):
         if y.dtype is not scale.dtype:
             return (y * scale).to(y.dtype)
         return y * scale if torch.is_grad_enabled() or not self.may_write(y) else y.mul_(scale)
+
+    def changed_by_merging(self, before: AffineAdapter) -> str | None:
+        if self.gate is not None and self.tap == "output" and before.tap == "input":
+            return f"the gate of {self.name!r} would read what {before.name!r} reads, no more what it makes of it"
+        return None
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.gate is not None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from adapters.methods.base import AffineAdapter
 from adapters.methods.config import (
     AdapterConfig,
     Rule,
@@ -270,6 +271,11 @@ class DoRA(LoRA):
             return y + x @ down @ up
         add_product(as_one(y), as_one(x), (down, up))
         return y
+
+    def changed_by_merging(self, before: AffineAdapter) -> str | None:
+        if before.merged_bias(before.site.bias) is None:
+            return f"{self.name!r} measures the weights, which {before.name!r} would change"
+        return super().changed_by_merging(before)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         magnitude = self.magnitude()

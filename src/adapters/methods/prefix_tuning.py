@@ -90,7 +90,9 @@ class PrefixTuningConfig(AdapterConfig):
     }
 
     def as_stored(self, names: Collection[str]) -> PrefixTuningConfig:
-        is_flat = any(".prefix_tunings." in f".{name}" and name.endswith(".control_trans") for name in names)
+        own = [name for name in names if ".prefix_tunings." in f".{name}"]
+        mixed = any(name.endswith(".wte.weight") for name in own)  # in a union of both kinds, whose configs tell
+        is_flat = not mixed and any(name.endswith(".control_trans") for name in own)
         return self.replace(flat=True) if is_flat and not self.flat else self
 
 

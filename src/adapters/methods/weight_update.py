@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.call import CALL
-from adapters.methods.base import AdapterModule, LinearAdapter, gate, new_gate
+from adapters.methods.base import AdapterModule, AffineAdapter, LinearAdapter, gate, new_gate
 from adapters.methods.config import (
     AdapterConfig,
     Rule,
@@ -218,6 +218,13 @@ class WeightUpdate(LinearAdapter):
     def delta_w(self) -> Tensor:
         """`delta_weight()`, by its older name."""
         return self.delta_weight()
+
+    def changed_by_merging(self, before: AffineAdapter) -> str | None:
+        if before.tap == "input":
+            return f"{self.name!r} would read what {before.name!r} reads, no more what it makes of it"
+        if isinstance(before, WeightUpdate):
+            return f"{self.name!r} acts on the update of {before.name!r}, which would be part of the weights"
+        return None
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.gate is not None:

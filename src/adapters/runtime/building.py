@@ -43,6 +43,7 @@ class Builder:
                 raise
             kind = UnsupportedError if isinstance(error, UnsupportedError) else ConfigError
             raise kind(f"Adapter {name!r}: {error}") from error
+        parts = self._together(name, parts)
         taken: set[tuple[str, int]] = set()
         for part in parts:
             if (key := (part.path, id(part.hooked))) in taken:
@@ -116,6 +117,19 @@ class Builder:
             placed = self.placed(module, site, config)
             parts.append(Part(self.base, path, name, placed, site.location, site.layer, hooked, method.tap))
         return parts
+
+    def _together(self, name: str, parts: list[Part]) -> list[Part]:
+        """`parts` with one list of modules wherever several configs of a union keep what their sites share."""
+        shared: dict[str, list[Part]] = {}
+        for part in parts:
+            if part.hooked is None:
+                shared.setdefault(part.path, []).append(part)
+        several = {path: found for path, found in shared.items() if len(found) > 1}
+        lists = []
+        for path, found in several.items():
+            modules = nn.ModuleList(part.module for part in found).train(self.base.training)
+            lists.append(Part(self.base, path, name, modules, found[0].location, -1))
+        return [*lists, *(part for part in parts if part.hooked is not None or part.path not in several)]
 
     def placed(self, module: nn.Module, site: Site | None, config: Any) -> Any:
         """`module` on the device and in the dtype of its site; without values it stays on `meta`."""

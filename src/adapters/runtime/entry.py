@@ -81,6 +81,16 @@ class Entry:
         if "adapter_names" in kwargs:
             refuse_adapter_names(kwargs)
 
+    def check_compiled(self) -> None:
+        """Let compiled code have guards on what it would not notice: the hooks, and a set-up that no hook would see.
+
+        Raises:
+            CompositionError: an `AdapterSetup` is in force that names an adapter, and there are none.
+        """
+        programs = self.engine.programs
+        if programs.mark == "" or not self.attached:  # the first is never so
+            programs.in_force()
+
     # -------------------------------------------------------------------------------------------------- hooks
 
     def on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

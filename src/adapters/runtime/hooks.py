@@ -372,8 +372,8 @@ def _attended_positions(rows: int, span: int, running: Running, stack: int) -> P
     attended = mask[:, :end].bool()
     if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(attended.all()):
         return None, None, offset, end  # elsewhere it would take longer to look than to go on
-    if rows != len(attended):
-        copies = rows // len(attended)
+    if rows != attended.shape[0]:  # len(attended) would be a number under torch.export
+        copies = rows // attended.shape[0]
         attended = attended.repeat(copies, 1) if call.copies else attended.repeat_interleave(copies, 0)
     first = attended.int().argmax(1, keepdim=True)
     count = attended.sum(1, keepdim=True)

@@ -88,6 +88,7 @@ class Programs:
     Attributes:
         number: Stands for the model in `AdapterSetup.programs`.
         default: The program outside of every `AdapterSetup`.
+        taps, mark: The hooks at sites that are registered, and a text that stands for them.
         lock: Guards the adapters of the model and its hooks.
         running: How many calls follow each program at the moment, on any thread.
     """
@@ -105,6 +106,7 @@ class Programs:
         self._kept: OrderedDict[tuple[Setup, tuple[int, ...]], Program] = OrderedDict()
         self._built: WeakSet[Program] = WeakSet()
         self._sweeps, self._late, self._closed_for_calls = 0, False, False
+        self._hooks(frozenset())
         with LOCK:
             REGISTRIES.add(self)
 
@@ -208,6 +210,7 @@ class Programs:
         engine = self.engine
         names = set() if setup is None else setup.flatten()
         keys = set(names)
+        engine.check_merged(setup, engine.merged)
         modules: dict[HookedSite[Any], dict[str, Any]] = {}
         layers: dict[HookedSite[Any], dict[str, dict[tuple[str, str], OwnedLayer]]] = {}
         pins: list[Pin] = []
@@ -261,6 +264,11 @@ class Programs:
                 self.engine.hooked[number].hook(tap)
             self.engine.replication.serve(program)
             program.served = self._sweeps
+            self._hooks(self.taps | program.taps)
+
+    def _hooks(self, taps: frozenset[tuple[int, str]]) -> None:
+        """Note which hooks there are: compiled code has guards on texts, and none on hooks."""
+        self.taps, self.mark = taps, str(hash(taps))
 
     def sweep(self) -> None:
         """Unhook what neither the model's own program, nor one that was entered, nor a running call needs."""
@@ -278,6 +286,7 @@ class Programs:
                         gone = True
             if gone:
                 self._sweeps += 1
+                self._hooks(self.taps & kept)
 
     # --------------------------------------------------------------------------------------------------- calls
 

@@ -25,5 +25,11 @@ class ListingVerbs(ActivationVerbs):
         return None if name is None else self.get_adapter(name).get(-1, {}).get("invertible")
 
     def adapter_summary(self, as_dict: bool = False) -> str | list[dict[str, Any]]:
-        """A table of all adapters: name, architecture, parameters, share of the base model, active, trained."""
+        """A table of all adapters, of what blocks own (fusions, routings), and of the base model in its last row.
+
+        Columns: name, architecture, parameters, share of the base model, active, trained.
+
+        Args:
+            as_dict: Return the rows as dicts.
+        """
         return adapter_summary(self._engine, as_dict)

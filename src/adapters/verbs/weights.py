@@ -18,7 +18,13 @@ class WeightVerbs(Verbs):
     def merge_adapter(self, name: str) -> None:
         """Fold an adapter of linear maps (LoRA, DoRA, IA3) into the base weights.
 
-        It stays there until `reset_adapter`, whatever is activated or trained on top of it.
+        It stays there until `reset_adapter`, whatever is activated or trained on top of it. A set-up may name it beside
+        others only where that computes the same as before it was merged; else the others alone, on top of the merged
+        weights.
+
+        Raises:
+            MergeError: it cannot be folded into these weights, another one is merged, or the active set-up would
+                compute something else. Nothing has changed.
         """
         merging.merge(self._engine, name)
 
