@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from adapters.call import CALL
 from adapters.checkpoint.full_model import add_registered, is_old
 from adapters.errors import UnsupportedError
 from adapters.methods.config import AdapterConfig
@@ -83,6 +85,10 @@ class AdapterModelMixin(
                     add_registered(self._engine, register, name, old=data is not None and is_old(data))
         self._on_heads_changed()
         self._engine.adopt_checkpointing()
+        for part in {id(module): module for module in (model.base_model, base)}.values():
+            if part is not model and isinstance(part, PreTrainedModel):
+                part.__class__ = adapted_class(type(part), BaseModelMixin)
+                part.__dict__["_engine"] = self._engine
 
     def _on_heads_changed(self) -> None:
         inverted = hasattr(self, "heads") or self._engine.spec.static_inverse
@@ -98,23 +104,61 @@ class AdapterModelMixin(
         base = getattr(type(self), "_adapted_class", None)
         if base is None:
             return super().__reduce_ex__(protocol)
-        return _rebuild, (base,), self.__dict__
+        mixin = BaseModelMixin if isinstance(self, BaseModelMixin) else AdapterModelMixin
+        return _rebuild, (base, mixin), self.__dict__
 
 
-def _rebuild(base: type[PreTrainedModel]) -> Any:
-    adapted: Any = adapted_class(base)
+class _OfWhole:
+    """An attribute that a base model has from the whole model in which it stands."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, base: Any, kind: type | None = None) -> Any:
+        return getattr(AdapterModelMixin, self.name, self) if base is None else getattr(base._engine.root, self.name)
+
+    def __set__(self, base: Any, value: Any) -> None:
+        setattr(base._engine.root, self.name, value)
+
+
+class BaseModelMixin(AdapterModelMixin):
+    """The base model inside of a model with adapters, such as `model.bert`: its verbs are those of the whole model.
+
+    Adapters are named, activated, trained and saved for both together, whichever of them is asked. What concerns the
+    module itself is its own: calls, gradient checkpointing, `save_pretrained`, `load_state_dict`.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As every module. A call from outside of the whole model is followed as one of the whole model is."""
+        inside = torch.compiler.is_compiling() or CALL.now.root is self._engine.root
+        if inside or "_is_replica" in self.__dict__:
+            return super(CallVerbs, self).__call__(*args, **kwargs)  # type: ignore[misc]
+        return super().__call__(*args, **kwargs)
+
+
+_OWN = {"save_pretrained", "peft_config", "prompt_encoder"}
+"""What PEFT's verbs have that a base model answers itself, like calls and files of whole models."""
+_GROUPS = [group for group in AdapterModelMixin.__bases__ if group not in (ModelFileVerbs, CallVerbs)]
+for _name in {name for group in _GROUPS for name in dir(group) if not name.startswith("_")} - _OWN:
+    setattr(BaseModelMixin, _name, _OfWhole(_name))
+for _name in ("model_frozen", "_on_heads_changed"):
+    setattr(BaseModelMixin, _name, _OfWhole(_name))
+
+
+def _rebuild(base: type[PreTrainedModel], mixin: type[AdapterModelMixin] = AdapterModelMixin) -> Any:
+    adapted: Any = adapted_class(base, mixin)
     return adapted.__new__(adapted)
 
 
-_ADAPTED: dict[type, type] = {}
+_ADAPTED: dict[tuple[type, type], type] = {}
 
 
-def adapted_class(base: type[PreTrainedModel]) -> type[Any]:
-    """`base` with the verbs of `AdapterModelMixin`, under its own name."""
-    if base not in _ADAPTED:
+def adapted_class(base: type[PreTrainedModel], mixin: type[AdapterModelMixin] = AdapterModelMixin) -> type[Any]:
+    """`base` with the verbs of a mixin, under its own name."""
+    if (base, mixin) not in _ADAPTED:
         members = {"_adapted_class": base, "__module__": base.__module__, "__doc__": base.__doc__}
-        _ADAPTED[base] = type(base.__name__, (AdapterModelMixin, base), members)
-    return _ADAPTED[base]
+        _ADAPTED[base, mixin] = type(base.__name__, (mixin, base), members)
+    return _ADAPTED[base, mixin]
 
 
 def init(model: Any, adapters_config: ModelAdaptersConfig | None = None, interface: Any = None) -> Any:
@@ -136,6 +180,11 @@ def init(model: Any, adapters_config: ModelAdaptersConfig | None = None, interfa
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedError(f"init needs a Transformers model, got {type(model).__name__}.")
     check_free_of_peft(model)
+    if isinstance(model.base_model, AdapterModelMixin):
+        raise UnsupportedError(
+            f"The base model of this {type(model).__name__} has adapters already. Build the whole model of a plain base "
+            "model, call init on it, and load the adapters into it from a folder."
+        )
     plain: Any = type(model)
     adapted: Any = model
     adapted.__class__ = adapted_class(plain)

@@ -110,7 +110,7 @@ def complete_state(model: Any, state: Mapping[str, Tensor] | None, original_name
     base = remove_tied_weights_from_state_dict(base, model)
     if original_names:
         base = revert_weight_conversion(model, base)
-    prefix = own_prefix(engine)
+    prefix = own_prefix(engine, model)
     owners: dict[int, set[str]] = {}
     for memory, (disk, tensor, owner) in ours.items():
         if memory in state and owner not in (before := owners.setdefault(id(tensor), set())):
@@ -127,7 +127,7 @@ def with_module_names(model: Any, state: Mapping[str, Tensor]) -> Mapping[str, T
     memory = {id(tensor): name for name, tensor in own.items()}
     files = complete_state(model, own, True)
     names = {name: memory[id(tensor)] for name, tensor in files.items() if id(tensor) in memory}
-    prefix = own_prefix(model._engine)
+    prefix = own_prefix(model._engine, model)
     names |= {prefix + disk: name for name, (disk, _, _) in _in_memory_names(model).items()}
     return renamed(state, lambda name: names.get(name, name))
 
@@ -135,7 +135,7 @@ def with_module_names(model: Any, state: Mapping[str, Tensor]) -> Mapping[str, T
 def _in_memory_names(model: Any) -> dict[str, tuple[str, Tensor, str]]:
     """Name in the model's state dict -> name on disk below the base model, tensor and owner, of all that is ours."""
     engine: Engine = model._engine
-    start = own_prefix(engine)
+    start = own_prefix(engine, model)
     names: dict[str, tuple[str, Tensor, str]] = {}
     for group in engine.added:
         for name, parts in group.items():
