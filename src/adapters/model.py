@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _get_model_class
 
 from adapters.call import CALL
 from adapters.checkpoint.full_model import add_registered, is_old
 from adapters.errors import UnsupportedError
+from adapters.heads.model import HUB
 from adapters.methods.config import AdapterConfig
 from adapters.methods.interface import AdapterModelInterface
 from adapters.runtime.adapters_config import ModelAdaptersConfig
@@ -63,7 +66,7 @@ class AdapterModelMixin(
     ) -> None:
         """Give this model an engine, and the adapters that `adapters_config` (or the model config) lists."""
         model = cast(PreTrainedModel, self)
-        stored, data = adapters_config, None
+        stored, data, interface = adapters_config, None, copy.deepcopy(interface)
         if stored is None and (data := getattr(model.config, "adapters", None)):
             models, fusion = (getattr(model.config, n, None) for n in ("adapter_fusion_models", "adapter_fusion"))
             stored = ModelAdaptersConfig.from_dict(data, models, fusion)
@@ -182,8 +185,8 @@ def init(model: Any, adapters_config: ModelAdaptersConfig | None = None, interfa
     check_free_of_peft(model)
     if isinstance(model.base_model, AdapterModelMixin):
         raise UnsupportedError(
-            f"The base model of this {type(model).__name__} has adapters already. Build the whole model of a plain base "
-            "model, call init on it, and load the adapters into it from a folder."
+            f"The base model of this {type(model).__name__} has adapters already. Build the whole model of a plain "
+            "base model, call init on it, and load the adapters into it from a folder."
         )
     plain: Any = type(model)
     adapted: Any = model
@@ -202,11 +205,16 @@ def load_model(path: Any, model_class: type[Any], interface: Any = None, *args: 
 
     Args:
         path: Folder or hub repository.
-        model_class: A class of Transformers, such as `BertForSequenceClassification`; or one with flexible heads.
+        model_class: A class of Transformers, such as `BertForSequenceClassification`, or one with flexible heads; or an
+            Auto class, such as `AutoAdapterModel`, which takes that of the folder's model type.
         interface: Where the places of the model are; by default the one that was saved with it, if there is one.
         args, kwargs: Arguments of its `from_pretrained`.
     Returns:
         The model with its adapters. None of them is active.
     """
+    if issubclass(model_class, _BaseAutoModelClass):
+        hub = {key: kwargs[key] for key in (*HUB, "trust_remote_code") if key in kwargs}
+        config = kwargs.get("config") or AutoConfig.from_pretrained(path, **hub)
+        model_class = _get_model_class(config, model_class._model_mapping)
     opened = model_class if issubclass(model_class, AdapterModelMixin) else adapted_class(model_class)
     return opened.from_pretrained(path, *args, interface=interface, **kwargs)

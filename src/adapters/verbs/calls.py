@@ -37,6 +37,9 @@ class CallVerbs(Verbs):
             if CALL.now is not before:
                 entry.end_interrupted(before)
 
+    def forward_context(self, context: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: a call notes by itself what it needs. Classes written for version 1 call it from their own."""
+
     def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in Transformers; with `Parallel` the result has the rows of all adapters, first adapter first."""
         if not self._engine.parts:

@@ -50,6 +50,10 @@ class TrainingVerbs(ActivationVerbs):
         for module in self._output_embedding_modules():
             module.requires_grad_(train)
 
+    def freeze_embeddings(self, freeze: bool = True) -> None:
+        """Freeze or unfreeze the input embeddings."""
+        cast(PreTrainedModel, self).get_input_embeddings().requires_grad_(not freeze)
+
     def freeze_model(self, freeze: bool = True) -> None:
         """Freeze or unfreeze the base model; adapters stay as they are."""
         freezing.freeze_base(self._engine, freeze)
