@@ -383,3 +383,12 @@ def test_a_comma_in_a_stored_name_is_replaced_and_said(tmp_path: Path, caplog: A
     want = list(model.get_adapter_state_dict("ab").values())
     assert all(map(torch.equal, other.get_adapter_state_dict("a_b").values(), want))
     assert build("bert").load_adapter(tmp_path, load_as="c") == "c"
+
+
+def test_a_config_in_place_of_a_flag_changes_nothing() -> None:
+    model = adapted(a="lora")
+    before = {key: p.requires_grad for key, p in model.named_parameters()}
+    with pytest.raises(ConfigError, match="train_embeddings"):
+        model.train_adapter("a", SeqBnConfig())
+    assert {key: p.requires_grad for key, p in model.named_parameters()} == before
+    assert not model.model_frozen and model.active_adapters is None

@@ -232,14 +232,11 @@ class _Sized(AdapterCompositionBlock):
             whole = tuple(operator.index(size) for size in given)
         except TypeError:
             whole, given = (), [False]
-        if (
-            len(whole) != len(self.children)
-            or any(isinstance(s, bool) for s in given)
-            or any(s < self.least for s in whole)
-        ):
+        is_wrong = len(whole) != len(self.children) or bool in map(type, given)
+        if is_wrong or not any(whole) or min(whole) < self.least:
             raise CompositionError(
                 f"{self!r}: {keyword} is {sizes!r}. Allowed: one integer, at least {self.least}, for each of the "
-                f"{len(self.children)} children, or a single one that holds for all."
+                f"{len(self.children)} children, or a single one above 0 that holds for all."
             )
         self.__dict__["_sizes"] = whole
 
