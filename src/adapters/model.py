@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -128,8 +128,20 @@ class BaseModelMixin(AdapterModelMixin):
     """The base model inside of a model with adapters, such as `model.bert`: its verbs are those of the whole model.
 
     Adapters are named, activated, trained and saved for both together, whichever of them is asked. What concerns the
-    module itself is its own: calls, gradient checkpointing, `save_pretrained`, `load_state_dict`.
+    module itself is its own: calls, gradient checkpointing, `save_pretrained`, `load_state_dict`. Its class makes plain
+    models.
     """
+
+    _adapted_class: ClassVar[type[PreTrainedModel]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A plain model, by the arguments of its class; without any, what a copy is made of."""
+        return cls._adapted_class(*args, **kwargs) if args or kwargs else super().__new__(cls)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As the plain class."""
+        return cls._adapted_class.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As every module. A call from outside of the whole model is followed as one of the whole model is."""
@@ -216,5 +228,7 @@ def load_model(path: Any, model_class: type[Any], interface: Any = None, *args: 
         hub = {key: kwargs[key] for key in (*HUB, "trust_remote_code") if key in kwargs}
         config = kwargs.get("config") or AutoConfig.from_pretrained(path, **hub)
         model_class = _get_model_class(config, model_class._model_mapping)
+    if issubclass(model_class, BaseModelMixin):
+        model_class = model_class._adapted_class
     opened = model_class if issubclass(model_class, AdapterModelMixin) else adapted_class(model_class)
     return opened.from_pretrained(path, *args, interface=interface, **kwargs)

@@ -132,3 +132,13 @@ def test_init_takes_a_base_model_with_verbs_as_it_is() -> None:
     with pytest.raises(UnsupportedError, match="has adapters already"):
         adapters.init(plain)
     assert type(plain) is kind
+
+
+def test_the_class_of_a_base_model_makes_plain_models(tmp_path: Path) -> None:
+    model = whole("bert")
+    plain = type(build("bert", adapted=False))
+    model.bert.save_pretrained(tmp_path)
+    kind = type(model.bert)
+    for made in (kind(model.config), kind.from_pretrained(tmp_path), kind._from_config(model.config)):
+        assert type(made) is plain
+    assert isinstance(adapters.load_model(tmp_path, kind), AdapterModelMixin)
