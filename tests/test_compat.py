@@ -155,6 +155,12 @@ def test_kinds_of_modules() -> None:
         Mine("mh_adapter")
 
 
+def test_outputs_of_several_heads_are_found_beside_the_base_of_heads() -> None:
+    from adapters.heads.base import MultiHeadOutput
+
+    assert MultiHeadOutput is adapters.MultiHeadOutput
+
+
 def test_kinds_of_models() -> None:
     whole, alone = build("bert", "classification"), build("bert")
     for model in (whole, whole.bert, alone):

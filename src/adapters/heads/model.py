@@ -259,11 +259,9 @@ class EncoderDecoderHeadModel(HeadModel):
 class UncachedGenerationMixin(GenerationMixin):
     """Generation with a base model that has no cache: every step reads the whole sequence."""
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         """What the next step reads."""
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
 
 
 def argument_names(base_model_class: type[PreTrainedModel]) -> tuple[str, ...]:
