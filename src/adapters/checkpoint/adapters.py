@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adapters.checkpoint.atomic import reading
 from adapters.checkpoint.empty import Empty
 from adapters.checkpoint.fingerprint import ENTRY, sample, warn_if_other
-from adapters.checkpoint.layout import ADAPTER, description, version_numbers, write_interface
+from adapters.checkpoint.layout import ADAPTER, Files, description, version_numbers, write_interface
 from adapters.checkpoint.names import Match, below_base, converted, is_repeated, match, own_prefix, tensors_of
 from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
 from adapters.checkpoint.undo import Before
@@ -39,7 +39,7 @@ OLD_ACTIVATIONS = {"gelu": "gelu_new", "gelu_orig": "gelu"}
 
 
 def write_adapter(
-    model: Any, folder: Path, name: str, meta: Mapping[str, Any] | None = None, use_safetensors: bool = True
+    model: Any, folder: Path, name: str, meta: Mapping[str, Any] | None = None, use_safetensors: Files = True
 ) -> None:
     """Write the config and the tensors of an adapter into an existing folder.
 
@@ -82,7 +82,7 @@ def load_adapter(
     stored_name = saved.get("name") or load_as
     if not isinstance(stored_name, str):
         raise CheckpointError(f"{folder / ADAPTER.config} does not say the adapter's name. Pass load_as.")
-    name = load_as or stored_name
+    name = load_as or _legal(stored_name)
     stored_config = stored_adapter_config(saved, found)
     require_layers(given := list(leave_out or ()), engine.sites, "leave_out")
     left_out = set(given)
@@ -114,6 +114,17 @@ def load_adapter(
     result.copy()
     warn_if_other(engine, saved, what)
     return name
+
+
+def _legal(name: str) -> str:
+    """A stored name as it can be here: version 1 of the library takes commas, which fusions have in their names."""
+    if "," not in name:
+        return name
+    legal = name.replace(",", "_")
+    logger.warning(
+        "Adapter %r is loaded as %r: a name cannot have a comma here. load_as gives it another.", name, legal
+    )
+    return legal
 
 
 def adapter_state(model: Any, name: str, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from adapters.checkpoint.atomic import reading
 from adapters.checkpoint.empty import Empty
 from adapters.checkpoint.fingerprint import ENTRY, sample, warn_if_other
-from adapters.checkpoint.layout import HEAD, description, read_json
+from adapters.checkpoint.layout import HEAD, Files, description, read_json
 from adapters.checkpoint.names import added_tensors, children_state, converted, match, renamed, same
 from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
 from adapters.checkpoint.undo import Before
@@ -66,7 +66,7 @@ def write_head(
     folder: Path,
     name: str | None = None,
     meta: Mapping[str, Any] | None = None,
-    use_safetensors: bool = True,
+    use_safetensors: Files = True,
 ) -> None:
     """Write a head into an existing folder.
 
@@ -75,7 +75,7 @@ def write_head(
         folder: Where to.
         name: The flexible head; by default the active one. Not used for plain classes, which have one head.
         meta: More entries for the config file.
-        use_safetensors: Write safetensors, or else a pickle file.
+        use_safetensors: Write safetensors (True), a pickle file (False), or "both".
     Raises:
         HeadError: there is no such head, or several are active.
     """
@@ -283,7 +283,9 @@ def _set_labels(model: Any, id2label: Mapping[int, str] | None) -> None:
         model.config.label2id = {label: int(index) for index, label in id2label.items()}
 
 
-def load_head_beside(model: Any, folder: Path, before: Before, name: str, **kwargs: Any) -> str | None:
+def load_head_beside(
+    model: Any, folder: Path, before: Before, name: str, own_name: str | None = None, **kwargs: Any
+) -> str | None:
     """Load the head that lies beside an adapter, if this model can have it; otherwise say so in the log.
 
     Args:
@@ -291,6 +293,7 @@ def load_head_beside(model: Any, folder: Path, before: Before, name: str, **kwar
         folder: Where the adapter lies.
         before: Brings the model back if this fails.
         name: Of the adapter, and of the head.
+        own_name: Of what lies there, if its head may have another name, which it keeps then.
         kwargs: As for `load_head`.
     """
     if missing := [part for part in (HEAD.config, HEAD.weights) if not _is_there(folder, part)]:
@@ -302,6 +305,8 @@ def load_head_beside(model: Any, folder: Path, before: Before, name: str, **kwar
             "(with_head=False)."
         )
     saved = read_json(folder / HEAD.config)
+    if own_name is not None and saved.get("name") not in (None, own_name):
+        name = saved["name"]
     try:
         if has_flexible_heads(model) and saved.get("config") is None:
             find_static_head(str(saved.get("model_class")))

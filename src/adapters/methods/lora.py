@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from adapters.methods.base import AffineAdapter
+from adapters.methods.carriers import LoRALayer as LoRALayer
+from adapters.methods.carriers import LoRALinear as LoRALinear
+from adapters.methods.carriers import LoRAMergedLinear as LoRAMergedLinear
 from adapters.methods.config import (
     AdapterConfig,
     Rule,
@@ -49,7 +52,7 @@ class LoRAConfig(AdapterConfig):
         alpha: Numerator of the scaling alpha / r.
         dropout: Probability in [0, 1], applied to x before A.
         attn_matrices: Which of query "q", key "k" and value "v" are adapted.
-        composition_mode: "add" the update, or "scale" the output by it (IA3; needs r 1 and dropout 0).
+        composition_mode: "add" the update, or "scale" the output by it (IA3; needs r 1, and has no dropout).
         init_weights: "lora" (B starts at zero), "bert" (normal, 0.02), "ia3" (ones) or "vera" (frozen, shared
             A and B).
         init_weights_seed: Seed set before each module is initialised; None leaves the generator alone.
@@ -114,7 +117,7 @@ class LoRAConfig(AdapterConfig):
         if self.composition_mode == "scale" and self.r != 1:
             raise self._error("r", "With composition_mode 'scale' it can only be 1.")
         if self.composition_mode == "scale" and self.dropout:
-            raise self._error("dropout", "With composition_mode 'scale' it can only be 0.")
+            warnings.warn(f"{type(self).__name__}: dropout does nothing with composition_mode 'scale'.", stacklevel=4)
         idle = [name for name in self.attn_matrices if name not in ("q", "k", "v")]
         if idle:
             warnings.warn(
@@ -173,6 +176,11 @@ class LoRA(WeightUpdate):
         self.lora_A = nn.Parameter(torch.empty(config.r * len(self.columns), self.in_features))
         self.lora_B = nn.Parameter(torch.empty(self.width, config.r))
         init_matrices(self.lora_A, self.lora_B, config.init_weights)
+
+    @property
+    def delta_w(self) -> Tensor:
+        """B A, without alpha / r."""
+        return self.delta_weight() / self.scaling
 
     @classmethod
     def handles(cls, config: Any) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapters.methods.base import AdapterModule, Direct, MethodModule, gate, new_gate
 from adapters.methods.bottleneck import activation_module
+from adapters.methods.carriers import PrefixTuningLayer as PrefixTuningLayer
 from adapters.methods.config import (
     AdapterConfig,
     Rule,

@@ -41,8 +41,7 @@ class Builder:
         except (ConfigError, UnsupportedError) as error:
             if str(error).startswith("Adapter "):
                 raise
-            kind = UnsupportedError if isinstance(error, UnsupportedError) else ConfigError
-            raise kind(f"Adapter {name!r}: {error}") from error
+            raise type(error)(f"Adapter {name!r}: {error}") from error
         parts = self._together(name, parts)
         taken: set[tuple[str, int]] = set()
         for part in parts:

@@ -12,19 +12,26 @@ from adapters.runtime.parts import Part, parameters_of
 
 
 def adapter_modules(engine: Engine, name: str) -> dict[int, dict[str, nn.Module]]:
-    """{layer: {location: module}}; several modules at one location form a ModuleList."""
-    found: dict[int, dict[str, Any]] = {}
-    for part in engine.parts[name]:
+    """{layer: {location: module}}; several modules at one location form a ModuleList.
+
+    What all layers read from one module, as a prefix, is listed at the first of them.
+    """
+    parts = engine.parts[name]
+    pools = dict(child for part in parts if not part.location for child in part.module.named_children())
+    left = dict(pools)
+    found: dict[tuple[int, str], list[nn.Module]] = {}
+    for part in parts:
         if not part.location:
             continue
-        locations = found.setdefault(part.layer, {})
-        if part.location in locations:
-            old = locations[part.location]
-            listed = [*old] if isinstance(old, nn.ModuleList) else [old]
-            locations[part.location] = nn.ModuleList([*listed, part.module])
-        else:
-            locations[part.location] = part.module
-    return dict(sorted(found.items()))
+        here = [left.pop(part.location)] if part.location in left else []
+        if part.location not in pools or any(True for _ in part.module.parameters()):
+            here.append(part.module)
+        if here:
+            found.setdefault((part.layer, part.location), []).extend(here)
+    modules: dict[int, dict[str, nn.Module]] = {}
+    for (layer, location), here in sorted(found.items(), key=lambda item: item[0][0]):
+        modules.setdefault(layer, {})[location] = here[0] if len(here) == 1 else nn.ModuleList(here)
+    return modules
 
 
 def adapter_summary(engine: Engine, as_dict: bool = False) -> str | list[dict[str, Any]]:

@@ -43,6 +43,9 @@ class CallVerbs(Verbs):
             self._engine.entry.check_compiled()
         return super()._call_impl(*args, **kwargs)  # type: ignore[misc]
 
+    def forward_context(self, context: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: a call notes by itself what it needs. Classes written for version 1 call it from their own."""
+
     def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in Transformers; with `Parallel` the result has the rows of all adapters, first adapter first."""
         if not self._engine.parts:
