@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 from adapters.call import CALL
-from adapters.errors import UnsupportedError
 from adapters.methods.state import AttentionState
 from adapters.sites.resolve import AttentionSite
 
@@ -54,15 +53,9 @@ class Interception:
         self.module.__dict__.pop(_MARK, None)
 
 
-def check(module: nn.Module) -> None:
-    """Raise UnsupportedError unless `module` calls its attention function through the interface."""
-    code = inspect.unwrap(type(module).forward).__code__
-    if "get_interface" not in code.co_names:
-        raise UnsupportedError(
-            f"Prefix tuning acts where a model asks transformers' AttentionInterface for its attention function, and "
-            f"{type(module).__name__} does not ask it in this version of transformers. Use a newer transformers, or "
-            "another method for this model."
-        )
+def asks_interface(module: nn.Module) -> bool:
+    """Whether `module` asks transformers' AttentionInterface for its attention function."""
+    return "get_interface" in inspect.unwrap(type(module).forward).__code__.co_names
 
 
 def intercept(module: nn.Module, hooked: Any) -> Interception:

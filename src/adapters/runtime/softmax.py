@@ -1,0 +1,640 @@
+"""Prefix tuning where a model computes its attention itself, without transformers' AttentionInterface.
+
+While such an attention module runs with an active prefix, and only then, `Watch` sees its calls of torch functions. A
+product of queries and keys is remembered with what the model then does to it: what it does to all scores (scales,
+casts, caps) is done to the scores of the prefix too, what it does to each key (masks, biases) is its own keys' affair.
+The softmax is taken over both, the model goes on with its own columns, and those of the prefix, weighted by the
+prefix's values, are added to the product with the model's values:
+
+    [p_prefix | p] = softmax([f(q K_prefix^T) | f(q K^T) + bias]),    out = p V + p_prefix V_prefix
+
+What cannot be followed is refused when it runs, with the function where the trace was lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from adapters.call import CALL
+from adapters.errors import UnsupportedError
+from adapters.methods.state import AttentionState, given
+from adapters.runtime import attention
+from adapters.sites.resolve import AttentionSite
+
+Function = Callable[..., Any]
+Apply = Callable[[Tensor], Tensor]
+
+
+class Watching:
+    """Hooks that let a `Watch` see an attention module while it runs with an active prefix."""
+
+    def __init__(self, hooked: Any) -> None:
+        self.hooked = hooked
+        module: nn.Module = hooked.site.module
+        self.handles = (
+            module.register_forward_pre_hook(self.enter, prepend=True),
+            module.register_forward_hook(self.leave, prepend=True, always_call=True),
+        )
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self.handles:
+            handle.remove()
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        if (plan := self.hooked.now()) is not None:
+            watch = Watch(self.hooked.site, plan)
+            CALL.now.watches.append(watch)
+            watch.__enter__()
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        watches = CALL.now.watches
+        if watches and watches[-1].site is self.hooked.site:
+            watches.pop().leave(failed=output is None)
+
+
+# ----------------------------------------------------------------------------------------------------- what is seen
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model arranges [B, H, Q, ...]: `lead` are its dimensions but the last, `order` where they come from."""
+
+    rows: int
+    heads: int
+    queries: int
+    lead: tuple[int, ...]
+    order: tuple[int, ...] = ()
+
+    def canonical(self, tensor: Tensor) -> Tensor:
+        """[..., X] of the model as [B, H, Q, X]."""
+        if self.order:
+            tensor = tensor.reshape(*self.lead, tensor.shape[-1])
+            tensor = tensor.permute(*map(self.order.index, range(len(self.order))), -1)
+        return tensor.reshape(self.rows, self.heads, self.queries, tensor.shape[-1])
+
+    def restored(self, tensor: Tensor) -> Tensor:
+        """[B, H, Q, X] as the model arranges it, [*lead, X]."""
+        if self.order:
+            lead = [self.lead[self.order.index(i)] for i in range(len(self.order))]
+            tensor = tensor.reshape(*lead, tensor.shape[-1]).permute(*self.order, -1)
+        return tensor.reshape(*self.lead, tensor.shape[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """A tensor [..., Q, K] that follows from a product of queries and keys.
+
+    Attributes:
+        query: Left factor of the product, [*, Q, D], leading dimensions as in `lead`.
+        lead: Sizes of the product's leading dimensions, as they are in `query`: batch and heads, in that order.
+        factor: By what the model had multiplied the keys.
+        arranged: Sizes of all dimensions of the product but the last.
+        order: Where these come from in (*lead, Q), if the product has another order.
+        steps: What the model then did to all scores alike.
+    """
+
+    query: Tensor
+    lead: tuple[int, ...]
+    factor: Any
+    arranged: tuple[int, ...]
+    order: tuple[int, ...] = ()
+    steps: tuple[Apply, ...] = ()
+
+    def carried(self, step: Apply) -> Scores:
+        """After `step` was done to all scores."""
+        return replace(self, steps=(*self.steps, step))
+
+    def layout(self, heads: int) -> Layout | None:
+        """The layout, given the number of key heads; None if this number does not fit."""
+        lead = self.lead
+        if len(lead) == 1:
+            rows, count = divmod(lead[0], heads)[0], heads
+        elif len(lead) == 3 and lead[1] != heads and lead[2] == heads:
+            rows, count = lead[0] * lead[1], heads
+        else:
+            rows, count = lead[0], math.prod(lead[1:])
+        if not rows or rows * count != math.prod(lead) or count % heads:
+            return None
+        return Layout(rows, count, self.query.shape[-2], self.arranged, self.order)
+
+
+@dataclass(eq=False)
+class Prefix:
+    """The values [B or 1, H, P, head_dim] that prefix columns belong to; None if the columns are weighted already."""
+
+    values: Tensor | None
+    used: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Probabilities [..., Q, K] and those of the prefix, `columns` [..., Q, P], arranged alike."""
+
+    columns: Tensor
+    prefix: Prefix
+    layout: Layout
+
+    def carried(self, step: Apply) -> Columns:
+        """After `step` was done to all probabilities."""
+        return replace(self, columns=step(self.columns))
+
+
+@dataclass(frozen=True, eq=False)
+class Lost:
+    """Something that follows from scores in a way that nobody can follow, since `function` was called."""
+
+    function: str
+
+
+@dataclass(frozen=True, eq=False)
+class Statistic:
+    """A number per query that follows from its scores, such as their maximum."""
+
+
+Node = Scores | Columns | Lost | Statistic
+
+
+# -------------------------------------------------------------------------------------------------- one softmax
+
+
+@dataclass
+class ScoredState(AttentionState):
+    """In a softmax: `mask` holds the model's own scores [B, H, Q, K], `numbers` [B, 1] which rows of the batch these are.
+
+    `out` [B, Q, H, K + head_dim] has the own probabilities and the weighted values of the prefix side by side.
+    """
+
+    numbers: Tensor | None = given(default=None)
+
+
+@dataclass
+class Softmax:
+    """One call of a softmax over scores: `function`, which takes it over the last dimension."""
+
+    watch: Watch
+    function: Apply
+    scores: Scores
+    layout: Layout
+
+    def prefixed(
+        self,
+        prefix: tuple[Tensor, Tensor],
+        query: Tensor,
+        own: Tensor,
+        attended: Tensor | None = None,
+        numbers: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(own probabilities [B, H, Q, K], those of the prefix [B, H, Q, P], values [B or 1, H, P, head_dim])."""
+        keys, values = (_per_query_head(tensor.to(query.dtype), self.layout.heads) for tensor in prefix)
+        if keys.shape[-1] != query.shape[-1]:
+            self.watch.refuse(f"its heads are {query.shape[-1]} wide, and those of the prefix {keys.shape[-1]}")
+        columns = query @ (keys.transpose(2, 3) * self.scores.factor)
+        columns = self._stepped(columns, numbers).to(own.dtype)
+        if attended is not None:
+            columns = columns.masked_fill(~attended[:, None, None, :], torch.finfo(columns.dtype).min)
+        probabilities = self.function(torch.cat([columns, own], -1))
+        length = keys.shape[2]
+        return probabilities[..., length:], probabilities[..., :length], values
+
+    def _stepped(self, columns: Tensor, numbers: Tensor | None) -> Tensor:
+        """`columns` [B, H, Q, P] after what the model did to all scores, which it did to all rows."""
+        layout, some = self.layout, numbers is not None and len(numbers) != self.layout.rows
+        if not self.scores.steps:
+            return columns
+        if some:
+            assert numbers is not None
+            columns = columns.new_zeros(layout.rows, *columns.shape[1:]).index_copy(0, numbers[:, 0], columns)
+        columns = layout.restored(columns)
+        for step in self.scores.steps:
+            columns = step(columns)
+        columns = layout.canonical(columns)
+        return columns.index_select(0, numbers[:, 0]) if some else columns  # type: ignore[index]
+
+    def mixed(self, state: AttentionState) -> tuple[Tensor, None]:
+        """What a mean can be taken of, [B, Q, H, K + head_dim]: see `ScoredState`."""
+        assert isinstance(state, ScoredState) and state.mask is not None
+        if state.prefix_keys is None or state.prefix_values is None:
+            own = self.function(state.mask)
+            prefixed = own.new_zeros(*own.shape[:-1], state.value.shape[-1])
+        else:
+            prefix = state.prefix_keys, state.prefix_values
+            own, columns, values = self.prefixed(prefix, state.query, state.mask, state.attended, state.numbers)
+            prefixed = columns @ values.to(columns.dtype)
+        return torch.cat([own, prefixed], -1).transpose(1, 2), None
+
+
+Result = tuple[Tensor, Tensor, Tensor | None]
+"""(own probabilities, prefix columns, prefix values): see `Prefix`."""
+
+
+def attend_prefix(
+    key_values: Callable[[], tuple[Tensor, Tensor]], softmax: Softmax, query: Tensor, own: Tensor, hidden: Tensor | None
+) -> Result:
+    """The softmax with one prefix, the common case."""
+    return softmax.prefixed(key_values(), query, own)
+
+
+def attend(
+    run: Callable[[AttentionState], AttentionState], softmax: Softmax, query: Tensor, own: Tensor, hidden: Tensor | None
+) -> Result:
+    """The softmax with whatever the program `run` prepends."""
+    site, keys = softmax.watch.site, own.shape[-1]
+    empty = query.new_empty(query.shape[0], site.num_heads, 0, query.shape[-1])
+    numbers = torch.arange(query.shape[0], device=query.device)[:, None]
+    state = run(ScoredState(query, empty, empty, own, hidden, numbers=numbers, attend=softmax.mixed))
+    if state.out is not None:
+        out = state.out.transpose(1, 2)
+        return out[..., :keys], out[..., keys:], None
+    if state.prefix_keys is None or state.prefix_values is None:
+        return softmax.function(own), own[..., :0], empty
+    return softmax.prefixed((state.prefix_keys, state.prefix_values), query, own, state.attended)
+
+
+def _per_query_head(tensor: Tensor, heads: int) -> Tensor:
+    """Keys or values [B, H, P, head_dim] of grouped queries, for every query head its own."""
+    repeats = heads // tensor.shape[1]
+    return tensor if repeats == 1 else tensor.repeat_interleave(repeats, 1)
+
+
+# ---------------------------------------------------------------------------------------------------- the watch
+
+
+class Watch(TorchFunctionMode):
+    """Sees the torch functions that an attention module calls, and puts the prefix into its softmax."""
+
+    def __init__(self, site: AttentionSite, plan: Any) -> None:
+        super().__init__()
+        self.site, self.plan = site, plan
+        self.prefixes: list[Prefix] = []
+        self.hidden: Tensor | None = None
+        self._nodes: dict[int, tuple[Tensor, Node]] = {}
+        self._factors: dict[int, tuple[Tensor, Any]] = {}
+        self._served, self._learns = False, torch.is_grad_enabled()
+
+    def leave(self, failed: bool) -> None:
+        """The module has ended. Raises UnsupportedError if the prefix is not in what it gave."""
+        self.__exit__(None, None, None)
+        self._nodes.clear()
+        self._factors.clear()
+        if failed:
+            return
+        if not self._served:
+            self.refuse(
+                "it calls neither transformers' AttentionInterface, nor a softmax of products of queries and keys, "
+                "nor scaled_dot_product_attention. Another attn_implementation may ('eager')"
+            )
+        if not all(prefix.used for prefix in self.prefixes):
+            self.refuse("no product of its attention probabilities with the values was seen")
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Raise UnsupportedError for this module."""
+        raise UnsupportedError(
+            f"Prefix tuning does not get into the attention at {self.site.path} "
+            f"({type(self.site.module).__name__}): {reason}. Use another method for this model."
+        )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        handler = HANDLERS.get(func)
+        if handler is not None:
+            return handler(self, func, args, kwargs)
+        out = func(*args, **kwargs)
+        return self.lose(func, args, kwargs, out) if self._nodes else out
+
+    # ------------------------------------------------------------------------------------------------- notes
+
+    def node(self, value: Any) -> Node | None:
+        """What is known of a tensor."""
+        found = self._nodes.get(id(value))
+        return None if found is None else found[1]
+
+    def note(self, tensor: Tensor, node: Node) -> Tensor:
+        """Remember what is known of a tensor, which stays alive as long: its id must not be another's."""
+        self._nodes[id(tensor)] = tensor, node
+        return tensor
+
+    def lose(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Any:
+        """`out`, noted as lost if it follows from scores."""
+        for value in _flat((*args, *kwargs.values())):
+            if (node := self.node(value)) is not None:
+                lost = node if isinstance(node, Lost) else Lost(getattr(func, "__name__", str(func)))
+                for result in _flat((out,)):
+                    if isinstance(result, Tensor):
+                        self.note(result, lost)
+                break
+        return out
+
+    # ---------------------------------------------------------------------------------------------- products
+
+    def matmul(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """left @ right: of queries and keys, or of probabilities and values."""
+        if len(args) + len(kwargs) != 2:
+            return self.lose(func, args, kwargs, func(*args, **kwargs))
+        left, right = (*args, *kwargs.values())
+        return self._product(func(*args, **kwargs), left, right, 1.0)
+
+    def baddbmm(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """beta * input + alpha * batch1 @ batch2."""
+        given = {**dict(zip(("input", "batch1", "batch2"), args)), **kwargs}
+        return self._product(func(*args, **kwargs), given["batch1"], given["batch2"], given.get("alpha", 1.0))
+
+    def _product(self, out: Tensor, left: Tensor, right: Tensor, alpha: Any) -> Tensor:
+        node = self.node(left)
+        if isinstance(node, Columns):
+            if node.prefix.used:
+                return out
+            extra = node.layout.restored(self._weighted(node)) * alpha
+            if extra.numel() != out.numel():
+                self.refuse("its probabilities and values cannot be told apart by their sizes")
+            return out + extra.reshape(out.shape).to(out.dtype)
+        if left.dim() > 2 and right.dim() > 2:
+            lead = tuple(out.shape[:-2])
+            query = left.expand(*lead, *left.shape[-2:])
+            self.note(out, Scores(query, lead, self._factor(right) * alpha, tuple(out.shape[:-1])))
+        return out
+
+    def einsum(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A product whose dimensions have letters."""
+        out = func(*args, **kwargs)
+        tensors = args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:]
+        inputs, arrow, result = str(args[0]).replace(" ", "").partition("->")
+        names = inputs.split(",")
+        if not arrow or len(tensors) != 2 or len(names) != 2 or "." in inputs:
+            return self.lose(func, tensors, kwargs, out)
+        pairs = list(zip(names, tensors))
+        for (letters, tensor), (other, _) in (pairs, pairs[::-1]):
+            node = self.node(tensor)
+            if isinstance(node, Columns) and letters[-1] in other and letters[-1] not in result:
+                return self._einsum_with_values(out, node, letters, other, result)
+        for (letters, tensor), (other, key) in (pairs, pairs[::-1]):
+            shared = [letter for letter in result if letter in letters and letter in other]
+            queries = [letter for letter in result if letter in letters and letter not in other]
+            summed = set(letters) & set(other) - set(result)
+            if result[-1] not in letters and len(queries) == len(summed) == 1 and len(shared) in (1, 2):
+                canonical = [*shared, *queries]
+                query = tensor.permute(*(letters.index(letter) for letter in (*canonical, *summed)))
+                order = tuple(canonical.index(letter) for letter in result[:-1])
+                factor, lead = self._factor(key), tuple(query.shape[:-2])
+                return self.note(out, Scores(query, lead, factor, tuple(out.shape[:-1]), order))
+        return self.lose(func, tensors, kwargs, out)
+
+    def _einsum_with_values(self, out: Tensor, node: Columns, letters: str, other: str, result: str) -> Tensor:
+        if node.prefix.used:
+            return out
+        widths = [letter for letter in result if letter not in letters]
+        arranged = [*letters[:-1], *widths]
+        if len(widths) != 1 or sorted(arranged) != sorted(result):
+            self.refuse(f"the product {letters},{other}->{result} does not leave one vector per head and query")
+        extra = node.layout.restored(self._weighted(node))
+        return out + extra.permute(*(arranged.index(letter) for letter in result)).to(out.dtype)
+
+    def _weighted(self, node: Columns) -> Tensor:
+        """What the prefix adds to the output, [B, H, Q, head_dim]."""
+        node.prefix.used = True
+        columns, values = node.layout.canonical(node.columns), node.prefix.values
+        return columns if values is None else columns @ values.to(columns.dtype)
+
+    def _factor(self, key: Tensor) -> Any:
+        """By what a tensor has been multiplied."""
+        found = self._factors.get(id(key))
+        return 1.0 if found is None else found[1]
+
+    # ------------------------------------------------------------------------------------- what happens to scores
+
+    def elementwise(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A function of every element, and of tensors that are broadcast to all."""
+        at, node = self._first(args)
+        own = args[at] if node is not None else None
+        out = func(*args, **kwargs)
+        if node is None or own is None:
+            self._scale(func, args, out)
+            return self.lose(func, args, kwargs, out) if self._nodes else out
+        others = [value for value in (*args[:at], *args[at + 1 :], *kwargs.values()) if isinstance(value, Tensor)]
+        per_key = any(self._per_key(func, own, other) for other in others)
+        name = func.__name__
+        reversed_ = at > 0 and ("sub" in name or "div" in name)
+        if not isinstance(out, Tensor) or out.shape[:-1] != own.shape[:-1] or (per_key and reversed_):
+            return self.lose(func, args, kwargs, out)
+        if per_key:  # masks and biases are for the model's own keys
+            return self.note(out, node)
+        in_place = name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+
+        def step(columns: Tensor) -> Tensor:
+            columns = columns.clone() if in_place else columns
+            return func(*args[:at], columns, *args[at + 1 :], **kwargs)  # type: ignore[no-any-return]
+
+        return self.note(out, node.carried(step))
+
+    def _per_key(self, func: Any, own: Tensor, other: Tensor) -> bool:
+        """Whether `other` has a number for every key of the scores `own`."""
+        if not other.dim() or isinstance(self.node(other), Statistic):
+            return False
+        if own.shape[-1] == 1:
+            return func not in SCALING
+        return other.shape[-1] != 1
+
+    def _first(self, args: Sequence[Any]) -> tuple[int, Scores | Columns | None]:
+        """The argument that holds scores or probabilities: of several, those that were computed first."""
+        found = [(at, node) for at, value in enumerate(args) if isinstance(node := self.node(value), (Scores, Columns))]
+        if not found:
+            return 0, None
+        ids = list(self._nodes)
+        return min(found, key=lambda pair: ids.index(id(args[pair[0]])))
+
+    def _scale(self, func: Any, args: Sequence[Any], out: Any) -> None:
+        """Note by what keys have been multiplied before their product with queries."""
+        if func in SCALING and len(args) == 2:
+            divides = "div" in func.__name__
+            for tensor, number in (args, args[::-1]) if not divides else (args,):
+                if isinstance(tensor, Tensor) and (not isinstance(number, Tensor) or not number.dim()):
+                    old = self._factor(tensor)
+                    self._factors[id(out)] = out, old / number if divides else old * number
+                    return
+
+    def arrange(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Another shape, dtype or device."""
+        out = func(*args, **kwargs)
+        own, node = args[0], self.node(args[0])
+        if isinstance(node, (Scores, Columns)):
+            if out.shape[-1] != own.shape[-1] or out.numel() != own.numel():
+                return self.lose(func, args, kwargs, out)
+            lead, dtype, device = tuple(out.shape[:-1]), out.dtype, out.device
+            return self.note(
+                out, node.carried(lambda c: c.reshape(*lead, c.shape[-1]).to(dtype=dtype, device=device))
+            )
+        if isinstance(node, Statistic):
+            return self.note(out, node)
+        if id(own) in self._factors:
+            self._factors[id(out)] = out, self._factor(own)
+        return self.lose(func, args, kwargs, out) if self._nodes else out
+
+    def reorder(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Another order of dimensions: keys may be arranged for their product so, scores may not."""
+        out = func(*args, **kwargs)
+        if id(args[0]) in self._factors:
+            self._factors[id(out)] = out, self._factor(args[0])
+        return self.lose(func, args, kwargs, out) if self._nodes else out
+
+    def pick(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """More or fewer keys (a slice, a concatenation); the prefix stays what it is."""
+        out = func(*args, **kwargs)
+        for value in _flat(args[:1]):
+            node = self.node(value)
+            if isinstance(node, (Scores, Columns)) and isinstance(out, Tensor) and out.shape[:-1] == value.shape[:-1]:
+                return self.note(out, node)
+        return self.lose(func, args, kwargs, out) if self._nodes else out
+
+    def statistic(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The largest score of every query; of two tensors the larger elements."""
+        if len(args) > 1 and isinstance(args[1], Tensor):
+            return self.elementwise(func, args, kwargs)
+        out = func(*args, **kwargs)
+        if isinstance(self.node(args[0]), Scores):
+            for result in _flat((out,)):
+                if isinstance(result, Tensor):
+                    self.note(result, Statistic())
+            return out
+        return self.lose(func, args, kwargs, out) if self._nodes else out
+
+    def dropout(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Dropout of probabilities, of all columns together as where the prefix is a part of the keys."""
+        node = self.node(args[0]) if args else None
+        if not isinstance(node, Columns):
+            return self.elementwise(func, args, kwargs)
+        if node.prefix.values is None:
+            return self.note(func(*args, **kwargs), node)
+        length = node.columns.shape[-1]
+        both = func(torch.cat([node.columns, args[0]], -1), *args[1:], **kwargs)
+        return self.note(both[..., length:], replace(node, columns=both[..., :length]))
+
+    # ------------------------------------------------------------------------------------------------- attention
+
+    def softmax(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A softmax: over scores with the prefix, over anything else as it is."""
+        scores, node = args[0], self.node(args[0])
+        if isinstance(node, Lost):
+            self.refuse(f"it changes its scores by {node.function!r} in a way that cannot be followed")
+        if not isinstance(node, Scores):
+            return func(*args, **kwargs)
+        dim = kwargs["dim"] if "dim" in kwargs else args[1]
+        layout = node.layout(self.site.num_heads)
+        if dim % scores.dim() != scores.dim() - 1 or layout is None or scores[..., 0].numel() != math.prod(layout.lead):
+            self.refuse(
+                f"scores of size {tuple(scores.shape)}, of which it takes the softmax, cannot be those of "
+                f"{self.site.num_heads} key heads"
+            )
+        if self._learns and not torch.is_grad_enabled():
+            self.refuse(
+                "it takes its softmax in an autograd function of its own, which would keep gradients from the prefix. "
+                "Under torch.no_grad() it works"
+            )
+        dtype = kwargs.get("dtype", next((value for value in args[2:] if isinstance(value, torch.dtype)), None))
+        softmax = Softmax(self, partial(torch.softmax, dim=-1, dtype=dtype), node, layout)
+        query = node.query.reshape(layout.rows, layout.heads, layout.queries, node.query.shape[-1])
+        self._served = True
+        own, columns, values = self.plan.run(softmax, query, layout.canonical(scores), self._hidden())
+        shape = scores.shape[:-1]
+        arranged = layout.restored(columns).reshape(*shape, columns.shape[-1])
+        prefix = Prefix(values)
+        self.prefixes.append(prefix)
+        return self.note(layout.restored(own).reshape(scores.shape), Columns(arranged, prefix, layout))
+
+    def _hidden(self) -> Tensor | None:
+        if CALL.now.hidden is not None:
+            self.hidden, CALL.now.hidden = CALL.now.hidden, None
+        return self.hidden
+
+    def direct(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """F.scaled_dot_product_attention, called by the model itself."""
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        options = {"is_causal": False, **dict(zip(names, args)), **kwargs}
+        query, key, value = (options.pop(name) for name in names[:3])
+        mask = options.pop("attn_mask", None)
+        if query.dim() != 4 or key.shape[1] % self.site.num_heads:
+            self.refuse(
+                f"queries and keys of sizes {tuple(query.shape)} and {tuple(key.shape)} cannot be those of "
+                f"{self.site.num_heads} key heads"
+            )
+        call = _Direct(self.site, partial(_attend_directly, func), self.site.module, options)
+        self._served = True
+        CALL.now.hidden = self._hidden()
+        return self.plan.before(call, query, key, value, mask)[0].transpose(1, 2)
+
+
+def _attend_directly(
+    func: Function, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
+) -> tuple[Tensor, None]:
+    return func(query, key, value, attn_mask=mask, **options).transpose(1, 2), None
+
+
+def _flat(values: Sequence[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from value
+        else:
+            yield value
+
+
+class _Direct(attention.Attention):
+    """A call of F.scaled_dot_product_attention, whatever the config says."""
+
+    _implementation = "sdpa"  # type: ignore[assignment]
+
+
+Handler = Callable[[Watch, Any, Any, Any], Any]
+
+
+def _named(*names: str) -> list[Function]:
+    """The functions of torch that have these names."""
+    owners = (torch, torch.Tensor, F, torch.special)
+    return [function for name in names for owner in owners if (function := getattr(owner, name, None)) is not None]
+
+
+SCALING = frozenset(
+    _named(
+        *("mul", "multiply", "div", "divide", "true_divide", "mul_", "div_"),
+        *("__mul__", "__rmul__", "__imul__", "__truediv__", "__itruediv__"),
+    )
+)
+HANDLERS: Mapping[Any, Handler] = {
+    function: handler
+    for handler, functions in (
+        (Watch.matmul, _named("matmul", "bmm", "__matmul__")),
+        (Watch.baddbmm, _named("baddbmm")),
+        (Watch.einsum, [torch.einsum]),
+        (Watch.softmax, _named("softmax")),
+        (Watch.direct, _named("scaled_dot_product_attention")),
+        (Watch.dropout, _named("dropout", "dropout_")),
+        (Watch.statistic, _named("max", "amax")),
+        (Watch.pick, _named("cat", "concat", "concatenate", "narrow", "__getitem__")),
+        (Watch.reorder, _named("transpose", "permute", "swapaxes", "expand", "repeat", "repeat_interleave")),
+        (
+            Watch.arrange,
+            _named(
+                *("view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "clone"),
+                *("to", "type", "type_as", "float", "half", "bfloat16", "double"),
+            ),
+        ),
+        (
+            Watch.elementwise,
+            [
+                *SCALING,
+                *_named("add", "sub", "add_", "sub_", "__add__", "__radd__", "__iadd__", "__sub__", "__isub__"),
+                *_named("where", "masked_fill", "masked_fill_", "maximum", "minimum", "clamp", "clamp_", "clamp_min"),
+                *_named("clamp_max", "tanh", "tanh_", "neg", "__neg__", "nan_to_num"),
+            ],
+        ),
+    )
+    for function in functions
+}
+"""Functions of torch -> what the watch does where they are called. All others lose the trace."""
