@@ -303,7 +303,10 @@ class HookedAttention(HookedSite[AttentionSite]):
         return Plan(
             taps,
             step,
-            *(partial(way.attend, step.run) if key_values is None else partial(way.attend_prefix, key_values) for way in ways),
+            *(
+                partial(way.attend, step.run) if key_values is None else partial(way.attend_prefix, key_values)
+                for way in ways
+            ),
         )
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

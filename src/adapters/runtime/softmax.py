@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from adapters.call import CALL
 from adapters.errors import UnsupportedError
-from adapters.methods.state import AttentionState, given
+from adapters.methods.state import AttentionState, given, per_head
 from adapters.runtime import attention
 from adapters.sites.resolve import AttentionSite
 
@@ -54,7 +54,7 @@ class Watching:
         if (plan := self.hooked.now()) is not None:
             watch = Watch(self.hooked.site, plan)
             CALL.now.watches.append(watch)
-            watch.__enter__()
+            watch.enter()
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         watches = CALL.now.watches
@@ -114,18 +114,18 @@ class Scores:
         """After `step` was done to all scores."""
         return replace(self, steps=(*self.steps, step))
 
-    def layout(self, heads: int) -> Layout | None:
-        """The layout, given the number of key heads; None if this number does not fit."""
-        lead = self.lead
+    def layout(self, site: AttentionSite) -> Layout | None:
+        """The layout in an attention with these heads; None if it cannot be."""
+        lead, heads = self.lead, site.query_heads
         if len(lead) == 1:
-            rows, count = divmod(lead[0], heads)[0], heads
-        elif len(lead) == 3 and lead[1] != heads and lead[2] == heads:
-            rows, count = lead[0] * lead[1], heads
+            rows = lead[0] // heads
+        elif len(lead) == 3 and lead[2] == heads and lead[1] not in (heads, site.num_heads):  # windows of each row
+            rows = lead[0] * lead[1]
         else:
-            rows, count = lead[0], math.prod(lead[1:])
-        if not rows or rows * count != math.prod(lead) or count % heads:
+            rows, heads = lead[0], math.prod(lead[1:])
+        if rows * heads != math.prod(lead) or heads % site.query_heads:
             return None
-        return Layout(rows, count, self.query.shape[-2], self.arranged, self.order)
+        return Layout(rows, heads, self.query.shape[-2], self.arranged, self.order)
 
 
 @dataclass(eq=False)
@@ -169,7 +169,7 @@ Node = Scores | Columns | Lost | Statistic
 
 @dataclass
 class ScoredState(AttentionState):
-    """In a softmax: `mask` holds the model's own scores [B, H, Q, K], `numbers` [B, 1] which rows of the batch these are.
+    """In a softmax: `mask` holds the model's own scores [B, H, Q, K], `numbers` [B, 1] the numbers of these rows.
 
     `out` [B, Q, H, K + head_dim] has the own probabilities and the weighted values of the prefix side by side.
     """
@@ -195,7 +195,7 @@ class Softmax:
         numbers: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(own probabilities [B, H, Q, K], those of the prefix [B, H, Q, P], values [B or 1, H, P, head_dim])."""
-        keys, values = (_per_query_head(tensor.to(query.dtype), self.layout.heads) for tensor in prefix)
+        keys, values = (per_head(tensor.to(query.dtype), self.layout.heads) for tensor in prefix)
         if keys.shape[-1] != query.shape[-1]:
             self.watch.refuse(f"its heads are {query.shape[-1]} wide, and those of the prefix {keys.shape[-1]}")
         columns = query @ (keys.transpose(2, 3) * self.scores.factor)
@@ -248,22 +248,16 @@ def attend(
     run: Callable[[AttentionState], AttentionState], softmax: Softmax, query: Tensor, own: Tensor, hidden: Tensor | None
 ) -> Result:
     """The softmax with whatever the program `run` prepends."""
-    site, keys = softmax.watch.site, own.shape[-1]
-    empty = query.new_empty(query.shape[0], site.num_heads, 0, query.shape[-1])
+    site, length = softmax.watch.site, own.shape[-1]
+    keys, values = (query.new_empty(query.shape[0], site.num_heads, 0, n) for n in (query.shape[-1], site.value_dim))
     numbers = torch.arange(query.shape[0], device=query.device)[:, None]
-    state = run(ScoredState(query, empty, empty, own, hidden, numbers=numbers, attend=softmax.mixed))
+    state = run(ScoredState(query, keys, values, own, hidden, numbers=numbers, attend=softmax.mixed))
     if state.out is not None:
         out = state.out.transpose(1, 2)
-        return out[..., :keys], out[..., keys:], None
+        return out[..., :length], out[..., length:], None
     if state.prefix_keys is None or state.prefix_values is None:
-        return softmax.function(own), own[..., :0], empty
+        return softmax.function(own), own[..., :0], values
     return softmax.prefixed((state.prefix_keys, state.prefix_values), query, own, state.attended)
-
-
-def _per_query_head(tensor: Tensor, heads: int) -> Tensor:
-    """Keys or values [B, H, P, head_dim] of grouped queries, for every query head its own."""
-    repeats = heads // tensor.shape[1]
-    return tensor if repeats == 1 else tensor.repeat_interleave(repeats, 1)
 
 
 # ---------------------------------------------------------------------------------------------------- the watch
@@ -281,9 +275,13 @@ class Watch(TorchFunctionMode):
         self._factors: dict[int, tuple[Tensor, Any]] = {}
         self._served, self._learns = False, torch.is_grad_enabled()
 
+    def enter(self) -> None:
+        """The module begins."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+
     def leave(self, failed: bool) -> None:
         """The module has ended. Raises UnsupportedError if the prefix is not in what it gave."""
-        self.__exit__(None, None, None)
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         self._nodes.clear()
         self._factors.clear()
         if failed:
@@ -340,7 +338,7 @@ class Watch(TorchFunctionMode):
         """left @ right: of queries and keys, or of probabilities and values."""
         if len(args) + len(kwargs) != 2:
             return self.lose(func, args, kwargs, func(*args, **kwargs))
-        left, right = (*args, *kwargs.values())
+        left, right = [*args, *kwargs.values()]
         return self._product(func(*args, **kwargs), left, right, 1.0)
 
     def baddbmm(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -356,7 +354,8 @@ class Watch(TorchFunctionMode):
             extra = node.layout.restored(self._weighted(node)) * alpha
             if extra.numel() != out.numel():
                 self.refuse("its probabilities and values cannot be told apart by their sizes")
-            return out + extra.reshape(out.shape).to(out.dtype)
+            sum_: Tensor = out + extra.reshape(out.shape).to(out.dtype)
+            return sum_
         if left.dim() > 2 and right.dim() > 2:
             lead = tuple(out.shape[:-2])
             query = left.expand(*lead, *left.shape[-2:])
@@ -469,9 +468,7 @@ class Watch(TorchFunctionMode):
             if out.shape[-1] != own.shape[-1] or out.numel() != own.numel():
                 return self.lose(func, args, kwargs, out)
             lead, dtype, device = tuple(out.shape[:-1]), out.dtype, out.device
-            return self.note(
-                out, node.carried(lambda c: c.reshape(*lead, c.shape[-1]).to(dtype=dtype, device=device))
-            )
+            return self.note(out, node.carried(lambda c: c.reshape(*lead, c.shape[-1]).to(dtype=dtype, device=device)))
         if isinstance(node, Statistic):
             return self.note(out, node)
         if id(own) in self._factors:
@@ -527,11 +524,11 @@ class Watch(TorchFunctionMode):
         if not isinstance(node, Scores):
             return func(*args, **kwargs)
         dim = kwargs["dim"] if "dim" in kwargs else args[1]
-        layout = node.layout(self.site.num_heads)
+        layout = node.layout(self.site)
         if dim % scores.dim() != scores.dim() - 1 or layout is None or scores[..., 0].numel() != math.prod(layout.lead):
             self.refuse(
                 f"scores of size {tuple(scores.shape)}, of which it takes the softmax, cannot be those of "
-                f"{self.site.num_heads} key heads"
+                f"{self.site.query_heads} query heads"
             )
         if self._learns and not torch.is_grad_enabled():
             self.refuse(
@@ -588,7 +585,7 @@ def _flat(values: Sequence[Any]) -> Iterator[Any]:
 class _Direct(attention.Attention):
     """A call of F.scaled_dot_product_attention, whatever the config says."""
 
-    _implementation = "sdpa"  # type: ignore[assignment]
+    _implementation = "sdpa"
 
 
 Handler = Callable[[Watch, Any, Any, Any], Any]
