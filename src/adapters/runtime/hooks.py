@@ -317,6 +317,8 @@ class HookedAttention(HookedSite[AttentionSite]):
         plan = self.now()
         if plan is None:
             return function(module, *args, **kwargs)  # type: ignore[no-any-return]
+        if len(args) == 3:
+            args = (*args, kwargs.pop("attention_mask", None))
         return plan.run(attention.Attention(self.site, function, module, kwargs), *args)  # type: ignore[no-any-return]
 
     def __setstate__(self, state: dict[str, Any]) -> None:

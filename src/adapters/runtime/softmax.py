@@ -338,7 +338,7 @@ class Watch(TorchFunctionMode):
         """left @ right: of queries and keys, or of probabilities and values."""
         if len(args) + len(kwargs) != 2:
             return self.lose(func, args, kwargs, func(*args, **kwargs))
-        left, right = [*args, *kwargs.values()]
+        left, right = list(args) + list(kwargs.values())
         return self._product(func(*args, **kwargs), left, right, 1.0)
 
     def baddbmm(self, func: Any, args: Any, kwargs: Any) -> Any:

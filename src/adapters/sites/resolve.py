@@ -384,13 +384,11 @@ class _Layer:
     def _attention(self, role: str, place: Attention) -> AttentionSite:
         kind, base = role.partition(".")[0], self.layers.base
         bias = _find(base, place.position_bias, base, "the model", role) if place.position_bias else None
-        query = self._linear_at(f"{kind}.q")
+        module, told = self.find(place.path, role), place.heads is not None
+        query, key = (None if told else self._linear_at(f"{kind}.{part}") for part in "qk")
         hidden = self._width(kind) if query is None else features(self.find(query.path, role))[0]
-        widths = {part: self._width_of(role, self._linear_at(f"{kind}.{part}")) for part in "qk"}
-        module = self.find(place.path, role)
-        return AttentionSite(
-            *self._named(role, place.path), module, hidden, widths["k"], bias, place.heads, widths["q"]
-        )
+        widths = self._width_of(role, key), self._width_of(role, query)
+        return AttentionSite(*self._named(role, place.path), module, hidden, widths[0], bias, place.heads, widths[1])
 
     def _width_of(self, role: str, place: Linear | None) -> int:
         """Width of a projection, of its own columns if it is fused; 0 if there is none."""
