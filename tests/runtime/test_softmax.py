@@ -182,6 +182,14 @@ def of_blocks_of_queries(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tenso
     return torch.cat(found, 2)
 
 
+def of_flattened_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Blocks of queries as one more dimension, which is flattened for the products."""
+    scores = torch.bmm(q.reshape(-1, 1, DIM), k.repeat_interleave(QUERIES, 1).flatten(0, 1).transpose(1, 2)) * SCALE
+    probabilities = (scores.view(ROWS, HEADS, QUERIES, 1, KEYS) + mask[:, :, :, None]).softmax(-1)
+    found = torch.bmm(probabilities.reshape(-1, 1, KEYS), v.repeat_interleave(QUERIES, 1).flatten(0, 1))
+    return found.view(ROWS, HEADS, QUERIES, DIM)
+
+
 def by_the_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
@@ -198,6 +206,7 @@ WAYS: tuple[Way, ...] = (
     without_largest,
     of_each_row,
     of_blocks_of_queries,
+    of_flattened_blocks,
     by_the_kernel,
 )
 
@@ -307,6 +316,13 @@ def with_its_own_function(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tens
     return OwnSoftmax.apply(q @ k.transpose(2, 3)) @ v  # type: ignore[no-untyped-call, no-any-return]
 
 
+def by_landmarks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Nystrom's: as many landmarks as a head is wide, so that sizes do not tell."""
+    some = torch.randn(ROWS, HEADS, DIM, DIM)
+    near, among, far = ((a @ b.transpose(2, 3)).softmax(-1) for a, b in ((q, some), (some, some), (some, k)))
+    return near @ torch.linalg.pinv(among) @ (far @ v)
+
+
 def over_queries(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return (q @ k.transpose(2, 3)).softmax(2) @ v
 
@@ -318,6 +334,7 @@ def over_queries(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         (of_talking_heads, "changes its scores by 'permute'"),
         (of_turned_probabilities, "no product of its attention probabilities"),
         (with_its_own_function, "autograd function of its own"),
+        (by_landmarks, "multiplies attention probabilities with others"),
         (over_queries, "of which it takes the softmax"),
     ],
 )

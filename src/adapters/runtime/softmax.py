@@ -114,16 +114,18 @@ class Scores:
         """After `step` was done to all scores."""
         return replace(self, steps=(*self.steps, step))
 
-    def layout(self, site: AttentionSite) -> Layout | None:
-        """The layout in an attention with these heads; None if it cannot be."""
+    def layout(self, site: AttentionSite, shape: tuple[int, ...]) -> Layout | None:
+        """The layout in an attention with these heads, of which scores now have `shape`; None if it cannot be."""
         lead, heads = self.lead, site.query_heads
+        if len(lead) == 1 and len(shape) > 3:  # flattened for the product only
+            lead = shape[:-2]
         if len(lead) == 1:
             rows = lead[0] // heads
         elif len(lead) == 3 and lead[2] == heads and lead[1] not in (heads, site.num_heads):  # windows of each row
             rows = lead[0] * lead[1]
         else:
             rows, heads = lead[0], math.prod(lead[1:])
-        if rows * heads != math.prod(lead) or heads % site.query_heads:
+        if rows * heads != math.prod(self.lead) or heads % site.query_heads:
             return None
         return Layout(rows, heads, self.query.shape[-2], self.arranged, self.order)
 
@@ -151,9 +153,13 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class Lost:
-    """Something that follows from scores in a way that nobody can follow, since `function` was called."""
+    """Something that follows from scores in a way that nobody can follow, since `function` was called.
+
+    `probable` where it follows from probabilities.
+    """
 
     function: str
+    probable: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,10 +331,11 @@ class Watch(TorchFunctionMode):
         """`out`, noted as lost if it follows from scores."""
         for value in _flat((*args, *kwargs.values())):
             if (node := self.node(value)) is not None:
-                lost = node if isinstance(node, Lost) else Lost(getattr(func, "__name__", str(func)))
+                if not isinstance(node, Lost):
+                    node = Lost(getattr(func, "__name__", str(func)), isinstance(node, Columns))
                 for result in _flat((out,)):
                     if isinstance(result, Tensor):
-                        self.note(result, lost)
+                        self.note(result, node)
                 break
         return out
 
@@ -351,6 +358,7 @@ class Watch(TorchFunctionMode):
         if isinstance(node, Columns):
             if node.prefix.used:
                 return out
+            self._check_values(right)
             extra = node.layout.restored(self._weighted(node)) * alpha
             if extra.numel() != out.numel():
                 self.refuse("its probabilities and values cannot be told apart by their sizes")
@@ -371,9 +379,10 @@ class Watch(TorchFunctionMode):
         if not arrow or len(tensors) != 2 or len(names) != 2 or "." in inputs:
             return self.lose(func, tensors, kwargs, out)
         pairs = list(zip(names, tensors))
-        for (letters, tensor), (other, _) in (pairs, pairs[::-1]):
+        for (letters, tensor), (other, value) in (pairs, pairs[::-1]):
             node = self.node(tensor)
             if isinstance(node, Columns) and letters[-1] in other and letters[-1] not in result:
+                self._check_values(value)
                 return self._einsum_with_values(out, node, letters, other, result)
         for (letters, tensor), (other, key) in (pairs, pairs[::-1]):
             shared = [letter for letter in result if letter in letters and letter in other]
@@ -396,6 +405,11 @@ class Watch(TorchFunctionMode):
             self.refuse(f"the product {letters},{other}->{result} does not leave one vector per head and query")
         extra = node.layout.restored(self._weighted(node))
         return out + extra.permute(*(arranged.index(letter) for letter in result)).to(out.dtype)
+
+    def _check_values(self, values: Tensor) -> None:
+        node = self.node(values)
+        if isinstance(node, Columns) or (isinstance(node, Lost) and node.probable):
+            self.refuse("it multiplies attention probabilities with others")
 
     def _weighted(self, node: Columns) -> Tensor:
         """What the prefix adds to the output, [B, H, Q, head_dim]."""
@@ -524,7 +538,7 @@ class Watch(TorchFunctionMode):
         if not isinstance(node, Scores):
             return func(*args, **kwargs)
         dim = kwargs["dim"] if "dim" in kwargs else args[1]
-        layout = node.layout(self.site)
+        layout = node.layout(self.site, tuple(scores.shape))
         if dim % scores.dim() != scores.dim() - 1 or layout is None or scores[..., 0].numel() != math.prod(layout.lead):
             self.refuse(
                 f"scores of size {tuple(scores.shape)}, of which it takes the softmax, cannot be those of "
