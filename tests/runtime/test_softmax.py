@@ -551,6 +551,18 @@ def test_gradient_checkpointing(reentrant: bool, make: Callable[..., Any]) -> No
         torch.testing.assert_close(found[1][name], grad, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gptj", "deberta-v2"])
+def test_compiled(name: str, make: Callable[..., Any]) -> None:
+    """In one graph, which serves other adapters too."""
+    torch._dynamo.reset()
+    model, given = make(name), given_for(name)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for setup in ("a", Stack("a", "b"), "b"):
+        model.set_active_adapters(setup)
+        torch.testing.assert_close(infer(compiled, given), infer(model, given), atol=1e-6, rtol=1e-5)
+
+
 def test_an_error_in_the_attention_leaves_nothing_behind(make: Callable[..., Any]) -> None:
     model, given = make("gptj"), given_for("gptj")
     model.set_active_adapters("a")

@@ -170,6 +170,39 @@ class Statistic:
 Node = Scores | Columns | Lost | Statistic
 
 
+class Notes:
+    """What is known of some tensors, by their identity. They are kept alive, so that no other takes their place."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[Tensor, Any]] = []
+        self._numbers: dict[int, int] = {}
+        self._traced = torch.compiler.is_compiling()  # then tensors have no id
+
+    def find(self, value: Any) -> int:
+        """Number of the note on a tensor; -1 if there is none."""
+        if not self._traced:
+            return self._numbers.get(id(value), -1)
+        for number, (tensor, _) in enumerate(self.entries):
+            if tensor is value:
+                return number
+        return -1
+
+    def get(self, value: Any) -> Any:
+        """What is known of a tensor, or None."""
+        number = self.find(value)
+        return None if number < 0 else self.entries[number][1]
+
+    def put(self, tensor: Tensor, known: Any) -> None:
+        """Note something; what was known of the tensor is forgotten."""
+        number = self.find(tensor)
+        if number >= 0:
+            self.entries[number] = tensor, known
+        else:
+            if not self._traced:
+                self._numbers[id(tensor)] = len(self.entries)
+            self.entries.append((tensor, known))
+
+
 # -------------------------------------------------------------------------------------------------- one softmax
 
 
@@ -277,8 +310,8 @@ class Watch(TorchFunctionMode):
         self.site, self.plan = site, plan
         self.prefixes: list[Prefix] = []
         self.hidden: Tensor | None = None
-        self._nodes: dict[int, tuple[Tensor, Node]] = {}
-        self._factors: dict[int, tuple[Tensor, Any]] = {}
+        self._nodes = Notes()
+        self._factors = Notes()
         self._served, self._learns = False, torch.is_grad_enabled()
 
     def enter(self) -> None:
@@ -288,8 +321,7 @@ class Watch(TorchFunctionMode):
     def leave(self, failed: bool) -> None:
         """The module has ended. Raises UnsupportedError if the prefix is not in what it gave."""
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        self._nodes.clear()
-        self._factors.clear()
+        self._nodes, self._factors = Notes(), Notes()
         if failed:
             return
         if not self._served:
@@ -313,18 +345,17 @@ class Watch(TorchFunctionMode):
         if handler is not None:
             return handler(self, func, args, kwargs)
         out = func(*args, **kwargs)
-        return self.lose(func, args, kwargs, out) if self._nodes else out
+        return self.lose(func, args, kwargs, out) if self._nodes.entries else out
 
     # ------------------------------------------------------------------------------------------------- notes
 
     def node(self, value: Any) -> Node | None:
         """What is known of a tensor."""
-        found = self._nodes.get(id(value))
-        return None if found is None else found[1]
+        return self._nodes.get(value)  # type: ignore[no-any-return]
 
     def note(self, tensor: Tensor, node: Node) -> Tensor:
-        """Remember what is known of a tensor, which stays alive as long: its id must not be another's."""
-        self._nodes[id(tensor)] = tensor, node
+        """`tensor`, of which this is known from now on."""
+        self._nodes.put(tensor, node)
         return tensor
 
     def lose(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Any:
@@ -419,8 +450,8 @@ class Watch(TorchFunctionMode):
 
     def _factor(self, key: Tensor) -> Any:
         """By what a tensor has been multiplied."""
-        found = self._factors.get(id(key))
-        return 1.0 if found is None else found[1]
+        factor = self._factors.get(key)
+        return 1.0 if factor is None else factor
 
     # ------------------------------------------------------------------------------------- what happens to scores
 
@@ -431,16 +462,15 @@ class Watch(TorchFunctionMode):
         out = func(*args, **kwargs)
         if node is None or own is None:
             self._scale(func, args, out)
-            return self.lose(func, args, kwargs, out) if self._nodes else out
+            return self.lose(func, args, kwargs, out) if self._nodes.entries else out
         others = [value for value in (*args[:at], *args[at + 1 :], *kwargs.values()) if isinstance(value, Tensor)]
         per_key = any(self._per_key(func, own, other) for other in others)
-        name = func.__name__
-        reversed_ = at > 0 and ("sub" in name or "div" in name)
+        reversed_ = at > 0 and (func in DIVIDING or func in SUBTRACTING)
         if not isinstance(out, Tensor) or out.shape[:-1] != own.shape[:-1] or (per_key and reversed_):
             return self.lose(func, args, kwargs, out)
         if per_key:  # masks and biases are for the model's own keys
             return self.note(out, node)
-        in_place = name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+        in_place = func in IN_PLACE
 
         def step(columns: Tensor) -> Tensor:
             columns = columns.clone() if in_place else columns
@@ -458,20 +488,21 @@ class Watch(TorchFunctionMode):
 
     def _first(self, args: Sequence[Any]) -> tuple[int, Scores | Columns | None]:
         """The argument that holds scores or probabilities: of several, those that were computed first."""
-        found = [(at, node) for at, value in enumerate(args) if isinstance(node := self.node(value), (Scores, Columns))]
-        if not found:
-            return 0, None
-        ids = list(self._nodes)
-        return min(found, key=lambda pair: ids.index(id(args[pair[0]])))
+        at, first, found = 0, None, len(self._nodes.entries)
+        for i, value in enumerate(args):
+            number = self._nodes.find(value)
+            if 0 <= number < found and isinstance(node := self._nodes.entries[number][1], (Scores, Columns)):
+                at, first, found = i, node, number
+        return at, first
 
     def _scale(self, func: Any, args: Sequence[Any], out: Any) -> None:
         """Note by what keys have been multiplied before their product with queries."""
         if func in SCALING and len(args) == 2:
-            divides = "div" in func.__name__
+            divides = func in DIVIDING
             for tensor, number in (args, args[::-1]) if not divides else (args,):
                 if isinstance(tensor, Tensor) and (not isinstance(number, Tensor) or not number.dim()):
                     old = self._factor(tensor)
-                    self._factors[id(out)] = out, old / number if divides else old * number
+                    self._factors.put(out, old / number if divides else old * number)
                     return
 
     def arrange(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -485,16 +516,16 @@ class Watch(TorchFunctionMode):
             return self.note(out, node.carried(lambda c: c.reshape(*lead, c.shape[-1]).to(dtype=dtype, device=device)))
         if isinstance(node, Statistic):
             return self.note(out, node)
-        if id(own) in self._factors:
-            self._factors[id(out)] = out, self._factor(own)
-        return self.lose(func, args, kwargs, out) if self._nodes else out
+        if (factor := self._factors.get(own)) is not None:
+            self._factors.put(out, factor)
+        return self.lose(func, args, kwargs, out) if self._nodes.entries else out
 
     def reorder(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Another order of dimensions: keys may be arranged for their product so, scores may not."""
         out = func(*args, **kwargs)
-        if id(args[0]) in self._factors:
-            self._factors[id(out)] = out, self._factor(args[0])
-        return self.lose(func, args, kwargs, out) if self._nodes else out
+        if (factor := self._factors.get(args[0])) is not None:
+            self._factors.put(out, factor)
+        return self.lose(func, args, kwargs, out) if self._nodes.entries else out
 
     def pick(self, func: Any, args: Any, kwargs: Any) -> Any:
         """More or fewer keys (a slice, a concatenation); the prefix stays what it is."""
@@ -503,7 +534,7 @@ class Watch(TorchFunctionMode):
             node = self.node(value)
             if isinstance(node, (Scores, Columns)) and isinstance(out, Tensor) and out.shape[:-1] == value.shape[:-1]:
                 return self.note(out, node)
-        return self.lose(func, args, kwargs, out) if self._nodes else out
+        return self.lose(func, args, kwargs, out) if self._nodes.entries else out
 
     def statistic(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The largest score of every query; of two tensors the larger elements."""
@@ -515,7 +546,7 @@ class Watch(TorchFunctionMode):
                 if isinstance(result, Tensor):
                     self.note(result, Statistic())
             return out
-        return self.lose(func, args, kwargs, out) if self._nodes else out
+        return self.lose(func, args, kwargs, out) if self._nodes.entries else out
 
     def dropout(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Dropout of probabilities, of all columns together as where the prefix is a part of the keys."""
@@ -611,10 +642,14 @@ def _named(*names: str) -> list[Function]:
     return [function for name in names for owner in owners if (function := getattr(owner, name, None)) is not None]
 
 
-SCALING = frozenset(
+DIVIDING = frozenset(_named("div", "divide", "true_divide", "div_", "__truediv__", "__itruediv__"))
+SCALING = DIVIDING.union(_named("mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__"))
+SUBTRACTING = frozenset(_named("sub", "subtract", "sub_", "__sub__", "__isub__"))
+ADDING = frozenset(_named("add", "add_", "__add__", "__radd__", "__iadd__"))
+IN_PLACE = frozenset(
     _named(
-        *("mul", "multiply", "div", "divide", "true_divide", "mul_", "div_"),
-        *("__mul__", "__rmul__", "__imul__", "__truediv__", "__itruediv__"),
+        *("div_", "__itruediv__", "mul_", "__imul__", "sub_", "__isub__", "add_", "__iadd__"),
+        *("masked_fill_", "clamp_", "tanh_", "dropout_"),
     )
 )
 HANDLERS: Mapping[Any, Handler] = {
@@ -640,7 +675,8 @@ HANDLERS: Mapping[Any, Handler] = {
             Watch.elementwise,
             [
                 *SCALING,
-                *_named("add", "sub", "add_", "sub_", "__add__", "__radd__", "__iadd__", "__sub__", "__isub__"),
+                *SUBTRACTING,
+                *ADDING,
                 *_named("where", "masked_fill", "masked_fill_", "maximum", "minimum", "clamp", "clamp_", "clamp_min"),
                 *_named("clamp_max", "tanh", "tanh_", "neg", "__neg__", "nan_to_num"),
             ],
