@@ -73,6 +73,7 @@ class Call:
         copies: (rows, copies) while the batch is to be replicated in front of a layer.
         residual: x of the residual branch that is being computed.
         hidden: Input of the attention module that is being computed.
+        watches: What sees the functions that attention modules call which are being computed.
         override: What the next norm must return instead of its own output.
         stacks: The stacks of layers that are running, by id.
         turns: How often hooks were called that act in some calls of their module only, by id.
@@ -97,6 +98,7 @@ class Call:
         self.copies: tuple[int | None, int] | None = None
         self.residual: Tensor | None = None
         self.hidden: Tensor | None = None
+        self.watches: list[Any] = []
         self.override: Tensor | None = None
         self.stacks: dict[int, Running] = {}
         self.turns: dict[int, int] = {}

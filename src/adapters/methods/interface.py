@@ -56,7 +56,7 @@ class AdapterModelInterface:
 
     Args:
         adapter_methods: Kinds of methods that may be used: some of bottleneck, lora, reft, invertible, prompt_tuning,
-            prefix_tuning. The last needs attention modules that use transformers' attention interface.
+            prefix_tuning.
         model_embeddings, model_layers: The embeddings and the list of layers; paths from the base model.
         layer_self_attn: The self attention; a path from a layer, as are all that begin with `layer_`.
         layer_cross_attn: The cross attention, or None.

@@ -99,8 +99,6 @@ class Builder:
 
     def _build_method(self, name: str, method: type[AdapterModule[Any]], config: AdapterConfig) -> list[Part]:
         chosen = [self.sites[site] for site in self._choose(method, config)]
-        for hooked in chosen:
-            hooked.check()
         with init_seed(config):
             shared = method.shared(config, [hooked.site for hooked in chosen])
         parts: list[Part] = []
