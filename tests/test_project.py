@@ -272,6 +272,14 @@ def test_public_names_exist() -> None:
     assert set(adapters.__all__) <= set(dir(adapters))
 
 
+def test_config_classes_are_public() -> None:
+    import adapters
+    from adapters.methods.presets import ADAPTER_CONFIG_MAP
+
+    classes = {type(config).__name__ for config in ADAPTER_CONFIG_MAP.values()}
+    assert classes <= set(adapters.__all__)
+
+
 def test_version_is_the_distributions() -> None:
     import adapters
 

@@ -15,7 +15,13 @@ from transformers.models.auto.configuration_auto import (  # type: ignore[attr-d
 )
 
 from adapters.checkpoint.atomic import finish
-from adapters.heads.model import EncoderDecoderHeadModel, HeadModel, argument_names, make_signature
+from adapters.heads.model import (
+    EncoderDecoderHeadModel,
+    HeadModel,
+    UncachedGenerationMixin,
+    argument_names,
+    make_signature,
+)
 from adapters.heads.pooling import Pooling, last_eos, last_token
 from adapters.heads.shifting import Shift, last_token_first, start_token_first
 from adapters.model import AdapterModelMixin
@@ -75,7 +81,7 @@ MODEL_KINDS: dict[str, ModelKind] = {
     "bert": ModelKind("Bert", ENCODER_HEADS),
     "roberta": ModelKind("Roberta", ENCODER_HEADS),
     "xlm-roberta": ModelKind("XLMRoberta", ENCODER_HEADS),
-    "distilbert": ModelKind("DistilBert", ENCODER_HEADS, generates=False),
+    "distilbert": ModelKind("DistilBert", ENCODER_HEADS),
     "electra": ModelKind("Electra", ENCODER_HEADS),
     "gpt2": ModelKind("GPT2", DECODER_HEADS, last_token),
     "llama": ModelKind("Llama", DECODER_HEADS, last_token),
@@ -104,6 +110,7 @@ def make_adapter_model_class(model_type: str) -> type[Any]:
     base = getattr(module, f"{kind.name}Model")
     heads = HeadModel if kind.shift is None else EncoderDecoderHeadModel
     parents = (heads, AdapterModelMixin, getattr(module, f"{kind.name}PreTrainedModel"))
+    generation = GenerationMixin if "past_key_values" in argument_names(base) else UncachedGenerationMixin
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return HeadModel.forward(self, *args, **kwargs)
@@ -121,7 +128,7 @@ def make_adapter_model_class(model_type: str) -> type[Any]:
         "base_arguments": argument_names(base),
         "forward": forward,
     }
-    return type(f"{kind.name}AdapterModel", (*parents, GenerationMixin) if kind.generates else parents, content)
+    return type(f"{kind.name}AdapterModel", (*parents, generation) if kind.generates else parents, content)
 
 
 def _modeling_module(model_type: str) -> str:

@@ -69,9 +69,11 @@ class Call:
         task_ids: Row -> child of a `MultiTask` block: a LongTensor of indices or a list of names.
         replicated: Whether the inputs have one copy per child of `Parallel` already.
         replaying: Whether a layer runs again only for its backward pass (gradient checkpointing).
+        unwatched: Whether nobody watches the modules of the program's adapters (`methods/parts.py`).
         copies: (rows, copies) while the batch is to be replicated in front of a layer.
         residual: x of the residual branch that is being computed.
         hidden: Input of the attention module that is being computed.
+        watches: What sees the functions that attention modules call which are being computed.
         override: What the next norm must return instead of its own output.
         stacks: The stacks of layers that are running, by id.
         turns: How often hooks were called that act in some calls of their module only, by id.
@@ -92,10 +94,11 @@ class Call:
         self.reports: dict[str, Scores] = {}
         self.losses: list[tuple[nn.Module, Tensor]] = []
         self.task_ids: Tensor | list[str] | None = None
-        self.replicated = self.replaying = False
+        self.replicated = self.replaying = self.unwatched = False
         self.copies: tuple[int | None, int] | None = None
         self.residual: Tensor | None = None
         self.hidden: Tensor | None = None
+        self.watches: list[Any] = []
         self.override: Tensor | None = None
         self.stacks: dict[int, Running] = {}
         self.turns: dict[int, int] = {}
@@ -150,7 +153,7 @@ def _attended(rows: int, positions: int) -> Tensor | None:
         end = start + positions
         if mask.shape[1] == end or (call.generation is not None and mask.shape[1] > end):
             part = mask[:, start:end].bool()
-            copies = rows // len(part)
+            copies = rows // part.shape[0]  # len(part) would be a number under torch.export
             if copies > 1:
                 part = part.repeat(copies, 1) if call.copies else part.repeat_interleave(copies, 0)
             return part

@@ -4,6 +4,7 @@
     +-- ConfigError           (ValueError)   a method's hyperparameters, a config name or a config string
     +-- AdapterNameError      (ValueError)   a name that is empty, malformed, taken or unknown
     +-- CompositionError      (ValueError)   blocks that do not fit each other, the batch or the sequence
+    |   +-- SizeError         (IndexError)   sizes that do not add up to the batch or the sequence
     +-- UnsupportedError      (ValueError)   a method, block or head that this model cannot carry
     +-- MergeError            (ValueError)   weights that cannot be folded or averaged as asked
     +-- HeadError             (ValueError)   an unknown, duplicate or unsuitable prediction head
@@ -35,6 +36,10 @@ class AdapterNameError(AdapterError, ValueError):
 
 class CompositionError(AdapterError, ValueError):
     """A composition names unknown adapters, nests blocks that have no meaning, or does not fit the input."""
+
+
+class SizeError(CompositionError, IndexError):
+    """The sizes of `BatchSplit` or `Split` do not add up to the rows or positions that there are."""
 
 
 class UnsupportedError(AdapterError, ValueError):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
+import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _get_model_class
 
+from adapters.call import CALL
 from adapters.checkpoint.full_model import add_registered, is_old
 from adapters.errors import UnsupportedError
+from adapters.heads.model import HUB
 from adapters.methods.config import AdapterConfig
 from adapters.methods.interface import AdapterModelInterface
 from adapters.runtime.adapters_config import ModelAdaptersConfig
@@ -66,7 +71,7 @@ class AdapterModelMixin(
     ) -> None:
         """Give this model an engine, and the adapters that `adapters_config` (or the model config) lists."""
         model = cast(PreTrainedModel, self)
-        stored, data = adapters_config, None
+        stored, data, interface = adapters_config, None, copy.deepcopy(interface)
         if stored is None and (data := getattr(model.config, "adapters", None)):
             models, fusion = (getattr(model.config, n, None) for n in ("adapter_fusion_models", "adapter_fusion"))
             stored = ModelAdaptersConfig.from_dict(data, models, fusion)
@@ -88,6 +93,10 @@ class AdapterModelMixin(
                     add_registered(self._engine, register, name, old=data is not None and is_old(data))
         self._on_heads_changed()
         self._engine.adopt_checkpointing()
+        for part in {id(module): module for module in (model.base_model, base)}.values():
+            if part is not model and isinstance(part, PreTrainedModel):
+                part.__class__ = adapted_class(type(part), BaseModelMixin)
+                part.__dict__["_engine"] = self._engine
 
     def _on_heads_changed(self) -> None:
         inverted = hasattr(self, "heads") or self._engine.spec.static_inverse
@@ -103,24 +112,74 @@ class AdapterModelMixin(
         base = getattr(type(self), "_adapted_class", None)
         if base is None:
             return super().__reduce_ex__(protocol)
-        return _rebuild, (base,), self.__dict__
+        mixin = BaseModelMixin if isinstance(self, BaseModelMixin) else AdapterModelMixin
+        return _rebuild, (base, mixin), self.__dict__
 
 
-def _rebuild(base: type[nn.Module]) -> Any:
-    adapted: Any = adapted_class(base)
+class _OfWhole:
+    """An attribute that a base model has from the whole model in which it stands."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, base: Any, kind: type | None = None) -> Any:
+        return getattr(AdapterModelMixin, self.name, self) if base is None else getattr(base._engine.root, self.name)
+
+    def __set__(self, base: Any, value: Any) -> None:
+        setattr(base._engine.root, self.name, value)
+
+
+class BaseModelMixin(AdapterModelMixin):
+    """The base model inside of a model with adapters, such as `model.bert`: its verbs are those of the whole model.
+
+    Adapters are named, activated, trained and saved for both together, whichever of them is asked. What concerns the
+    module itself is its own: calls, gradient checkpointing, `save_pretrained`, `load_state_dict`. Its class makes plain
+    models.
+    """
+
+    _adapted_class: ClassVar[type[PreTrainedModel]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A plain model, by the arguments of its class; without any, what a copy is made of."""
+        return cls._adapted_class(*args, **kwargs) if args or kwargs else super().__new__(cls)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As the plain class."""
+        return cls._adapted_class.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As every module. A call from outside of the whole model is followed as one of the whole model is."""
+        inside = torch.compiler.is_compiling() or CALL.now.root is self._engine.root
+        if inside or "_is_replica" in self.__dict__:
+            return super(CallVerbs, self).__call__(*args, **kwargs)  # type: ignore[misc]
+        return super().__call__(*args, **kwargs)
+
+
+_OWN = {"save_pretrained", "peft_config", "prompt_encoder"}
+"""What PEFT's verbs have that a base model answers itself, like calls and files of whole models."""
+_GROUPS = [group for group in AdapterModelMixin.__bases__ if group not in (ModelFileVerbs, CallVerbs)]
+for _name in {name for group in _GROUPS for name in dir(group) if not name.startswith("_")} - _OWN:
+    setattr(BaseModelMixin, _name, _OfWhole(_name))
+for _name in ("model_frozen", "_on_heads_changed"):
+    setattr(BaseModelMixin, _name, _OfWhole(_name))
+
+
+def _rebuild(base: type[nn.Module], mixin: type[AdapterModelMixin] = AdapterModelMixin) -> Any:
+    adapted: Any = adapted_class(base, mixin)
     return adapted.__new__(adapted)
 
 
-_ADAPTED: dict[type, type] = {}
+_ADAPTED: dict[tuple[type, type], type] = {}
 
 
-def adapted_class(base: type[nn.Module]) -> type[Any]:
-    """`base` with the verbs of `AdapterModelMixin`, under its own name."""
-    if base not in _ADAPTED:
+def adapted_class(base: type[nn.Module], mixin: type[AdapterModelMixin] = AdapterModelMixin) -> type[Any]:
+    """`base` with the verbs of a mixin, under its own name."""
+    if (base, mixin) not in _ADAPTED:
         members = {"_adapted_class": base, "__module__": base.__module__, "__doc__": base.__doc__}
         between = () if issubclass(base, PreTrainedModel) else (PlainModule,)
-        _ADAPTED[base] = type(base.__name__, (AdapterModelMixin, *between, base), members)
-    return _ADAPTED[base]
+        _ADAPTED[base, mixin] = type(base.__name__, (mixin, *between, base), members)
+    return _ADAPTED[base, mixin]
 
 
 def init(
@@ -155,12 +214,17 @@ def init(
             )
         prepare(model)
     check_free_of_peft(model)
+    if isinstance(getattr(model, "base_model", None), AdapterModelMixin):
+        raise UnsupportedError(
+            f"The base model of this {type(model).__name__} has adapters already. Build the whole model of a plain "
+            "base model, call init on it, and load the adapters into it from a folder."
+        )
     plain: Any = type(model)
     adapted: Any = model
     adapted.__class__ = adapted_class(plain)
     try:
         adapted._init_adapters(adapters_config, interface, example_inputs)
-    except Exception:
+    except BaseException:
         adapted.__dict__.pop("_engine", None)
         adapted.__class__ = plain
         raise
@@ -172,11 +236,18 @@ def load_model(path: Any, model_class: type[Any], interface: Any = None, *args: 
 
     Args:
         path: Folder or hub repository.
-        model_class: A class of Transformers, such as `BertForSequenceClassification`; or one with flexible heads.
+        model_class: A class of Transformers, such as `BertForSequenceClassification`, or one with flexible heads; or an
+            Auto class, such as `AutoAdapterModel`, which takes that of the folder's model type.
         interface: Where the places of the model are; by default the one that was saved with it, if there is one.
         args, kwargs: Arguments of its `from_pretrained`.
     Returns:
         The model with its adapters. None of them is active.
     """
+    if issubclass(model_class, _BaseAutoModelClass):
+        hub = {key: kwargs[key] for key in (*HUB, "trust_remote_code") if key in kwargs}
+        config = kwargs.get("config") or AutoConfig.from_pretrained(path, **hub)
+        model_class = _get_model_class(config, model_class._model_mapping)
+    if issubclass(model_class, BaseModelMixin):
+        model_class = model_class._adapted_class
     opened = model_class if issubclass(model_class, AdapterModelMixin) else adapted_class(model_class)
     return opened.from_pretrained(path, *args, interface=interface, **kwargs)

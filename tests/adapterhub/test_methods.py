@@ -123,6 +123,8 @@ VARIANTS = {
     "placed": "lora[places='attn.o+ffn.*']",
     "inward": "ia3[places='attn.k+ffn.down.in']",
     "tied": "loreft[tied_weights=True]",
+    "union of methods that share": "compacter[reduction_factor=4]|vera[r=3]",
+    "union of one that shares": "prefix_tuning[prefix_length=3,leave_out=[0]]|prefix_tuning[leave_out=[1],flat=True]",
 }
 
 

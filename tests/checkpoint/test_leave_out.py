@@ -89,6 +89,18 @@ def test_layers_that_were_left_out_already(tmp_path: Path) -> None:
     assert torch.allclose(infer(fresh, inputs("bert")), infer(model, inputs("bert")), atol=1e-6)
 
 
+def test_layers_of_a_union_of_prefixes(tmp_path: Path) -> None:
+    model, fresh = build("bert", num_hidden_layers=4), build("bert", num_hidden_layers=4)
+    lengths = PrefixTuningConfig(prefix_length=2, bottleneck_size=4, leave_out=[0, 1])
+    flat = PrefixTuningConfig(prefix_length=3, flat=True, leave_out=[2, 3])
+    model.add_adapter("a", config=ConfigUnion(LoReftConfig(), lengths, flat))
+    perturb(model, "a")
+    model.save_adapter(tmp_path, "a")
+    fresh.load_adapter(tmp_path, leave_out=[0, 3], set_active=True)
+    model.set_active_adapters("a", skip_layers=[0, 3])
+    assert torch.allclose(infer(model, inputs("bert")), infer(fresh, inputs("bert")), atol=1e-5)
+
+
 def test_other_layers_must_be_complete(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch._dynamo.utils import counters
 from adapters import AdapterSetup, Average, BatchSplit, Fuse, Parallel, Route, Stack
 from adapters.call import CALL
 from adapters.composition.blocks import GATES
+from adapters.errors import AdapterNameError
 from tests.contract.cases import CONFIGS, ONE_OF_EACH, carrying, every_pair
 from tests.tiny import build, inputs, perturb
 
@@ -195,3 +197,35 @@ def test_an_unadapted_model_compiles_as_before() -> None:
     model, given = build("bert"), inputs("bert")
     assert torch.equal(hidden(compiled(model), given), hidden(build("bert", adapted=False), given))
     assert graphs() == 1
+
+
+@pytest.mark.parametrize("how", ["torch.compile(model)", "model.compile()"])
+@pytest.mark.parametrize("added", [False, True])
+def test_what_is_activated_after_the_first_compiled_call(added: bool, how: str) -> None:
+    """Hooks that were not there then act, and names that the model lacks are errors."""
+    model, given = carrying("bert", "lora") if added else build("bert"), inputs("bert")
+    model.set_active_adapters(None)
+    if how == "model.compile()":
+        model.compile(backend="eager")
+        fast = model
+    else:
+        fast = torch.compile(model, backend="eager")
+    plain = hidden(fast, given)
+    for _ in range(2):
+        with pytest.raises(AdapterNameError, match="typo"), AdapterSetup("typo"):
+            fast(**given)
+    if not added:
+        model.add_adapter("a", config="lora")
+    perturb(model, "a")
+    eager = copy.deepcopy(model)
+    eager._compiled_call_impl = None
+    eager.set_active_adapters("a")
+    expected = hidden(eager, given)
+    assert not torch.allclose(expected, plain, atol=1e-3)
+    with AdapterSetup("a"):
+        torch.testing.assert_close(hidden(fast, given), expected, **CLOSE)
+    torch.testing.assert_close(hidden(fast, given), plain, **CLOSE)
+    model.set_active_adapters("a")
+    torch.testing.assert_close(hidden(fast, given), expected, **CLOSE)
+    with AdapterSetup(None):
+        torch.testing.assert_close(hidden(fast, given), plain, **CLOSE)

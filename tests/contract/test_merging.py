@@ -7,8 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from adapters import ConfigUnion, LoRAConfig, Stack
-from adapters.errors import MergeError
+from adapters import (
+    Average,
+    BitFitConfig,
+    ConfigUnion,
+    DoRAConfig,
+    IA3Config,
+    LoHaConfig,
+    LoRAConfig,
+    OFTConfig,
+    Parallel,
+    Stack,
+)
+from adapters.errors import CompositionError, MergeError
 from adapters.methods.base import AffineAdapter
 from tests.contract.cases import CONFIGS, MERGEABLE, carrying, every_pair
 from tests.tiny import build, hooks, infer, inputs, owner, perturb
@@ -159,3 +170,54 @@ def test_all_that_can_be_folded_are_covered() -> None:
 
     folded = [method for method in METHODS if issubclass(method, AffineAdapter)]
     assert all(any(method.handles(CONFIGS[name]) for name in MERGEABLE) for method in folded)
+
+
+AT_ONE_MAP: dict[str, Any] = {
+    "lora": LoRAConfig(r=4, places=["attn.q"]),
+    "dora": DoRAConfig(r=4, places=["attn.q"]),
+    "loha": LoHaConfig(r=4, places=["attn.q"]),
+    "ia3": IA3Config(places=["attn.q"]),
+    "gated ia3": IA3Config(places=["attn.q"], use_gating=True),
+    "ia3 of the input": IA3Config(places=["attn.q.in"]),
+    "oft": OFTConfig(block_size=8, places=["attn.q"]),
+    "bitfit": BitFitConfig(places=["attn.q"]),
+}
+
+
+UPDATES, INPUTS = ("lora", "dora", "loha"), ("ia3 of the input", "oft")
+
+
+def is_exact(merged: str, other: str, after: bool) -> bool:
+    """Whether a stack computes the same with `merged` in the weights, where `other` comes after or before it."""
+    if merged in INPUTS:
+        return not after if other in INPUTS else other in ("ia3", "bitfit")
+    if other in INPUTS:
+        return True
+    return after and not (merged in UPDATES and other in UPDATES) and (merged, other) != ("ia3", "dora")
+
+
+@pytest.mark.parametrize("block", [Stack("a", "b"), Stack("b", "a"), Parallel("a", "b"), Average("a", "b")], ids=str)
+@pytest.mark.parametrize("other", AT_ONE_MAP)
+@pytest.mark.parametrize("merged", [name for name in AT_ONE_MAP if name != "gated ia3"])
+def test_merging_in_a_set_up_is_exact_or_refused(merged: str, other: str, block: Any) -> None:
+    model, given = build("bert", num_hidden_layers=1), inputs("bert")
+    model.add_adapter("a", config=AT_ONE_MAP[merged])
+    model.add_adapter("b", config=AT_ONE_MAP[other])
+    perturb(model, "a")
+    perturb(model, "b", seed=1)
+    model.set_active_adapters(block)
+    weights, expected = base_weights(model), infer(model, given)
+    if isinstance(block, Stack) and is_exact(merged, other, block == Stack("a", "b")):
+        model.merge_adapter("a")
+        torch.testing.assert_close(infer(model, given), expected, atol=1e-4, rtol=1e-4)
+        return
+    with pytest.raises(MergeError, match="'a' cannot be merged while"):
+        model.merge_adapter("a")
+    assert_base_weights(model, weights)
+    assert torch.equal(infer(model, given), expected)
+    model.set_active_adapters("b")
+    model.merge_adapter("a")
+    on_top = infer(model, given)
+    with pytest.raises(CompositionError, match="while 'a' is merged"):
+        model.set_active_adapters(block)
+    assert torch.equal(infer(model, given), on_top)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from adapters import CompacterConfig, LoRAConfig, LoReftConfig, PrefixTuningConfig, SeqBnConfig
+from adapters.composition.registry import BLOCK_MODULES
 from tests.contract.cases import CONFIGS, carrying, every_pair
 from tests.tiny import HEADS, TINY_MODELS, WIDTH, adapter_parameters, build
 
@@ -125,6 +126,23 @@ def test_summary(method: str, name: str) -> None:
     assert len(table.splitlines()) == 6
     assert len({len(line) for line in table.splitlines()}) == 1
     assert f"{one['#param']:,}" in table
+
+
+@pytest.mark.parametrize("kind", BLOCK_MODULES, ids=lambda kind: kind.noun)
+def test_summary_of_what_blocks_own(kind: Any) -> None:
+    model = carrying("bert", "seq_bn", "seq_bn")
+    getattr(model, f"add_{kind.stem}")(["a", "b"], name="a")  # of an adapter's name, too
+    getattr(model, f"train_{kind.stem}")(kind.block("a", "b", name="a"))
+    *of_adapters, owned, full = model.adapter_summary(as_dict=True)
+    assert [row["name"] for row in of_adapters] == ["a", "b"] and not any(row["train"] for row in of_adapters)
+    sizes = {id(p): p.numel() for name, p in model.named_parameters() if kind.container() in name.split(".")}
+    assert owned == {**owned, "name": "a", "architecture": kind.noun, "active": True, "train": True}
+    assert owned["#param"] == sum(sizes.values()) > 0
+    assert full["#param"] == sum(p.numel() for p in build("bert").parameters())
+    assert f"{owned['#param']:,}" in model.adapter_summary()
+    model.set_active_adapters("a")
+    *_, owned, full = model.adapter_summary(as_dict=True)
+    assert owned["active"] is False
 
 
 @every_pair(names=("bert", "t5"))

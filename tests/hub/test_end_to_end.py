@@ -132,6 +132,17 @@ def test_the_card(model: Any, hub: Server) -> None:
     assert "New." in card().text
 
 
+def test_a_bare_name_is_in_the_account_of_the_token(model: Any, hub: Server) -> None:
+    owner = HfApi(hub.url, hub.token).whoami()["name"]
+    model.push_adapter_to_hub("bare-name", "rating")
+    assert ADAPTER.config in files(hub, f"{owner}/bare-name")
+    path = HfApi(hub.url, hub.token).hf_hub_download(f"{owner}/bare-name", "README.md")
+    assert f'model.load_adapter("{owner}/bare-name"' in ModelCard.load(path).text
+    other = fresh(1)
+    assert other.load_adapter(f"{owner}/bare-name") == "rating"
+    assert_equal(model, other, "rating")
+
+
 def test_names_of_the_index(model: Any, hub: Server) -> None:
     told = {**TOLD, "task": "sentiment/imdb"}
     model.push_adapter_to_hub("acme/by-task", "rating", adapter_card_kwargs=told)

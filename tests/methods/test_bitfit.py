@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import adapters
 from adapters import Average, Stack
-from adapters.errors import ConfigError, UnsupportedError
+from adapters.errors import ConfigError, MergeError, UnsupportedError
 from adapters.methods.bitfit import BitFit, BitFitConfig
 from tests.methods.reference import adapted, close, states, weights
 from tests.methods.test_lora import called
-from tests.tiny import build, infer, inputs, output
+from tests.tiny import build, infer, inputs, output, perturb
 
 PLACES = [
     ("bert", "encoder.layer.1.output.dense"),
@@ -131,3 +132,53 @@ def test_all_places_are_those_where_a_method_can_act() -> None:
             if type(hooked.site).__name__ == kind and hooked.site.layer >= 0
         ]
         assert sites == every and len(sites) > 2
+
+
+class Packed(nn.Module):
+    """A linear map that nobody can read the weight of, as quantised ones."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = nn.Parameter((100 * linear.weight).round().to(torch.int8).flatten(), requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.weight.view(self.out_features, -1) / 100).T + self.bias
+
+
+def quantised() -> Any:
+    model = build("bert", adapted=False)
+    for layer in model.encoder.layer:
+        for owner, name in ((layer.attention.self, "query"), (layer.intermediate, "dense")):
+            setattr(owner, name, Packed(getattr(owner, name)))
+    return adapters.init(model)
+
+
+def test_merging_leaves_quantised_weights_as_they_are() -> None:
+    model, given = quantised(), inputs("bert")
+    model.add_adapter("a", config="bitfit")
+    plain, before = infer(model, given), {key: value.clone() for key, value in model.state_dict().items()}
+    perturb(model, "a")
+    model.set_active_adapters("a")
+    expected = infer(model, given)
+    assert not torch.allclose(expected, plain, atol=1e-2)
+    model.merge_adapter("a")
+    model.set_active_adapters(None)
+    torch.testing.assert_close(infer(model, given), expected, atol=1e-5, rtol=1e-4)
+    base = {key for key in before if ".a." not in key}
+    changed = {key for key in base if not torch.equal(model.state_dict()[key], before[key])}
+    assert changed and all(key.endswith("bias") for key in changed)
+    model.reset_adapter()
+    assert torch.equal(infer(model, given), plain)
+    assert all(torch.equal(model.state_dict()[key], before[key]) for key in base)
+
+
+def test_weights_that_are_quantised_cannot_change() -> None:
+    model = quantised()
+    model.add_adapter("a", config="lora")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(MergeError, match="packed"):
+        model.merge_adapter("a")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not model._engine.merged

@@ -182,7 +182,7 @@ def test_legacy_dicts() -> None:
         (SeqBnConfig, {"dropout": 1.5}), (SeqBnConfig, {"leave_out": [-1]}), (SeqBnConfig, {"mh_adapter": 1}),
         (SeqBnConfig, {"dropout": float("nan")}), (SeqBnConfig, {"stochastic_depth": 1.0}),
         (LoRAConfig, {"r": 0}), (LoRAConfig, {"r": True}), (LoRAConfig, {"vera_d": 1}), (LoRAConfig, {"dtype": "int"}),
-        (LoRAConfig, {"architecture": "reft"}), (IA3Config, {"r": 2}), (IA3Config, {"dropout": 0.1}),
+        (LoRAConfig, {"architecture": "reft"}), (IA3Config, {"r": 2}),
         (MTLLoRAConfig, {"weights_sharpness": 0}), (MTLLoRAConfig, {"r": -1}),
         (PrefixTuningConfig, {"prefix_length": 0}),
         (PromptTuningConfig, {"prompt_init": "from_string"}), (LoReftConfig, {"layers": "some"}),

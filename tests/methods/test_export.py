@@ -61,3 +61,17 @@ def test_export_for_any_length(method: str) -> None:
     ids, longer = (inputs("bert", padded=False, length=length)["input_ids"] for length in (7, 11))
     program = torch.export.export(Exported(model), (ids,), dynamic_shapes=shapes, strict=False)
     torch.testing.assert_close(program.module()(longer), infer(model, {"input_ids": longer}), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["loreft", "unipelt"])
+def test_export_for_any_batch(method: str) -> None:
+    model = build("bert")
+    model.add_adapter("a", config=CONFIGS[method])
+    perturb(model, "a")
+    model.set_active_adapters("a")
+    given, other = inputs("bert"), inputs("bert", rows=3, length=9)
+    sizes = {0: torch.export.Dim("rows", min=2, max=20), 1: torch.export.Dim("length", min=4, max=20)}
+    program = torch.export.export(model, (), given, dynamic_shapes=dict.fromkeys(given, sizes), strict=False)
+    found = program.module()(**other)["last_hidden_state"]
+    torch.testing.assert_close(found, infer(model, other), atol=1e-5, rtol=1e-4)

@@ -66,18 +66,21 @@ def test_formula(name: str, place: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("merge", [False, True], ids=["beside", "merged"])
-@pytest.mark.parametrize("case", ["inverse", "series", "shared"])
+@pytest.mark.parametrize("case", ["inverse", "series", "shared", "constrained"])
 def test_numbers_are_those_of_peft(case: str, merge: bool) -> None:
     ours = config(
         places=["attn.q", "ffn.down"],
         neumann_terms=3 if case == "series" else None,
         block_share=case == "shared",
+        eps=1.5 if case == "constrained" else None,
     )
     theirs = peft.OFTConfig(
         oft_block_size=8,
         use_cayley_neumann=case == "series",
         num_cayley_neumann_terms=5,
         block_share=case == "shared",
+        coft=case == "constrained",
+        eps=1.5,
         target_modules=r".*(query|\d\.output\.dense)",
     )
     model, given = adapted("bert", ours), inputs("bert")
@@ -93,6 +96,27 @@ def test_numbers_are_those_of_peft(case: str, merge: bool) -> None:
         other = other.merge_and_unload()
     torch.testing.assert_close(infer(model, given), infer(other, given), atol=2e-5, rtol=1e-4)
     assert not torch.allclose(infer(model, given), infer(build("bert"), given), atol=1e-2)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_training_within_a_bound_is_that_of_peft(share: bool) -> None:
+    model, given = build("bert"), inputs("bert")
+    model.add_adapter("a", config=config(places=["attn.q"], eps=0.05, block_share=share))
+    model.train_adapter("a")
+    options = {"oft_block_size": 8, "block_share": share, "coft": True, "eps": 0.05, "use_cayley_neumann": False}
+    other: Any = peft.get_peft_model(build("bert", adapted=False), peft.OFTConfig(target_modules=["query"], **options))
+    for trained in (model, other):
+        trained.train()
+        optimizer = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], 0.05)
+        for _ in range(3):
+            optimizer.zero_grad()
+            output(trained, given)[:, 0].square().sum().backward()
+            optimizer.step()
+    for module in modules(model):
+        layer = other.base_model.model.get_submodule(module.site.path)
+        close(module.Q, -layer.oft_R["default"].weight)
+        assert (module.bounded(module.Q) != module.Q).any()
+    close(infer(model.eval(), given), infer(other.eval(), given))
 
 
 def test_a_stack_rotates_one_after_the_other_and_an_average_averages() -> None:

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 import adapters
 from adapters.errors import AdapterNameError, ConfigError
+from adapters.methods import METHODS
 from adapters.methods.adalora import AdaLoRA, RankAllocator
+from adapters.methods.config import members_of
 from adapters.methods.lokr import divided
+from adapters.methods.presets import ADAPTER_CONFIG_MAP
 from adapters.methods.weight_update import WeightUpdate
 from tests.methods.reference import adapted, close, dense, states
 from tests.tiny import build, infer, inputs, output, perturb
@@ -279,6 +282,14 @@ def test_low_rank_bottleneck() -> None:
     with torch.no_grad():
         close(module(x), hidden @ (up.U @ up.V).t() + up.bias)
     assert down.U.shape == (8, 2) and down.V.shape == (2, 32)
+
+
+def test_one_method_makes_the_projections_of_a_bottleneck() -> None:
+    with pytest.raises(ConfigError, match="phm_layer is True"):
+        adapters.AdapterConfig.load("low_rank_bn[phm_layer=True]")
+    for config in ADAPTER_CONFIG_MAP.values():
+        for member in members_of(config):
+            assert len([method for method in METHODS if method.handles(member)]) == 1 + bool(member.get("inv_adapter"))
 
 
 def test_allocated_ranks_act_at_once() -> None:

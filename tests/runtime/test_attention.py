@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from transformers import AutoConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from adapters import AdapterSetup
+import adapters
+from adapters import AdapterSetup, Average, BatchSplit, PrefixTuningConfig, Stack
+from adapters.errors import UnsupportedError
 from adapters.runtime import attention
+from adapters.sites.resolve import AttentionSite
+from adapters.sites.spec import Attention, LayerList, LayerSpec, Linear, ModelSpec
+from adapters.sites.specs import SPECS
 from tests.contract.cases import CONFIGS
-from tests.tiny import build, infer, inputs, perturb
+from tests.tiny import GROUPED_QUERIES, build, infer, inputs, perturb, randomised
 
 pytestmark = pytest.mark.versions
 
@@ -110,3 +119,130 @@ def test_installing_twice_wraps_once() -> None:
     attention.install()
     assert attention.AttentionInterface.get_interface is before or before is attention._get_interface
     assert attention._get_interface is not attention._get_dispatch
+
+
+# ------------------------------------------------------------------------ masks and caches of many architectures
+
+OPTIONS: dict[str, Any] = {**GROUPED_QUERIES, "initializer_range": 0.2, "sliding_window": 4}
+ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"]}
+KINDS: Mapping[str, dict[str, Any]] = {
+    "mistral": {},
+    "gemma2": {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 1.0},
+    "gemma3_text": {"query_pre_attn_scalar": 8, **ALTERNATING},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, **ALTERNATING},
+    "llama4_text": {
+        "attention_chunk_size": 4,
+        "num_local_experts": 2,
+        "intermediate_size_mlp": 40,
+        "layer_types": ["chunked_attention", "full_attention"],
+        "no_rope_layers": [1, 0],
+        "moe_layers": [],
+    },
+    "deepseek_v3": {
+        "head_dim": None,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "first_k_dense_replace": 2,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+    },
+}
+"""Windows, windows and caps, windows of some layers, sinks, chunks, and values narrower than keys."""
+
+
+def model_of(name: str, implementation: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A tiny causal model with prefixes "a" and "b"."""
+    latent = name == "deepseek_v3"
+    query = "q_b_proj" if latent else "q_proj"
+    places = {
+        "attn.core": Attention("self_attn", heads=(4, 12, 6) if latent else None),
+        "attn.o": Linear("self_attn.o_proj"),
+    }
+    places |= {"attn.q": Linear(f"self_attn.{query}")} | ({} if latent else {"attn.k": Linear("self_attn.k_proj")})
+    stack = "model" if name == "llama4_text" else ""
+    layers = LayerList(f"{stack}.layers".strip("."), LayerSpec(places), stack=stack)
+    monkeypatch.setitem(SPECS, name, ModelSpec((layers,), causal=True))  # type: ignore[arg-type]
+    options = {key: value for key, value in {**OPTIONS, **KINDS[name]}.items() if value is not None}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(name, **options)
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+        model = adapters.init(randomised(model))
+        gated = PrefixTuningConfig(prefix_length=2, flat=True, use_gating=True)
+        for adapter, prefix in (("a", PrefixTuningConfig(prefix_length=3, bottleneck_size=8)), ("b", gated)):
+            model.add_adapter(adapter, config=prefix)
+            perturb(model, adapter)
+    return model
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_position_sees_the_prefix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also behind a window or in a later chunk; equal to a prefix that enters in the model's own softmax."""
+    given = inputs("gpt2", length=9)
+    keep = given["attention_mask"].bool()
+    ways = [("eager", True), ("eager", False)] + ([("sdpa", True)] if name not in ("gemma2", "gpt_oss") else [])
+    found = []
+    for implementation, here in ways:
+        with monkeypatch.context() as patch:
+            if not here:
+                patch.setattr(attention, "asks_interface", lambda module: False)
+            model = model_of(name, implementation, patch)
+            results = [infer(model, given)[keep]]
+            for setup in ("a", Stack("a", "b"), BatchSplit(Average("a", "b"), "b", batch_sizes=[1, 3])):
+                model.set_active_adapters(setup)
+                results.append(infer(model, given)[keep])
+            found.append(results)
+    assert all(((result - found[0][0]).abs().amax(-1) > 1e-3).all() for result in found[0][1:])
+    for others in found[1:]:
+        for one, other in zip(found[0], others):
+            torch.testing.assert_close(other, one, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "deepseek_v3"])  # its cache gives other tokens
+def test_caches_hold_no_prefix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = model_of(name, "eager", monkeypatch), inputs("gpt2", length=6)
+    model.set_active_adapters(Stack("a", "b"))
+    caches: list[dict[str, Any]] = [{"use_cache": False}, {"use_cache": True}, {"cache_implementation": "static"}]
+    tokens = [model.generate(**given, max_new_tokens=6, do_sample=False, **cache) for cache in caches]
+    assert torch.equal(tokens[0], tokens[1]) and torch.equal(tokens[0], tokens[2])
+
+
+def test_a_mask_given_by_its_name() -> None:
+    """As vision models do."""
+    model, given = build("bert", attn_implementation="eager"), inputs("bert")
+    model.add_adapter("a", config=CONFIGS["prefix_tuning"], set_active=True)
+    perturb(model, "a")
+    expected = infer(model, given)
+    dispatch = attention._dispatch
+
+    def named(function: Any, module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
+        return dispatch(function, module, query, key, value, attention_mask=mask, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_dispatch", named)
+        assert torch.equal(infer(model, given), expected)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "options", "reason"),
+    [
+        ("flash_attention_2", {"sliding_window": 6}, "cuts what lies 6 positions back"),
+        ("flash_attention_2", {"cu_seq_lens_q": torch.tensor([0, 5])}, "packed sequences"),
+        ("paged|sdpa", {"cache": object()}, "from the cache by itself"),
+    ],
+)
+def test_kernels_that_keep_queries_from_the_prefix(implementation: str, options: Any, reason: str) -> None:
+    module = torch.nn.Identity()
+    module.config = SimpleNamespace(_attn_implementation=implementation)
+    site = AttentionSite("attn.core", "self_prefix", 0, "layers.0.self_attn", module)
+    call = attention.Attention(site, lambda *args, **kwargs: None, module, options)  # type: ignore[arg-type, return-value]
+    q, k, p = (torch.randn(ROWS, HEADS, n, DIM) for n in (QUERIES, KEYS, PREFIX))
+    with pytest.raises(UnsupportedError, match=reason):
+        call.prefixed((p, p), q, k, k, None)

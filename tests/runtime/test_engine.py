@@ -10,6 +10,8 @@ import torch
 from adapters import Stack
 from adapters.errors import AdapterNameError
 from adapters.methods.lora import LoRA
+from adapters.runtime.parts import Parts
+from adapters.runtime.programs import Programs
 from tests.contract.cases import CONFIGS, carrying, pairs
 from tests.tiny import TINY_MODELS, build, hooks, infer, inputs, owner, perturb
 
@@ -72,6 +74,34 @@ def test_what_fails_in_the_middle_of_building_leaves_nothing(monkeypatch: pytest
     assert len(built) == 3
     assert (modules_of(model), list(model.state_dict()), hooks(model)) == (before, keys, traces)
     assert set(model._engine.parts) == set(model.adapters_config) == {"a"}
+
+
+@pytest.mark.parametrize("where", [(Parts, "put_in"), (Programs, "changed"), (Programs, "of")], ids=lambda at: at[1])
+@pytest.mark.parametrize("verb", ["add", "overwrite"])
+def test_an_interrupt_while_adding_leaves_nothing(verb: str, where: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = carrying("bert", "seq_bn"), inputs("bert")
+    model.set_active_adapters("a")
+    perturb(model, "a")
+    before, keys, traces, output = modules_of(model), list(model.state_dict()), hooks(model), infer(model, given)
+    reached: list[int] = []
+    function = getattr(*where)
+
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        reached.append(1)
+        if len(reached) == 1:
+            raise KeyboardInterrupt
+        return function(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.add_adapter("b" if verb == "add" else "a", config=CONFIGS["lora"], overwrite_ok=True)
+    after = modules_of(model)
+    assert reached and before.keys() == after.keys() and sorted(hooks(model)) == sorted(traces)
+    assert all(after[name] == before[name] for name in after if not name.endswith("adapters"))
+    assert sorted(model.state_dict()) == sorted(keys)
+    assert set(model._engine.parts) == set(model.adapters_config) == {"a"}
+    assert torch.equal(infer(model, given), output)
 
 
 def test_a_replaced_adapter_takes_over_where_the_old_one_was_active() -> None:

@@ -482,3 +482,14 @@ def test_embeddings_that_were_not_trained_before(tmp_path: Path) -> None:
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="There is no checkpoint"):
         resume(trained(), tmp_path / "checkpoint-4")
+
+
+def test_the_trainer_says_whether_a_fusion_trains(tmp_path: Path) -> None:
+    model = build("bert", "classification")
+    for name in "ab":
+        model.add_adapter(name, config="seq_bn")
+    model.add_adapter_fusion("a,b")
+    model.train_adapter("a")
+    assert not AdapterTrainer(model=model, args=arguments(tmp_path)).train_adapter_fusion
+    model.train_adapter_fusion(Fuse("a", "b"))
+    assert AdapterTrainer(model=model, args=arguments(tmp_path)).train_adapter_fusion

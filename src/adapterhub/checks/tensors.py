@@ -211,8 +211,10 @@ def _sites(tensors: Header, name: str | None, found: Comparison, by_path: bool) 
         path, container, inner = match["path"] or "", _container(match["container"]), match["inner"]
         if path.endswith(_ALIAS) and container == "prefix_tunings":
             container = "alias"
-        cut = _units()[container].match(inner) if container in _units() else None
-        unit = cut[0] if cut else ""
+        number, dot, rest = inner.partition(".")  # of a config in a union of which several share tensors
+        start = number + dot if number.isdecimal() and rest else ""
+        cut = _units()[container].match(inner, len(start)) if container in _units() else None
+        unit = start + (cut[0] if cut else "")
         place = (path, container, unit)
         if place not in sites:
             layer = _LAYER.search(path)

@@ -83,9 +83,9 @@ def _fixed(found: Method) -> list[Tensor]:
 
 
 def _pattern(known: Tensor) -> re.Pattern[str]:
-    """Which names in files mean a tensor: `path.container.adapter.unit.name`."""
+    """Which names in files mean a tensor: `path.container.adapter.unit.name`; unions may number their configs."""
     inner = re.escape(known.unit + known.name).replace(r"\*", r"[^.]+")
-    return re.compile(rf"(?:^|\.){re.escape(known.container)}\.[^.]+\.{inner}$")
+    return re.compile(rf"(?:^|\.){re.escape(known.container)}\.[^.]+\.(?:\d+\.)?{inner}$")
 
 
 # ---- names and ids --------------------------------------------------------------------------------------------------

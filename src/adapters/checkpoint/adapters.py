@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from adapters.checkpoint.atomic import reading
 from adapters.checkpoint.empty import Empty
 from adapters.checkpoint.fingerprint import ENTRY, sample, warn_if_other
-from adapters.checkpoint.layout import ADAPTER, description, version_numbers, write_interface
+from adapters.checkpoint.layout import ADAPTER, Files, description, version_numbers, write_interface
 from adapters.checkpoint.names import Match, below_base, converted, is_repeated, match, own_prefix, tensors_of
 from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
 from adapters.checkpoint.undo import Before
@@ -38,7 +39,7 @@ OLD_ACTIVATIONS = {"gelu": "gelu_new", "gelu_orig": "gelu"}
 
 
 def write_adapter(
-    model: Any, folder: Path, name: str, meta: Mapping[str, Any] | None = None, use_safetensors: bool = True
+    model: Any, folder: Path, name: str, meta: Mapping[str, Any] | None = None, use_safetensors: Files = True
 ) -> None:
     """Write the config and the tensors of an adapter into an existing folder.
 
@@ -81,7 +82,7 @@ def load_adapter(
     stored_name = saved.get("name") or load_as
     if not isinstance(stored_name, str):
         raise CheckpointError(f"{folder / ADAPTER.config} does not say the adapter's name. Pass load_as.")
-    name = load_as or stored_name
+    name = load_as or _legal(stored_name)
     stored_config = stored_adapter_config(saved, found)
     require_layers(given := list(leave_out or ()), engine.sites, "leave_out")
     left_out = set(given)
@@ -113,6 +114,17 @@ def load_adapter(
     result.copy()
     warn_if_other(engine, saved, what)
     return name
+
+
+def _legal(name: str) -> str:
+    """A stored name as it can be here: version 1 of the library takes commas, which fusions have in their names."""
+    if "," not in name:
+        return name
+    legal = name.replace(",", "_")
+    logger.warning(
+        "Adapter %r is loaded as %r: a name cannot have a comma here. load_as gives it another.", name, legal
+    )
+    return legal
 
 
 def adapter_state(model: Any, name: str, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -287,11 +299,14 @@ def without_slots(
         config: Its config in the file.
         layers: Layers to leave out.
     """
-    result = dict(tensors)
+    result, sharing = dict(tensors), Counter[str]()
     for member in members_of(config):
         for method in METHODS:
             if not method.shared_container or not method.handles(member):
                 continue
+            whole = f"{method.shared_container}.{name}."
+            numbered = f"{whole}{sharing[whole]}."  # where several members of a union share something
+            sharing[whole] += 1
             sites: dict[str, list[int]] = {}
             for site in (hooked.site for hooked in engine.hooked if isinstance(hooked.site, method.site_type)):
                 named = selects(member, site)
@@ -299,9 +314,9 @@ def without_slots(
                 if acts and site.layer not in member.get("leave_out", ()):
                     sites.setdefault(site.location, []).append(site.layer)
             for location, numbers in sites.items():
-                start = f"{method.shared_container}.{name}.{location}."
+                starts = f"{whole}{location}.", f"{numbered}{location}."
                 kept = [i for i, layer in enumerate(numbers) if layer not in layers]
-                for key in [key for key in result if key.startswith(start)]:
+                for key, start in [(key, start) for key in result for start in starts if key.startswith(start)]:
                     inner = key.removeprefix(start)
                     result[key] = method.kept_slots(member, inner, result[key], len(numbers), kept)
                     if not kept:

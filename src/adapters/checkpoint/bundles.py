@@ -13,7 +13,7 @@ from typing import Any
 
 from adapters.checkpoint import adapters, heads, owned
 from adapters.checkpoint.atomic import reading, saving
-from adapters.checkpoint.layout import PathLike
+from adapters.checkpoint.layout import OWNED, Files, PathLike, read_json
 from adapters.checkpoint.undo import Before
 
 
@@ -35,7 +35,7 @@ def save_adapter(
     name: str,
     meta: Mapping[str, Any] | None = None,
     loaders: Sequence[Any] | None = None,
-    use_safetensors: bool = True,
+    use_safetensors: Files = True,
     with_head: bool = True,
 ) -> None:
     """Save an adapter, and the head of its name if there is one.
@@ -59,7 +59,7 @@ def save_owned(
     name: str,
     meta: Mapping[str, Any] | None = None,
     loaders: Sequence[Any] | None = None,
-    use_safetensors: bool = True,
+    use_safetensors: Files = True,
     with_head: bool | str = False,
 ) -> None:
     """Save what a block owns, and a head: the one called `with_head`, or if this is True the one of the same name.
@@ -116,7 +116,8 @@ def load_owned(model: Any, noun: str, folder: Path, options: Loading, with_head:
         given = (options.use_safetensors, options.strict, options.loading_info)
         return owned.load_owned(model, noun, folder, before, options.load_as, *given)
 
-    return _load(model, folder, options, load, {} if with_head else None, model._engine.owned[noun].block)
+    head = {"own_name": read_json(folder / OWNED[noun].config).get("name")} if with_head else None
+    return _load(model, folder, options, load, head, model._engine.owned[noun].block)
 
 
 def _load(

@@ -59,7 +59,8 @@ def _unmerged(engine: Engine) -> Iterator[tuple[int, Tensor | None]]:
             if part.hooked is not None and engine.is_merged(name, part):
                 yield id(part.hooked.site.module), None
         for hooked, weight, _ in backup or ():
-            yield id(hooked.site.module), as_stored(hooked.site.module, weight)
+            module = hooked.site.module
+            yield id(module), module.weight if weight is None else as_stored(module, weight)
 
 
 def _matrices(module: nn.Module, path: str, unmerged: Mapping[int, Tensor | None]) -> Iterator[tuple[str, Tensor]]:

@@ -25,11 +25,13 @@ from transformers.utils.hub import cached_file
 
 from adapters.checkpoint.adapters import add_stored, match_adapter
 from adapters.checkpoint.atomic import finish, saving
+from adapters.checkpoint.heads import SUFFIX, has_flexible_heads
 from adapters.checkpoint.layout import INTERFACE_FILE, PathLike, read_json, write_interface
 from adapters.checkpoint.names import CONTAINERS, Match, below_base, match, own_prefix, owned, renamed, tensors_of
 from adapters.checkpoint.tensors import load_pickle, not_plain
 from adapters.errors import CheckpointError
 from adapters.heads.model import HUB, load_config
+from adapters.heads.static import STATIC_HEADS, convert_static_head
 from adapters.methods.config import AdapterConfig
 from adapters.methods.interface import AdapterModelInterface
 from adapters.runtime import merging
@@ -110,7 +112,7 @@ def complete_state(model: Any, state: Mapping[str, Tensor] | None, original_name
     base = remove_tied_weights_from_state_dict(base, model)
     if original_names:
         base = revert_weight_conversion(model, base)
-    prefix = own_prefix(engine)
+    prefix = own_prefix(engine, model)
     owners: dict[int, set[str]] = {}
     for memory, (disk, tensor, owner) in ours.items():
         if memory in state and owner not in (before := owners.setdefault(id(tensor), set())):
@@ -124,18 +126,44 @@ def with_module_names(model: Any, state: Mapping[str, Tensor]) -> Mapping[str, T
     own = model.state_dict()
     if own.keys() >= state.keys():
         return state
+    if has_flexible_heads(model):
+        state = _of_flexible(model, own, state)
     memory = {id(tensor): name for name, tensor in own.items()}
     files = complete_state(model, own, True)
     names = {name: memory[id(tensor)] for name, tensor in files.items() if id(tensor) in memory}
-    prefix = own_prefix(model._engine)
+    prefix = own_prefix(model._engine, model)
     names |= {prefix + disk: name for name, (disk, _, _) in _in_memory_names(model).items()}
     return renamed(state, lambda name: names.get(name, name))
+
+
+def _of_flexible(model: Any, own: Mapping[str, Any], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Tensors of the plain class of a model's type, as they are called in the one with flexible heads.
+
+    The base model of some classes is spread over the class (T5's encoder and decoder). The class's own head becomes the
+    active one, if that is of its kind.
+    """
+    start = f"{model.base_model_prefix}."
+    if not any(key.startswith(start) for key in state):
+        state = renamed(state, lambda name: start + name if start + name in own else name)
+    stem, name = type(model).__name__.removesuffix(SUFFIX), model.active_head
+    kind = model.heads[name].head_type if isinstance(name, str) else None
+    head = {key: tensor for key, tensor in state.items() if key not in own}
+    for static, row in STATIC_HEADS.items():
+        parts = [part for part in row.modules if part is not None]
+        if static.startswith(stem) and row.head_type == kind and all(_has(head, part) for part in parts):
+            _, converted = convert_static_head(static, head, model.config, name)
+            return {**{key: tensor for key, tensor in state.items() if key in own}, **converted}
+    return state
+
+
+def _has(state: Iterable[str], module: str) -> bool:
+    return any(key.startswith(f"{module}.") for key in state)
 
 
 def _in_memory_names(model: Any) -> dict[str, tuple[str, Tensor, str]]:
     """Name in the model's state dict -> name on disk below the base model, tensor and owner, of all that is ours."""
     engine: Engine = model._engine
-    start = own_prefix(engine)
+    start = own_prefix(engine, model)
     names: dict[str, tuple[str, Tensor, str]] = {}
     for group in engine.added:
         for name, parts in group.items():

@@ -13,7 +13,7 @@ from torch import Tensor
 from adapters.checkpoint.atomic import reading
 from adapters.checkpoint.empty import Empty
 from adapters.checkpoint.fingerprint import ENTRY, sample, warn_if_other
-from adapters.checkpoint.layout import HEAD, description, read_json
+from adapters.checkpoint.layout import HEAD, Files, description, read_json
 from adapters.checkpoint.names import added_tensors, children_state, converted, match, renamed, same
 from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
 from adapters.checkpoint.undo import Before
@@ -66,7 +66,7 @@ def write_head(
     folder: Path,
     name: str | None = None,
     meta: Mapping[str, Any] | None = None,
-    use_safetensors: bool = True,
+    use_safetensors: Files = True,
 ) -> None:
     """Write a head into an existing folder.
 
@@ -75,7 +75,7 @@ def write_head(
         folder: Where to.
         name: The flexible head; by default the active one. Not used for plain classes, which have one head.
         meta: More entries for the config file.
-        use_safetensors: Write safetensors, or else a pickle file.
+        use_safetensors: Write safetensors (True), a pickle file (False), or "both".
     Raises:
         HeadError: there is no such head, or several are active.
     """
@@ -130,9 +130,9 @@ def load_head(
     """
     with reading(folder):
         saved, found = read_checkpoint(folder, HEAD, use_safetensors)
-    source = str(saved.get("model_class"))
-    what = f"The head of {source} in {folder}"
+    what = f"The head of {saved.get('model_class')} in {folder}"
     labels = _swapped(saved.get("label2id"), what)
+    name: str | None = None
     if not has_flexible_heads(model):
         _check_class(model, saved, what)
         result = match(static_head(model), found, lambda key: _belongs_to_base(model, key))
@@ -140,45 +140,54 @@ def load_head(
         before.keep(target for target, _ in result.pairs.values())
         result.copy()
         _set_labels(model, id2label or labels)
-        warn_if_other(model._engine, saved, what)
-        return None
-    config = saved.get("config")
-    if config is None:
-        if load_as is None:
-            raise HeadError(f"{what} has no name. Pass load_as to name the flexible head that it becomes.")
-        count = num_labels or saved.get("num_labels")
-        check_head_config({"num_labels": count} if count is not None else {}, what)
-        config, found = convert_static_head(
-            source,
-            found,
-            model.config,
-            load_as,
-            id2label=id2label,
-            label2id=saved.get("label2id"),
-            num_labels=count,
-        )
-        name = load_as
-        stored_name: Any = load_as
     else:
-        _check_class(model, saved, what)
-        stored_name = saved.get("name") or load_as
-        if not isinstance(stored_name, str):
-            raise CheckpointError(f"{folder / HEAD.config} has the name {stored_name!r}. Pass load_as.")
+        if saved.get("config") is None:
+            stored_name, config, found = _made_flexible(model, saved, found, load_as, id2label, num_labels, what)
+        else:
+            _check_class(model, saved, what)
+            stored_name, config = _flexible(saved, load_as, id2label, what)
         name = load_as or stored_name
-        if not isinstance(config, Mapping):
-            raise CheckpointError(f"{what} has config {config!r}. A dict is needed.")
-        config = dict(config)
-        if id2label is not None:
-            config["label2id"] = {label: int(index) for index, label in id2label.items()}
-    check_head_config(config, what)
-    start = f"heads.{stored_name}."
-    own = renamed({k: t for k, t in found.items() if _is_of(k, stored_name)}, lambda key: key.removeprefix(start))
-    _check_sizes(config, own, what)
-    _add(model, name, config, own, what, strict, loading_info)
-    if set_active:
-        model.active_head = name
+        check_head_config(config, what)
+        start = f"heads.{stored_name}."
+        own = renamed({k: t for k, t in found.items() if _is_of(k, stored_name)}, lambda key: key.removeprefix(start))
+        _check_sizes(config, own, what)
+        _add(model, name, config, own, what, strict, loading_info)
+        if set_active:
+            model.active_head = name
     warn_if_other(model._engine, saved, what)
     return name
+
+
+def _made_flexible(
+    model: Any,
+    saved: Mapping[str, Any],
+    found: Mapping[str, Tensor],
+    name: str | None,
+    id2label: Mapping[int, str] | None,
+    num_labels: int | None,
+    what: str,
+) -> tuple[str, Mapping[str, Any], dict[str, Tensor]]:
+    """Name, config and tensors of the flexible head that becomes of the head of a plain class."""
+    if name is None:
+        raise HeadError(f"{what} has no name. Pass load_as to name the flexible head that it becomes.")
+    count = num_labels or saved.get("num_labels")
+    check_head_config({"num_labels": count} if count is not None else {}, what)
+    options: dict[str, Any] = {"id2label": id2label, "label2id": saved.get("label2id"), "num_labels": count}
+    config, tensors = convert_static_head(str(saved.get("model_class")), found, model.config, name, **options)
+    return name, config, tensors
+
+
+def _flexible(
+    saved: Mapping[str, Any], load_as: str | None, id2label: Mapping[int, str] | None, what: str
+) -> tuple[str, dict[str, Any]]:
+    """Name and config of a flexible head in a file."""
+    name, config = saved.get("name") or load_as, saved["config"]
+    if not isinstance(name, str):
+        raise CheckpointError(f"{what} has the name {name!r}. Pass load_as.")
+    if not isinstance(config, Mapping):
+        raise CheckpointError(f"{what} has config {config!r}. A dict is needed.")
+    labels = {} if id2label is None else {"label2id": {label: int(index) for index, label in id2label.items()}}
+    return name, {**config, **labels}
 
 
 def _add(
@@ -274,7 +283,9 @@ def _set_labels(model: Any, id2label: Mapping[int, str] | None) -> None:
         model.config.label2id = {label: int(index) for index, label in id2label.items()}
 
 
-def load_head_beside(model: Any, folder: Path, before: Before, name: str, **kwargs: Any) -> str | None:
+def load_head_beside(
+    model: Any, folder: Path, before: Before, name: str, own_name: str | None = None, **kwargs: Any
+) -> str | None:
     """Load the head that lies beside an adapter, if this model can have it; otherwise say so in the log.
 
     Args:
@@ -282,6 +293,7 @@ def load_head_beside(model: Any, folder: Path, before: Before, name: str, **kwar
         folder: Where the adapter lies.
         before: Brings the model back if this fails.
         name: Of the adapter, and of the head.
+        own_name: Of what lies there, if its head may have another name, which it keeps then.
         kwargs: As for `load_head`.
     """
     if missing := [part for part in (HEAD.config, HEAD.weights) if not _is_there(folder, part)]:
@@ -293,6 +305,8 @@ def load_head_beside(model: Any, folder: Path, before: Before, name: str, **kwar
             "(with_head=False)."
         )
     saved = read_json(folder / HEAD.config)
+    if own_name is not None and saved.get("name") not in (None, own_name):
+        name = saved["name"]
     try:
         if has_flexible_heads(model) and saved.get("config") is None:
             find_static_head(str(saved.get("model_class")))

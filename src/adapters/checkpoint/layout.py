@@ -24,7 +24,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, Literal
 
 from adapters._version import __version__
 from adapters.composition.blocks import BLOCK_TYPES
@@ -32,6 +32,10 @@ from adapters.errors import AdapterNameError, CheckpointError, CheckpointNotFoun
 
 PathLike = str | os.PathLike[str]
 """A path, as callers give it."""
+
+Files = bool | Literal["both"]
+"""What tensors are written to: safetensors (True), or a pickle file (False), the only one that version 1 of the library
+looks for unless it is told `use_safetensors=True`, or "both"."""
 
 
 @dataclass(frozen=True)

@@ -192,9 +192,9 @@ def tensors_of(engine: Engine, parts: Iterable[Part], name: str) -> dict[str, Te
     }
 
 
-def own_prefix(engine: Engine) -> str:
-    """What comes before the names of `tensors_of` in files that are saved from this model."""
-    path = path_of(engine.root, engine.base)
+def own_prefix(engine: Engine, model: nn.Module | None = None) -> str:
+    """What comes before the names of `tensors_of` in files that are saved from `model`, by default the whole one."""
+    path = path_of(model or engine.root, engine.base)
     return f"{path}." if path else ""
 
 

@@ -11,7 +11,7 @@ import torch
 
 from adapters.checkpoint.atomic import reading
 from adapters.checkpoint.fingerprint import ENTRY, sample, warn_if_other
-from adapters.checkpoint.layout import OWNED, description, version_numbers
+from adapters.checkpoint.layout import OWNED, Files, description, version_numbers
 from adapters.checkpoint.names import below_base, match, own_prefix, tensors_of
 from adapters.checkpoint.tensors import read_checkpoint, write_checkpoint
 from adapters.checkpoint.undo import Before
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_owned(
-    model: Any, noun: str, folder: Path, name: str, meta: Mapping[str, Any] | None = None, use_safetensors: bool = True
+    model: Any, noun: str, folder: Path, name: str, meta: Mapping[str, Any] | None = None, use_safetensors: Files = True
 ) -> None:
     """Write the config and the tensors of what a block owns into an existing folder.
 
@@ -33,7 +33,7 @@ def write_owned(
         folder: Where to.
         name: Its name.
         meta: More entries for the config file.
-        use_safetensors: Write safetensors, or else a pickle file.
+        use_safetensors: Write safetensors (True), a pickle file (False), or "both".
     Raises:
         AdapterNameError: there is none of this name.
     """

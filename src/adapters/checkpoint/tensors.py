@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adapters.checkpoint.layout import CheckpointKind, read_json, with_meta, write_json
+from adapters.checkpoint.layout import CheckpointKind, Files, read_json, with_meta, write_json
 from adapters.errors import CheckpointError, CheckpointNotFound
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def write_checkpoint(
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     meta: Mapping[str, Any] | None = None,
-    use_safetensors: bool = True,
+    use_safetensors: Files = True,
 ) -> None:
     """Write a config and its tensors; a tensor that has several names is written under each.
 
@@ -46,17 +46,19 @@ def write_checkpoint(
         config: Content of the config file.
         tensors: Names as on disk -> tensors as in the model.
         meta: More entries for the config file.
-        use_safetensors: Write safetensors, or else a pickle file.
+        use_safetensors: Write safetensors (True), a pickle file (False), or "both".
     """
     memory: set[int] = set()
     plain = {name: _on_its_own(tensor, memory) for name, tensor in tensors.items()}
     notes = {name: json.dumps(config[name]) for name in NOTES if name in config}
     config = {name: value for name, value in config.items() if name not in NOTES}
     metadata = {DIGEST: _digest(config), **notes}
+    if use_safetensors not in (True, False, "both"):
+        raise CheckpointError(f"use_safetensors is {use_safetensors!r}. Allowed: True, False, 'both'.")
     if use_safetensors:
         save_file(plain, folder / kind.safetensors, metadata={"format": "pt", **metadata})
         _order_metadata(folder / kind.safetensors)
-    else:
+    if use_safetensors is not True:
         stored = OrderedDict(plain)
         setattr(stored, METADATA, metadata)
         torch.save(stored, folder / kind.pickle)

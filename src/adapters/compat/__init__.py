@@ -7,6 +7,7 @@ it is made when it is first asked for.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -30,6 +31,7 @@ _CONFIGS = (
 )
 _FUSION = "adapters.composition.fusion_config"
 _NAMES = "adapters.compat.names"
+_AUTO = "adapters.auto"
 
 PLACES: dict[str, tuple[str, ...]] = {
     "adapters.configuration": (*_CONFIGS, _FUSION, "adapters.runtime.adapters_config", _NAMES),
@@ -37,15 +39,23 @@ PLACES: dict[str, tuple[str, ...]] = {
     "adapters.configuration.adapter_fusion_config": (_FUSION,),
     "adapters.configuration.model_adapters_config": ("adapters.runtime.adapters_config", _NAMES),
     "adapters.configuration.adapter_arguments": ("adapters.training.arguments",),
-    "adapters.context": ("adapters.runtime.active",),
+    "adapters.context": ("adapters.runtime.active", _NAMES),
+    "adapters.head_utils": (_NAMES,),
+    "adapters.hub_mixin": (_NAMES,),
     "adapters.interface": ("adapters.methods.interface", _NAMES),
+    "adapters.loading": ("adapters.compat.loading", "adapters.compat.files"),
     "adapters.methods.adapter_layer_base": (_NAMES,),
+    "adapters.methods.modeling": (_NAMES, "adapters.methods.compacter", "adapters.methods.invertible"),
     "adapters.model_mixin": (_NAMES,),
-    "adapters.models": ("adapters.auto",),
-    "adapters.models.auto": ("adapters.auto",),
-    "adapters.models.auto.adapter_model": ("adapters.auto",),
+    "adapters.models": (_AUTO,),
     "adapters.trainer": ("adapters.training.trainer",),
-    "adapters.utils": ("adapters.hub.locate", "adapters.hub.listing", "adapters.methods.config", _NAMES),
+    "adapters.utils": (
+        "adapters.hub.locate",
+        "adapters.hub.listing",
+        "adapters.methods.config",
+        "adapters.compat.files",
+        _NAMES,
+    ),
     "adapters.wrappers": ("adapters.model", _NAMES),
     "adapters.wrappers.model": ("adapters.model",),
     "adapters.wrappers.configuration": (_NAMES,),
@@ -53,16 +63,26 @@ PLACES: dict[str, tuple[str, ...]] = {
 }
 
 
+def homes_of(place: str) -> tuple[str, ...] | None:
+    """Where the names live that version 1 had in a module; None if it had no such module.
+
+    Every model type had a package, such as `adapters.models.bert`, with a module `adapter_model`.
+    """
+    if place in PLACES:
+        return PLACES[place]
+    return (_AUTO,) if re.fullmatch(r"adapters\.models\.\w+(\.adapter_model)?", place) else None
+
+
 class _Places(MetaPathFinder, Loader):
-    """Finds the modules of `PLACES`, and makes them."""
+    """Finds the modules of which `homes_of` knows, and makes them."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name not in PLACES:
+        if homes_of(name) is None:
             return None
-        return ModuleSpec(name, self, is_package=any(other.startswith(f"{name}.") for other in PLACES))
+        return ModuleSpec(name, self, is_package=not name.endswith(".adapter_model"))
 
     def exec_module(self, module: ModuleType) -> None:
-        homes = PLACES[module.__name__]
+        homes = homes_of(module.__name__) or ()
         module.__doc__ = f"Names that `adapters` 1.x had here, from {', '.join(homes)}."
 
         def find(name: str) -> Any:

@@ -2,23 +2,164 @@
 
 from __future__ import annotations
 
-from typing import cast
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
+from adapters.call import CALL, Call
+from adapters.composition.fusion import AdapterFusion as BertFusion
 from adapters.errors import ConfigError, choices
+from adapters.heads.static import STATIC_HEADS, static_head_config, static_key_mapping
 from adapters.methods import METHODS
-from adapters.methods.base import AdapterModule
+from adapters.methods.bottleneck import Bottleneck as Adapter
+from adapters.methods.carriers import AdapterLayerBase
 from adapters.methods.config import AdapterConfig, members_of
 from adapters.methods.interface import KINDS
+from adapters.methods.invertible import NICE as NICECouplingBlock
 from adapters.methods.presets import load
-from adapters.model import AdapterModelMixin
+from adapters.model import AdapterModelMixin, BaseModelMixin, init
+from adapters.runtime.entry import REPORTS
+from adapters.verbs.hubs import HubVerbs as PushAdapterToHubMixin
+
+__all__ = [
+    "Adapter",
+    "AdapterLayerBase",
+    "AdapterMethod",
+    "AdapterType",
+    "BertFusion",
+    "ComposableAdapterLayerBase",
+    "EmbeddingAdaptersMixin",
+    "EmbeddingAdaptersWrapperMixin",
+    "ForwardContext",
+    "InvertibleAdaptersMixin",
+    "InvertibleAdaptersWrapperMixin",
+    "ModelAdaptersMixin",
+    "ModelBaseAdaptersMixin",
+    "ModelWithHeadsAdaptersMixin",
+    "NICECouplingBlock",
+    "ParallelAdapter",
+    "PushAdapterToHubMixin",
+    "STATIC_TO_FLEX_HEAD_MAP",
+    "get_adapter_interface",
+    "get_head_config_and_rename_list",
+    "init_adapters_config",
+    "wrap_config",
+]
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 ModelAdaptersMixin = AdapterModelMixin
 EmbeddingAdaptersMixin = AdapterModelMixin
+EmbeddingAdaptersWrapperMixin = AdapterModelMixin
 InvertibleAdaptersMixin = AdapterModelMixin
 InvertibleAdaptersWrapperMixin = AdapterModelMixin
 ModelWithHeadsAdaptersMixin = AdapterModelMixin
-AdapterLayerBase = AdapterModule
-ComposableAdapterLayerBase = AdapterModule
+ComposableAdapterLayerBase = AdapterLayerBase
+
+
+class _IsBase(type):
+    def __instancecheck__(cls, model: Any) -> bool:
+        return isinstance(model, BaseModelMixin) or (
+            isinstance(model, AdapterModelMixin) and model._engine.base is model
+        )
+
+
+class ModelBaseAdaptersMixin(AdapterModelMixin, metaclass=_IsBase):
+    """A base model with adapters, alone or inside of a whole model; for `isinstance`."""
+
+
+class _IsParallel(type):
+    def __instancecheck__(cls, module: Any) -> bool:
+        return isinstance(module, Adapter) and bool(module.config.is_parallel)
+
+
+class ParallelAdapter(Adapter, metaclass=_IsParallel):
+    """A bottleneck beside a branch (`is_parallel`); for `isinstance`."""
+
+
+class ForwardContext:
+    """Facts of a forward call.
+
+    Version 1 needed it around the forward of a model and its parts. Here a call notes by itself what it needs, and
+    parts that are called alone follow the set-up in force: as a context and as a decorator this changes nothing.
+
+    Args:
+        model, args, kwargs: The model and the arguments of the call; not used.
+    """
+
+    def __init__(self, model: Any = None, *args: Any, **kwargs: Any) -> None:
+        self._call: Call = CALL.now
+
+    def __enter__(self) -> ForwardContext:
+        self._call = CALL.now
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    @classmethod
+    def wrap(cls, function: FunctionT) -> FunctionT:
+        """`function` itself."""
+        return function
+
+    wrap_base = wrap
+
+    @classmethod
+    def get_context(cls) -> ForwardContext | None:
+        """The facts of the call that runs on this thread; None outside of calls."""
+        return None if CALL.now.program is None else cls()
+
+    @classmethod
+    def get_contexts(cls) -> list[ForwardContext]:
+        """Those of the call that runs on this thread."""
+        return [context] if (context := cls.get_context()) is not None else []
+
+    @property
+    def task_ids(self) -> Any:
+        """The `task_ids` that the call was given."""
+        return self._call.task_ids
+
+    @property
+    def adapter_input_parallelized(self) -> bool:
+        """Whether the rows have been copied for the children of `Parallel`."""
+        return self._call.replicated
+
+    def __getattr__(self, name: str) -> Any:
+        """`adapter_gating_scores`, `adapter_fusion_attentions`: scores by adapter, layer and place; if asked for."""
+        asked = name.removeprefix("output_")
+        if asked not in REPORTS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return asked in self._call.reports if name != asked else self._call.reports.get(name)
+
+
+def wrap_config(config: Any) -> Any:
+    """`config` itself: no config needs other names of its entries here."""
+    return config
+
+
+def init_adapters_config(model: Any, model_config: Any = None, adapters_config: Any = None) -> None:
+    """What `adapters.init(model, adapters_config)` does; the model has its config already."""
+    init(model, adapters_config)
+
+
+STATIC_TO_FLEX_HEAD_MAP: Mapping[str, Mapping[str, Any]] = {
+    name: {"config": {"head_type": row.head_type, **row.options}, "layers": list(row.modules)}
+    for name, row in STATIC_HEADS.items()
+}
+"""Class of Transformers -> config of the flexible head that its own one becomes, and where its layers come from."""
+
+
+def get_head_config_and_rename_list(
+    model_class_name: str, head_name: str, label2id: Mapping[str, int] | None, num_labels: int | None = None
+) -> tuple[dict[str, Any], Callable[[str], str]]:
+    """Config of the flexible head that a class's own one becomes, and what its tensors are called then."""
+    mapping = static_key_mapping(model_class_name, head_name)
+
+    def rename(key: str) -> str:
+        pattern = next((pattern for pattern in mapping if re.match(pattern, key)), None)
+        return key if pattern is None else re.sub(pattern, mapping[pattern], key)
+
+    return static_head_config(model_class_name, label2id, num_labels), rename
 
 
 class AdapterType:

@@ -16,6 +16,7 @@ from adapters.composition.blocks import (
     parse_heads_from_composition,
     validate_composition,
 )
+from adapters.composition.copies import adjust_tensors_for_parallel, adjust_tensors_for_parallel_
 
 __all__ = [
     "AdapterCompositionBlock",
@@ -27,6 +28,8 @@ __all__ = [
     "Route",
     "Split",
     "Stack",
+    "adjust_tensors_for_parallel",
+    "adjust_tensors_for_parallel_",
     "parse_composition",
     "parse_heads_from_composition",
     "validate_composition",

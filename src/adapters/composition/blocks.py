@@ -223,6 +223,8 @@ class _Sized(AdapterCompositionBlock):
     """A block that gives every child a share of fixed size."""
 
     _sizes: tuple[int, ...]
+    least: ClassVar[int] = 1
+    """The smallest size that a share can have."""
 
     def _set_sizes(self, keyword: str, sizes: int | Sequence[int]) -> None:
         try:
@@ -230,10 +232,11 @@ class _Sized(AdapterCompositionBlock):
             whole = tuple(operator.index(size) for size in given)
         except TypeError:
             whole, given = (), [False]
-        if len(whole) != len(self.children) or any(isinstance(s, bool) for s in given) or any(s < 1 for s in whole):
+        is_wrong = len(whole) != len(self.children) or bool in map(type, given)
+        if is_wrong or not any(whole) or min(whole) < self.least:
             raise CompositionError(
-                f"{self!r}: {keyword} is {sizes!r}. Allowed: one positive integer for each of the "
-                f"{len(self.children)} children, or a single one that holds for all."
+                f"{self!r}: {keyword} is {sizes!r}. Allowed: one integer, at least {self.least}, for each of the "
+                f"{len(self.children)} children, or a single one above 0 that holds for all."
             )
         self.__dict__["_sizes"] = whole
 
@@ -279,9 +282,10 @@ class BatchSplit(_Sized):
         batch_sizes: Rows per child, a count; one number holds for every child. They must add up to the
             batch size.
     Raises:
-        CompositionError: a size is not a positive integer, or there are not as many as children.
+        CompositionError: a size is not an integer of at least 0, or there are not as many as children.
     """
 
+    least = 0
     allowed = ("Stack", "Split", "BatchSplit", "Average", "Fuse", "Route")
 
     def __init__(self, *children: Child, batch_sizes: int | Sequence[int]) -> None:

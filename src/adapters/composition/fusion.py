@@ -85,9 +85,12 @@ class AdapterFusion(BlockModule):
 
     @classmethod
     def refusal(cls, acting: Acting) -> str | None:
-        reasons = (f"{one.name!r} {one.unmixable}" for one in acting if one is not None and one.unmixable)
-        first = next((one for one in acting if one is not None), None)
-        return None if first is None or first.fuses_as_first else next(reasons, None)
+        there = [one for one in acting if one is not None]
+        if there[-1].fuses_as_first:
+            return None
+        if len(there) < len(acting):
+            return f"only {', '.join(repr(one.name) for one in there)} of them acts there"
+        return next((f"{one.name!r} {one.unmixable}" for one in there if one.unmixable), None)
 
     @classmethod
     def build(cls, config: AdapterFusionConfig, acting: Acting, name: str, model_config: Any) -> AdapterFusion:

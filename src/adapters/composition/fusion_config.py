@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from adapters.errors import ConfigError, choices
-from adapters.methods.config import FrozenMapping, Rule, flag, nothing, probability
+from adapters.composition.block_config import BlockConfig
+from adapters.methods.config import Rule, flag, nothing, probability
 
 
 @dataclass(eq=False)
-class AdapterFusionConfig(FrozenMapping):
+class AdapterFusionConfig(BlockConfig):
     """Hyperparameters of one AdapterFusion layer.
 
         out = sum_i softmax_i((W_q h) . (W_k u_i) / T) W_v u_i
@@ -44,6 +44,7 @@ class AdapterFusionConfig(FrozenMapping):
     value_initialized: bool
     dropout_prob: float | None = None
 
+    noun: ClassVar[str] = "fusion"
     rules: ClassVar[Mapping[str, Rule]] = {
         "key": flag,
         "query": flag,
@@ -67,23 +68,7 @@ class AdapterFusionConfig(FrozenMapping):
         Raises:
             ConfigError: nothing is known under this name, or a value is not allowed.
         """
-        if not config:
-            config = DEFAULT_ADAPTERFUSION_CONFIG
-        if isinstance(config, str):
-            if config not in ADAPTERFUSION_CONFIG_MAP:
-                raise ConfigError(f"There is no fusion config {config!r}. {choices(config, ADAPTERFUSION_CONFIG_MAP)}")
-            found = ADAPTERFUSION_CONFIG_MAP[config]
-        elif isinstance(config, AdapterFusionConfig):
-            found = config
-        elif isinstance(config, Mapping) and not isinstance(config, FrozenMapping):
-            found = AdapterFusionConfig.from_dict(config)
-        else:
-            raise ConfigError(
-                f"{config!r} is no fusion config. Give an AdapterFusionConfig, its dict, or one of "
-                f"{', '.join(ADAPTERFUSION_CONFIG_MAP)}."
-            )
-        changes = {name: value for name, value in kwargs.items() if value is not None}
-        return found.replace(**changes) if changes else found
+        return AdapterFusionConfig.found(config, ADAPTERFUSION_CONFIG_MAP, DEFAULT_ADAPTERFUSION_CONFIG, kwargs)
 
 
 @dataclass(eq=False)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from adapters.errors import ConfigError, choices
-from adapters.methods.config import FrozenMapping, Rule, integer, nothing, number, one_of
+from adapters.composition.block_config import BlockConfig
+from adapters.methods.config import Rule, integer, nothing, number, one_of
 
 
 @dataclass(eq=False)
-class RoutingConfig(FrozenMapping):
+class RoutingConfig(BlockConfig):
     """Hyperparameters of the gates of one `Route` block.
 
         g = softmax over the top_k largest of W x + b
@@ -32,6 +32,7 @@ class RoutingConfig(FrozenMapping):
     top_k: int | None = None
     balance: float = 0.0
 
+    noun: ClassVar[str] = "routing"
     rules: ClassVar[Mapping[str, Rule]] = {
         "by": one_of("token", "sequence"),
         "top_k": nothing | integer(1),
@@ -48,22 +49,7 @@ class RoutingConfig(FrozenMapping):
         Raises:
             ConfigError: nothing is known under this name, or a value is not allowed.
         """
-        config = config or DEFAULT_ROUTING_CONFIG
-        if isinstance(config, str):
-            if config not in ROUTING_CONFIG_MAP:
-                raise ConfigError(f"There is no routing config {config!r}. {choices(config, ROUTING_CONFIG_MAP)}")
-            found = ROUTING_CONFIG_MAP[config]
-        elif isinstance(config, RoutingConfig):
-            found = config
-        elif isinstance(config, Mapping) and not isinstance(config, FrozenMapping):
-            found = RoutingConfig.from_dict(config)
-        else:
-            raise ConfigError(
-                f"{config!r} is no routing config. Give a RoutingConfig, its dict, or one of "
-                f"{', '.join(ROUTING_CONFIG_MAP)}."
-            )
-        changes = {name: value for name, value in kwargs.items() if value is not None}
-        return found.replace(**changes) if changes else found
+        return RoutingConfig.found(config, ROUTING_CONFIG_MAP, DEFAULT_ROUTING_CONFIG, kwargs)
 
 
 ROUTING_CONFIG_MAP: dict[str, RoutingConfig] = {

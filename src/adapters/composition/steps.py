@@ -13,7 +13,7 @@ import torch
 
 from adapters.call import CALL, selecting
 from adapters.composition.blocks import AdapterCompositionBlock, Average, BatchSplit, Split, last_name
-from adapters.errors import CompositionError
+from adapters.errors import CompositionError, SizeError
 from adapters.methods.base import AdapterModule
 from adapters.methods.state import State
 
@@ -174,7 +174,7 @@ class PositionSplit(Branches):
         assert isinstance(self.block, Split)
         length, sizes = state.span, self.block.splits
         if sum(sizes) != length:
-            raise CompositionError(
+            raise SizeError(
                 f"Split: splits={sizes} cover {sum(sizes)} positions, but the sequence has {length}. "
                 "Give sizes that sum to the sequence length."
             )
@@ -231,7 +231,7 @@ def row_sizes(block: AdapterCompositionBlock, rows: int) -> list[int]:
         if CALL.now.generating and total and rows % total == 0:
             return [size * (rows // total) for size in sizes]
         if total != rows:
-            raise CompositionError(
+            raise SizeError(
                 f"BatchSplit: batch_sizes={sizes} cover {total} rows, but the batch has {rows}. "
                 "Give sizes that sum to the batch size."
             )

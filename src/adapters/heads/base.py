@@ -16,6 +16,7 @@ from transformers.utils.generic import ModelOutput
 
 from adapters.errors import HeadError
 from adapters.heads.options import check_options, label_map
+from adapters.heads.outputs import MultiHeadOutput as MultiHeadOutput
 from adapters.heads.outputs import returned
 
 IGNORE = -100

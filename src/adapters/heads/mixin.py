@@ -173,11 +173,13 @@ class FlexibleHeadsMixin(AddHeadMethods, RunHeadsMixin):
     def average_head(
         self,
         head_name: str,
-        heads: Sequence[str] | Mapping[str, float],
+        heads: Sequence[str] | Mapping[str, float] | None = None,
         weights: Sequence[float] | None = None,
         normalize_weights: bool = True,
         overwrite_ok: bool = False,
         set_active: bool = False,
+        *,
+        head_list: Sequence[str] | Mapping[str, float] | None = None,
     ) -> None:
         """Adds a head whose tensors are the weighted mean of those of other heads.
 
@@ -188,11 +190,12 @@ class FlexibleHeadsMixin(AddHeadMethods, RunHeadsMixin):
             normalize_weights: Divide the weights by their sum.
             overwrite_ok: Replace a head of this name.
             set_active: Activate the head.
+            head_list: Another name of `heads`.
         Raises:
             HeadError: a head is unknown, heads differ in class or config (dropout apart), weights do not fit.
         """
         self._check_new(head_name, overwrite_ok)
-        shares = average_weights(heads, weights, normalize_weights)
+        shares = average_weights(heads or head_list or (), weights, normalize_weights)
         sources = [self._get_head(name) for name in shares]
         state = average_heads(sources, list(shares.values()))
         head_type, options = read_config(head_name, sources[0].config)
@@ -213,15 +216,16 @@ class FlexibleHeadsMixin(AddHeadMethods, RunHeadsMixin):
         """Config of each head, by name."""
         return {name: self._get_head(name).config for name in self.heads}
 
-    def get_labels_dict(self, head: str | None = None) -> dict[int, str] | None:
+    def get_labels_dict(self, head: str | None = None, head_name: str | None = None) -> dict[int, str] | None:
         """Label of each id of a head; None if there is no head or its labels have no names.
 
         Args:
             head: Name of the head; the active one by default.
+            head_name: Another name of `head`.
         Raises:
             HeadError: there is no such head, or several are active.
         """
-        name = self._active_head if head is None else head
+        name = head or head_name or self._active_head
         if name is None:
             return None
         if not isinstance(name, str):
@@ -229,13 +233,14 @@ class FlexibleHeadsMixin(AddHeadMethods, RunHeadsMixin):
         label2id = self._get_head(name).config.get("label2id")
         return {index: label for label, index in label2id.items()} if label2id else None
 
-    def get_labels(self, head: str | None = None) -> list[str] | None:
+    def get_labels(self, head: str | None = None, head_name: str | None = None) -> list[str] | None:
         """Labels of a head in the order of their ids; None as for `get_labels_dict`.
 
         Args:
             head: Name of the head; the active one by default.
+            head_name: Another name of `head`.
         """
-        labels = self.get_labels_dict(head)
+        labels = self.get_labels_dict(head, head_name)
         return None if labels is None else [labels[index] for index in sorted(labels)]
 
     # Activating

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import ModelOutput, TransformersKwargs
 
@@ -153,6 +153,7 @@ class HeadModel(_Base):
         base = {*self.base_arguments, *RUNTIME, *TransformersKwargs.__optional_keys__} - {"num_items_in_batch"}
         for_base = {name: value for name, value in inputs.items() if name in base}
         for_heads = {name: value for name, value in inputs.items() if name not in base}
+        for_heads.pop("token_type_ids", None)  # tokenizers give it, and a base model without it has no use for it
         refuse_adapter_names(for_heads)
         custom = any(self._get_head(name).head_type not in HEADS for name in head_names(heads))
         unknown = [name for name in for_heads if name not in HEAD_ARGUMENTS]
@@ -253,6 +254,14 @@ class EncoderDecoderHeadModel(HeadModel):
         shift = type(self).shift
         assert shift is not None
         return shift(self.config, labels)
+
+
+class UncachedGenerationMixin(GenerationMixin):
+    """Generation with a base model that has no cache: every step reads the whole sequence."""
+
+    def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        """What the next step reads."""
+        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
 
 
 def argument_names(base_model_class: type[PreTrainedModel]) -> tuple[str, ...]:

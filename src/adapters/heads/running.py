@@ -18,7 +18,7 @@ from adapters.composition.blocks import (
     Stack,
     parse_heads_from_composition,
 )
-from adapters.errors import CompositionError, HeadError, choices
+from adapters.errors import HeadError, SizeError, choices
 from adapters.heads.base import PredictionHead
 from adapters.heads.output_embeddings import Heads, OutputEmbeddingsMixin, head_names
 from adapters.heads.outputs import MultiHeadOutput, Rows, carry_over, cut, returned, take_rows, tile
@@ -81,7 +81,7 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
         Raises:
             HeadError: a head is unknown, there are not as many heads as Parallel has children, or labels are given
                 that no head reads.
-            CompositionError: BatchSplit's sizes do not add up to the rows, or task_ids do not fit.
+            SizeError: BatchSplit's sizes do not add up to the rows, or task_ids do not fit.
         """
         heads = self._used_heads(head_name)
         self._check_labels(heads, kwargs)
@@ -151,7 +151,7 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
         if isinstance(heads, BatchSplit):
             sizes = heads.batch_sizes
             if sum(sizes) != total:
-                raise CompositionError(
+                raise SizeError(
                     f"{heads!r} has batch_sizes {sizes}, which add up to {sum(sizes)}, but the batch has {total} rows."
                 )
         elif (channels := self._channels()) == 1:
@@ -206,7 +206,7 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
                 key: cut(value, rows, total) if has_rows(value) and value.size(0) != copied else value
                 for key, value in kwargs.items()
             }
-            empty = isinstance(rows, Tensor) and not len(rows)
+            empty = not (len(rows) if isinstance(rows, Tensor) else rows.stop - rows.start)
             if empty:
                 own |= dict.fromkeys(head.get_label_names())
             vector = self._cls_vector(head, cls_output)

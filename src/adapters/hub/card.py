@@ -174,7 +174,7 @@ def _usage(info: CardInfo) -> str:
         "",
         *choose,
         f"model = AutoAdapterModel.from_pretrained({model})",
-        f"model.{load}({_quoted(info.repo_id)}, set_active=True)",
+        f"model.{load}({_quoted(info.repo_id)}, set_active=True)  # in adapters 1.x add use_safetensors=True",
     ]
     return _fenced("python", "\n".join(lines))
 

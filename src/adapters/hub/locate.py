@@ -73,6 +73,7 @@ def locate(
         needs: The files that must be there.
         version: Branch, tag or commit of a repository.
         source: Look only there: "local", a folder or archive; "hf", a repository; "ah", the index. None: in this order.
+            A folder is taken whatever it says.
         model_name, config: Base model and config, where the index has several adapters of this name.
         base_model: What `model_name` is by default.
         use_safetensors: Download safetensors where a repository also has pickle files.
@@ -90,7 +91,8 @@ def locate(
     inner = str(kwargs.pop("subfolder", None) or "").strip("/")
     revision = version or kwargs.pop("revision", None)
     kwargs.pop("revision", None)
-    local = None if source in ("hf", "ah") else _local(name, bool(kwargs.get("force_download")))
+    elsewhere = source in ("hf", "ah") and not os.path.isdir(name)
+    local = None if elsewhere else _local(name, bool(kwargs.get("force_download")))
     if local is not None:
         finish(local)
         if config is not None or model_name is not None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 
 from adapters._version import __version__
 from adapters.checkpoint.atomic import saving
-from adapters.checkpoint.layout import ADAPTER, HEAD, INTERFACE_FILE, KINDS, SETUP_FILE, make_folder, read_json
+from adapters.checkpoint.layout import ADAPTER, HEAD, INTERFACE_FILE, KINDS, SETUP_FILE, Files, make_folder, read_json
 from adapters.errors import AdapterNameError, ConfigError, choices
 from adapters.hub import session
 from adapters.hub.card import CardInfo, render
@@ -59,14 +59,16 @@ class Push:
         card_entries(self.card, self.datasets_tag)
 
 
-def push_adapter(model: Any, name: str, push: Push, use_safetensors: bool = True, with_head: bool = True) -> CommitInfo:
+def push_adapter(
+    model: Any, name: str, push: Push, use_safetensors: Files = True, with_head: bool = True
+) -> CommitInfo:
     """Upload an adapter, with its head if it has one.
 
     Args:
         model: The model.
         name: The adapter.
         push: Where to, and as what.
-        use_safetensors: Upload safetensors, or else pickle files, which hubs may refuse.
+        use_safetensors: Upload safetensors (True), pickle files (False), which hubs may refuse, or "both".
         with_head: Upload the head too.
     Raises:
         HubError: the hub could not be reached, or refused.
@@ -81,13 +83,13 @@ def push_adapter(model: Any, name: str, push: Push, use_safetensors: bool = True
             method=_method(config),
             config=config,
             head=read_json(head) if head.is_file() else None,
-            parameters={row["name"]: row["#param"] for row in model.adapter_summary(as_dict=True)}[name],
+            parameters=next(row["#param"] for row in model.adapter_summary(as_dict=True) if row["name"] == name),
             **_about(model, push),
         )
         return _upload(info, folder, push, f"Upload adapter {name}", PARTS.__contains__)
 
 
-def push_setup(model: Any, setup: Any, heads: Any, push: Push, use_safetensors: bool = True) -> CommitInfo:
+def push_setup(model: Any, setup: Any, heads: Any, push: Push, use_safetensors: Files = True) -> CommitInfo:
     """Upload a composition with its adapters, fusions and heads.
 
     Args:
@@ -95,7 +97,7 @@ def push_setup(model: Any, setup: Any, heads: Any, push: Push, use_safetensors: 
         setup: A block, or an adapter's name.
         heads: Heads to upload, as `save_adapter_setup` takes them.
         push: Where to, and as what.
-        use_safetensors: Upload safetensors, or else pickle files, which hubs may refuse.
+        use_safetensors: Upload safetensors (True), pickle files (False), which hubs may refuse, or "both".
     Raises:
         HubError: the hub could not be reached, or refused.
     """
@@ -163,7 +165,8 @@ def _upload(info: CardInfo, folder: Path, push: Push, message: str, owned: Calla
     api = session.api(push.token)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     with session.explained(f"Pushing to {push.repo_id}"), session.plain_uploads():
-        present = _prepare(api, push)
+        repo_id, present = _prepare(api, push)
+        info = replace(info, repo_id=repo_id)
         card = _card(info, push, CARD in present)
         if push.local_path is not None:
             with saving(push.local_path) as copy:
@@ -176,7 +179,7 @@ def _upload(info: CardInfo, folder: Path, push: Push, message: str, owned: Calla
         stale = [path for path in present if owned(path) and path not in files]
         operations += [CommitOperationDelete(path) for path in stale]
         return api.create_commit(
-            push.repo_id,
+            repo_id,
             operations,
             commit_message=push.commit_message or message,
             commit_description=push.commit_description,
@@ -185,12 +188,15 @@ def _upload(info: CardInfo, folder: Path, push: Push, message: str, owned: Calla
         )
 
 
-def _prepare(api: HfApi, push: Push) -> list[str]:
-    """Make the repository and the branch if need be; the files that are there."""
-    api.create_repo(push.repo_id, private=push.private, exist_ok=True)
+def _prepare(api: HfApi, push: Push) -> tuple[str, list[str]]:
+    """Make the repository and the branch if need be; the repository's whole id, and the files that are there.
+
+    A bare name gets the name of whoever the token belongs to in front.
+    """
+    repo_id = api.create_repo(push.repo_id, private=push.private, exist_ok=True).repo_id
     if push.revision is not None and not push.revision.startswith("refs/"):
-        api.create_branch(push.repo_id, branch=push.revision, exist_ok=True)
-    return api.list_repo_files(push.repo_id, revision=push.revision)
+        api.create_branch(repo_id, branch=push.revision, exist_ok=True)
+    return repo_id, api.list_repo_files(repo_id, revision=push.revision)
 
 
 def _card(info: CardInfo, push: Push, exists: bool) -> str | None:

@@ -38,15 +38,15 @@ class MethodModule(nn.Module):
     fixed_parameters: tuple[str, ...] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "forward":
+        if name in ("forward", "_compiled_call_impl") or isinstance(value, nn.Module):
             PATCHES.count += 1
         super().__setattr__(name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # torch looks for all kinds of hooks, which at so small a module takes longer than many an operation
-        if torch.compiler.is_compiling() or watched(self):
-            return super().__call__(*args, **kwargs)
-        return self.forward(*args, **kwargs)
+        if CALL.now.unwatched or not (torch.compiler.is_compiling() or watched(self)):
+            return self.forward(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
     def tensor(self, name: str) -> Tensor:
         """The parameter `name`, or what stands in its place: pruned, normalised, computed by a parametrization."""
@@ -288,6 +288,17 @@ class AffineAdapter(AdapterModule[LinearState]):
             "it depends on the input. Keep it as an adapter."
         )
 
+    def changed_by_merging(self, before: AffineAdapter) -> str | None:
+        """Why this adapter computes something else once `before`, in front of it in a `Stack`, is merged; None if not.
+
+        An adapter of the same input is behind this one then, since it is next to the weight.
+        """
+        return None
+
+    def merged_bias(self, bias: Tensor | None) -> Tensor | None:
+        """The bias [O] of `merged` where the weight stays what it is, whatever holds it; None where it does not."""
+        return None
+
 
 class LinearAdapter(AffineAdapter):
     """A method that changes the output of a linear map, and no norm."""
@@ -305,7 +316,7 @@ class LinearAdapter(AffineAdapter):
             type(self.site.module) in PLAIN
             and y.is_contiguous()
             and not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+            and (CALL.now.unwatched or not torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
         )
 
 

@@ -76,6 +76,5 @@ class BitFit(AffineAdapter):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return (y + self.addition()).to(y.dtype)
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        assert bias is not None
-        return weight, bias + self.addition()
+    def merged_bias(self, bias: Tensor | None) -> Tensor | None:
+        return None if bias is None else bias + self.addition()

@@ -13,6 +13,7 @@ from transformers.activations import ACT2FN
 
 from adapters.errors import ConfigError
 from adapters.methods.base import AdapterModule, Direct, gate, new_gate
+from adapters.methods.carriers import BottleneckLayer as BottleneckLayer
 from adapters.methods.config import (
     AdapterConfig,
     ConfigT,
@@ -31,7 +32,7 @@ from adapters.methods.config import (
     seed,
 )
 from adapters.methods.derived import Derived
-from adapters.methods.parts import Watching, call, matched
+from adapters.methods.parts import Watching, call, forward, matched
 from adapters.methods.stacking import RowGroups, select
 from adapters.methods.state import ResidualState
 from adapters.sites.resolve import ResidualSite
@@ -479,7 +480,7 @@ class Bottleneck(AdapterModule[ResidualState]):
         They compute norm(h + x + u(norm(h + x))), which needs neither h nor x alone.
         """
         assert self.site.norm is not None
-        z = self.site.norm.forward(total)
+        z = forward(self.site.norm, total)
         return total + self.added(z, self(z))
 
     def at_output(self, h: Tensor) -> Tensor:
@@ -545,6 +546,13 @@ class StackedBottleneck(Bottleneck):
         return up.view(z.shape).to(z.dtype)
 
 
+class NoFactorError(ConfigError, KeyError):
+    """A mapping of reduction factors has neither the layer nor a default."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 def reduction_factor(config: BnConfig, layer: int) -> float:
     """The factor for one layer: a number, or the entry of a mapping from layer to number."""
     factor = config.reduction_factor
@@ -553,7 +561,7 @@ def reduction_factor(config: BnConfig, layer: int) -> float:
     for key in (str(layer), "default"):
         if key in factor:
             return float(factor[key])
-    raise ConfigError(
+    raise NoFactorError(
         f"reduction_factor has no entry for layer {layer}, only {dict(factor)!r}. Add that layer or a 'default', or "
         "name the layer in leave_out."
     )

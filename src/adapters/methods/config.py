@@ -342,6 +342,8 @@ class AdapterConfig(FrozenMapping):
     def __post_init__(self) -> None:
         if isinstance(places := self.__dict__.get("places"), str):
             self.__dict__["places"] = places.split("+")
+        if isinstance(layers := self.__dict__.get("leave_out"), list | tuple | range):
+            self.__dict__["leave_out"] = [int(n) if isinstance(n, str) and n.isdecimal() else n for n in layers]
         super().__post_init__()
         if self.architecture != type(self).architecture:
             raise self._error("architecture", f"It can only be {type(self).architecture!r} in this class.")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
+from torch.compiler import is_compiling
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
@@ -37,17 +39,17 @@ class Derived:
         self._seal: object = None
 
     def __call__(self) -> Any:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return self.compute()
         watch = WATCHING.watch
-        if watch is not None and self._seal is watch.seal and not torch.is_grad_enabled():
+        if watch is not None and self._seal is watch.seal and not is_grad_enabled():
             return self._value
         tensors = self.sources.tensors()
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        if is_grad_enabled() and any(t.requires_grad for t in tensors):
             self._state = self._seal = None
             return self.compute()
         try:
-            state = State.of(tensors, self.sources.modules, self._state)
+            state = State.of(self.sources, self._state)
         except RuntimeError:  # made in inference mode: changes of such tensors cannot be noticed
             return self.compute()
         if state is not self._state:
@@ -68,32 +70,46 @@ class Derived:
 
 
 class Sources:
-    """Some modules, and all below those of them that are `roots`: what is there now, however often it was replaced."""
+    """Some modules, and all below those of them that are `roots`: what is there now, however often it was replaced.
+
+    Attributes:
+        walks: How often what is there was not what had been there before.
+    """
 
     def __init__(self, roots: Iterable[nn.Module], bases: Iterable[nn.Module] = ()) -> None:
         self.roots = tuple({id(root): root for root in roots}.values())
         self.bases = tuple({id(base): base for base in bases}.values())
-        self.modules: list[nn.Module] = []
+        self.walks = 0
+        self._modules: list[nn.Module] = []
+        self._ids: list[int] | None = None
+        self._tensors: list[Tensor] = []
 
     def tensors(self) -> list[Tensor]:
-        """Their parameters and buffers. Brings `modules` up to date."""
-        tensors: list[Tensor | None] = []
+        """Their parameters and buffers."""
+        inside = chain.from_iterable(map(_INSIDE, self._modules))
+        own = chain.from_iterable(map(_OWN, self.bases))
+        if self._ids != [*map(id, chain.from_iterable(map(dict.values, chain(inside, own))))]:
+            self._walk()
+        return self._tensors
+
+    def _walk(self) -> None:
+        values: list[Tensor | nn.Module | None] = []
         modules = list(self.roots)
         for base in self.bases:
-            own = base.__dict__
-            tensors += own["_parameters"].values()
-            tensors += own["_buffers"].values()
-            if (computed := own["_modules"].get("parametrizations")) is not None:
+            if (computed := base._modules.get("parametrizations")) is not None:
                 modules.append(computed)
         for module in modules:  # grows while it is walked
-            own = module.__dict__
-            tensors += own["_parameters"].values()
-            if own["_buffers"]:
-                tensors += own["_buffers"].values()
-            if own["_modules"]:
-                modules += [child for child in own["_modules"].values() if child is not None]
-        self.modules = modules
-        return [t for t in tensors if t is not None]
+            values += chain.from_iterable(map(dict.values, _INSIDE(module)))
+            modules += [child for child in module._modules.values() if child is not None]
+        for base in self.bases:
+            values += chain.from_iterable(map(dict.values, _OWN(base)))
+        self._modules, self._ids = modules, [*map(id, values)]
+        self._tensors = [value for value in values if isinstance(value, Tensor)]
+        self.walks += 1
+
+
+_OWN = attrgetter("_parameters", "_buffers")
+_INSIDE = attrgetter("_parameters", "_buffers", "_modules")
 
 
 class State(NamedTuple):
@@ -103,30 +119,31 @@ class State(NamedTuple):
         key: Numbers of which one changes when a tensor or module is replaced, moved or written to.
         cells: A few numbers of each tensor on the CPU, as they are in memory: writes through `.data` leave the key as
             it is.
-        shown: What these showed.
+        shown: What these showed, in bits.
         held: The tensors, so that no others get their addresses.
     """
 
     key: list[int]
     cells: list[memoryview]
-    shown: list[Any]
+    shown: bytes
     held: list[Tensor]
 
     @classmethod
-    def of(cls, tensors: list[Tensor], modules: list[nn.Module], last: State | None) -> State:
-        """The state of `tensors`; the object `last` itself if nothing has changed since.
+    def of(cls, sources: Sources, last: State | None) -> State:
+        """The state of what is in `sources`; the object `last` itself if nothing has changed since.
 
         Raises:
             RuntimeError: a tensor was made in inference mode and keeps no count of its changes.
         """
         # fused optimizers change parameters without a trace, so every step of any optimizer counts
-        key = [_CHANGES.count, *map(id, modules), *map(Tensor.data_ptr, tensors), *map(_VERSION, tensors)]
+        tensors = sources.tensors()
+        key = [_CHANGES.count, sources.walks, *map(Tensor.data_ptr, tensors), *map(_VERSION, tensors)]
         if last is None or key != last.key:
             with torch.inference_mode(False), torch.no_grad():
                 cells = [cell for tensor in tensors for cell in _cells(tensor)]
                 held = [tensor.detach() for tensor in tensors]
-            return cls(key, cells, _read(cells), held)
-        if (shown := _read(last.cells)) != last.shown:
+            return cls(key, cells, b"".join(cells), held)
+        if (shown := b"".join(last.cells)) != last.shown:
             return last._replace(shown=shown)
         return last
 
@@ -145,10 +162,6 @@ def _cells(tensor: Tensor) -> Iterator[memoryview]:
     for number in {0, tensor.numel() // 2, int(tensor.abs().argmax())}:
         index: Any = np.unravel_index(number, bits.shape)
         yield memoryview(bits[(*index, ...)])
-
-
-def _read(cells: list[memoryview]) -> list[Any]:
-    return list(map(memoryview.tolist, cells))
 
 
 class Watch:
@@ -171,7 +184,7 @@ class Watch:
     def look(self) -> None:
         """Renew the seal unless nothing has changed since the last look."""
         state = None
-        if not torch.is_grad_enabled() and self.members:
+        if not is_grad_enabled() and self.members:
             if self._count != len(self.members):
                 members = list(self.members)
                 self._sources = Sources(
@@ -179,13 +192,12 @@ class Watch:
                     (base for member in members for base in member.sources.bases),
                 )
                 self._count = len(members)
-            tensors = self._sources.tensors()
             try:
-                state = State.of(tensors, self._sources.modules, self._state)
+                state = State.of(self._sources, self._state)
             except RuntimeError:
                 state = None
             # the values of a tensor on the device "meta" are elsewhere, where nothing can be told of them
-            if state is not None and state is not self._state and any(t.is_meta for t in tensors):
+            if state is not None and state is not self._state and any(t.is_meta for t in state.held):
                 state = None
         if state is None or state is not self._state:
             self.seal = object()

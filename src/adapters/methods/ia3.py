@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import ConfigError
-from adapters.methods.base import InputAdapter, LinearAdapter, gate, new_gate
+from adapters.methods.base import AffineAdapter, InputAdapter, LinearAdapter, gate, new_gate
 from adapters.methods.config import AdapterConfig
 from adapters.methods.derived import Derived
 from adapters.methods.lora import LoRAConfig, init_matrices
@@ -28,7 +28,7 @@ class IA3Config(LoRAConfig):
 
         y = (W x + b) * s
 
-    Paper: Liu et al. 2022, arXiv:2205.05638. Fields as in `LoRAConfig`; r stays 1 and dropout 0.
+    Paper: Liu et al. 2022, arXiv:2205.05638. Fields as in `LoRAConfig`; r stays 1; a dropout does nothing.
     """
 
     intermediate_lora: bool = True
@@ -56,11 +56,8 @@ class IA3(LinearAdapter):
 
     def __init__(self, config: LoRAConfig, site: LinearSite, name: str) -> None:
         super().__init__(config, site, name)
-        if config.r != 1 or config.dropout:
-            raise ConfigError(
-                f"composition_mode='scale' has one scaling vector and no dropout, got r={config.r}, "
-                f"dropout={config.dropout}. Set r=1 and dropout=0.0."
-            )
+        if config.r != 1:
+            raise ConfigError(f"composition_mode='scale' has one scaling vector, got r={config.r}. Set r=1.")
         (self.columns, self.out_features), self.alpha = self.scaled_columns(config, site), config.alpha
         self.lora_B = nn.Parameter(torch.empty(sum(map(count, self.columns)), 1))
         self.gate = new_gate(site.in_features, len(self.columns)) if config.use_gating else None
@@ -123,6 +120,11 @@ class IA3(LinearAdapter):
         if y.dtype is not scale.dtype:
             return (y * scale).to(y.dtype)
         return y * scale if torch.is_grad_enabled() or not self.may_write(y) else y.mul_(scale)
+
+    def changed_by_merging(self, before: AffineAdapter) -> str | None:
+        if self.gate is not None and self.tap == "output" and before.tap == "input":
+            return f"the gate of {self.name!r} would read what {before.name!r} reads, no more what it makes of it"
+        return None
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.gate is not None:

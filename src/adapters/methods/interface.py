@@ -50,13 +50,13 @@ _ROLES: dict[Kind, str] = {
 """Kinds of places that only exist if `adapter_methods` names the methods that act there."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class AdapterModelInterface:
-    """Where the sites of a model are, as paths of its modules.
+    """Where the sites of a model are, as paths of its modules. `init` takes a copy: later changes have no effect.
 
     Args:
         adapter_methods: Kinds of methods that may be used: some of bottleneck, lora, reft, invertible, prompt_tuning,
-            prefix_tuning. The last needs attention modules that use transformers' attention interface.
+            prefix_tuning.
         model_embeddings, model_layers: The embeddings and the list of layers; paths from the base model.
         layer_self_attn: The self attention; a path from a layer, as are all that begin with `layer_`.
         layer_cross_attn: The cross attention, or None.
@@ -107,6 +107,7 @@ class AdapterModelInterface:
 
     def spec(self, base: nn.Module) -> ModelSpec:
         """The spec of `base` that this interface describes. Raises ConfigError for a path that does not exist."""
+        self.__post_init__()  # it may have been changed since it was made
         self._check(base)
         places = {**self._attention("attn", self.layer_self_attn), **self._feed_forward()}
         if self.layer_cross_attn:

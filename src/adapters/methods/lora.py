@@ -11,6 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from adapters.methods.base import AffineAdapter
+from adapters.methods.carriers import LoRALayer as LoRALayer
+from adapters.methods.carriers import LoRALinear as LoRALinear
+from adapters.methods.carriers import LoRAMergedLinear as LoRAMergedLinear
 from adapters.methods.config import (
     AdapterConfig,
     Rule,
@@ -25,7 +29,7 @@ from adapters.methods.derived import Derived
 from adapters.methods.parts import watched
 from adapters.methods.places import output_columns
 from adapters.methods.state import LinearState
-from adapters.methods.weight_update import Factors, WeightUpdate, WeightUpdateConfig, wants_site
+from adapters.methods.weight_update import Factors, WeightUpdate, WeightUpdateConfig, add_product, as_one, wants_site
 from adapters.sites.linear import weight_of
 from adapters.sites.resolve import LinearSite
 
@@ -48,7 +52,7 @@ class LoRAConfig(AdapterConfig):
         alpha: Numerator of the scaling alpha / r.
         dropout: Probability in [0, 1], applied to x before A.
         attn_matrices: Which of query "q", key "k" and value "v" are adapted.
-        composition_mode: "add" the update, or "scale" the output by it (IA3; needs r 1 and dropout 0).
+        composition_mode: "add" the update, or "scale" the output by it (IA3; needs r 1, and has no dropout).
         init_weights: "lora" (B starts at zero), "bert" (normal, 0.02), "ia3" (ones) or "vera" (frozen, shared
             A and B).
         init_weights_seed: Seed set before each module is initialised; None leaves the generator alone.
@@ -113,7 +117,7 @@ class LoRAConfig(AdapterConfig):
         if self.composition_mode == "scale" and self.r != 1:
             raise self._error("r", "With composition_mode 'scale' it can only be 1.")
         if self.composition_mode == "scale" and self.dropout:
-            raise self._error("dropout", "With composition_mode 'scale' it can only be 0.")
+            warnings.warn(f"{type(self).__name__}: dropout does nothing with composition_mode 'scale'.", stacklevel=4)
         idle = [name for name in self.attn_matrices if name not in ("q", "k", "v")]
         if idle:
             warnings.warn(
@@ -172,6 +176,11 @@ class LoRA(WeightUpdate):
         self.lora_A = nn.Parameter(torch.empty(config.r * len(self.columns), self.in_features))
         self.lora_B = nn.Parameter(torch.empty(self.width, config.r))
         init_matrices(self.lora_A, self.lora_B, config.init_weights)
+
+    @property
+    def delta_w(self) -> Tensor:
+        """B A, without alpha / r."""
+        return self.delta_weight() / self.scaling
 
     @classmethod
     def handles(cls, config: Any) -> bool:
@@ -242,11 +251,11 @@ class DoRA(LoRA):
         return a, wide
 
     def _fold(self) -> tuple[Tensor, Tensor, Tensor]:
-        """m / ||W + B A|| [O], A transposed [I, n r], and (alpha / r) * m / ||W + B A|| * B transposed [n r, O]."""
+        """m / ||W + B A|| [O], A transposed [1, I, n r], (alpha / r) * m / ||W + B A|| * B transposed [1, n r, O]."""
         a, b = self.wide()
         norm: Tensor = (weight_of(self.site.module) + b @ a).norm(dim=1)
         magnitude = self.m.weight.squeeze(1) / norm
-        return magnitude, a.t(), b.t() * (self.scaling * magnitude)
+        return magnitude, a.mT.unsqueeze(0), (b.mT * (self.scaling * magnitude)).unsqueeze(0)
 
     def magnitude(self) -> Tensor:
         """m / ||W + B A||, [O]."""
@@ -268,8 +277,13 @@ class DoRA(LoRA):
         y = y.mul_(magnitude) if self.may_write(y) and not torch.is_grad_enabled() else y * magnitude
         if torch.compiler.is_compiling():
             return y + x @ down @ up
-        y.view(-1, self.out_features).addmm_(x.reshape(-1, self.in_features) @ down, up)
+        add_product(as_one(y), as_one(x), (down, up))
         return y
+
+    def changed_by_merging(self, before: AffineAdapter) -> str | None:
+        if before.merged_bias(before.site.bias) is None:
+            return f"{self.name!r} measures the weights, which {before.name!r} would change"
+        return super().changed_by_merging(before)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         magnitude = self.magnitude()

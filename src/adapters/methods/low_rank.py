@@ -14,6 +14,8 @@ from adapters.methods.bottleneck import Bottleneck, DoubleSeqBnConfig
 from adapters.methods.config import AdapterConfig, Rule, integer
 from adapters.methods.parts import matched
 
+NEVER = Rule("False", lambda value: value is False, {"enum": [False]})
+
 
 @dataclass(eq=False)
 class LowRankBnConfig(DoubleSeqBnConfig):
@@ -26,6 +28,7 @@ class LowRankBnConfig(DoubleSeqBnConfig):
 
     Args:
         rank: Rank of both projections, at least 1.
+        phm_layer: False: projections of sums of Kronecker products are those of Compacter.
     Raises:
         ConfigError: a value is of another type or outside its range.
     """
@@ -35,7 +38,7 @@ class LowRankBnConfig(DoubleSeqBnConfig):
     non_linearity: str = "gelu_new"
     rank: int = 1
 
-    rules: ClassVar[Mapping[str, Rule]] = {"rank": integer(1)}
+    rules: ClassVar[Mapping[str, Rule]] = {"rank": integer(1), "phm_layer": NEVER}
 
 
 class LowRankLinear(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adapters.errors import ConfigError
 from adapters.methods.base import InputAdapter, LinearAdapter
-from adapters.methods.config import AdapterConfig, PlacedConfig, Rule, flag, integer, nothing, probability
+from adapters.methods.config import AdapterConfig, PlacedConfig, Rule, flag, integer, nothing, number, probability
 from adapters.methods.derived import Derived
 from adapters.methods.parts import Watching, matched
 from adapters.methods.places import chosen_roles
@@ -35,6 +35,8 @@ class OFTConfig(PlacedConfig):
         neumann_terms: k of the series R_i = (I + Q_i)(I + Q_i + ... + Q_i^k), which stands for the inverse where Q_i is
             small, and is faster to train; None for the inverse itself. (PEFT's count of terms is k + 2.)
         dropout: Probability in [0, 1] that a block is not rotated, in training.
+        eps: COFT, of the first paper: ||Q_i||_F <= eps / sqrt(n) for all n blocks (1 if they share one); None for no
+            bound. What a step of training has taken beyond is scaled back.
     Raises:
         ConfigError: a value is of another type or outside its range.
     """
@@ -44,6 +46,7 @@ class OFTConfig(PlacedConfig):
     block_share: bool = False
     neumann_terms: int | None = None
     dropout: float = 0.0
+    eps: float | None = None
     places: str | list[str] = field(default_factory=lambda: ["all-linear"])
 
     rules: ClassVar[Mapping[str, Rule]] = {
@@ -51,6 +54,7 @@ class OFTConfig(PlacedConfig):
         "block_share": flag,
         "neumann_terms": nothing | integer(1),
         "dropout": probability,
+        "eps": nothing | number(0, above=True),
     }
 
 
@@ -92,9 +96,23 @@ class OFT(InputAdapter):
         super().bind(shared)
         self.rotation = Derived(self._rotation, *self.sources())
 
+    def bounded(self, stored: Tensor) -> Tensor:
+        """Q within the bound of COFT. What stands above the diagonal has 1 / sqrt(2) of the norm of Q_i."""
+        if self.config.eps is None:
+            return stored
+        bound = self.config.eps / len(stored) ** 0.5
+        norms = 2**0.5 * torch.linalg.vector_norm(stored, dim=1, keepdim=True)
+        return torch.where(norms <= bound, stored, bound * stored / norms)
+
     def _rotation(self) -> Tensor:
         """R_1, ..., R_n, [n or 1, b, b]; in single precision at least."""
         stored = self.tensor("Q")
+        if self.config.eps is not None:  # steps of training go on from within the bound
+            with torch.no_grad():
+                bounded = self.bounded(stored)
+                if self.training and isinstance(stored, nn.Parameter):
+                    stored.copy_(bounded)
+            stored = stored + (bounded - stored).detach()
         with torch.autocast(stored.device.type, enabled=False):
             upper = stored.to(torch.promote_types(stored.dtype, torch.float32))
             rows, columns = torch.triu_indices(self.size, self.size, 1, device=stored.device)

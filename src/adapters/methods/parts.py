@@ -14,10 +14,23 @@ import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from adapters.call import CALL
+
 
 def watched(module: nn.Module) -> bool:
-    """Whether a call of `module` does more than the forward of its class: hooks, or a forward of its own."""
+    """Whether a call of `module`, a part of an adapter, does more than the forward of its class.
+
+    It has hooks, or a forward of its own. While a model's call runs that has looked at all parts already, only the
+    latter is asked for, since parts of other classes may be given one without a trace.
+    """
     own = module.__dict__
+    if CALL.now.unwatched:
+        return "forward" in own
+    return has_hooks(own)
+
+
+def has_hooks(own: dict[str, Any]) -> bool:
+    """As `watched`, from the dictionary of a module's attributes, whatever the running call knows."""
     return bool(
         own["_forward_hooks"]
         or own["_forward_pre_hooks"]
@@ -46,14 +59,25 @@ def matched(x: Tensor, weight: Tensor) -> Tensor:
 
 def call(module: nn.Module, x: Tensor) -> Tensor:
     """`module(x)` for x in the dtype of its weight; of maps and chains that nobody watches only the maths."""
-    kind, own = type(module), module.__dict__
+    own = module.__dict__
     weight = own["_parameters"].get("weight")
     if weight is not None and weight.dtype is not x.dtype:
         x = matched(x, weight)
-    if watched(module) or torch.compiler.is_compiling():
+    if not CALL.now.unwatched and (has_hooks(own) or torch.compiler.is_compiling()):
         return module(x)  # type: ignore[no-any-return]
-    if kind is nn.Linear and weight is not None:
-        return F.linear(x, weight, own["_parameters"].get("bias"))
+    return forward(module, x)
+
+
+def forward(module: nn.Module, x: Tensor) -> Tensor:
+    """`module.forward(x)`, without torch's search for parameters, which takes longer than many an operation."""
+    kind, own = type(module), module.__dict__
+    if "forward" in own:
+        return own["forward"](x)  # type: ignore[no-any-return]
+    parameters = own["_parameters"]
+    if kind is nn.Linear and "weight" in parameters:
+        return F.linear(x, parameters["weight"], parameters["bias"])
+    if kind is nn.LayerNorm and "weight" in parameters:
+        return F.layer_norm(x, own["normalized_shape"], parameters["weight"], parameters["bias"], own["eps"])
     if kind is nn.Sequential:
         for part in own["_modules"].values():
             x = call(part, x)
@@ -72,7 +96,7 @@ class Watching:
     def __bool__(self) -> bool:
         # every hook of every module gets the next number
         if self._seen != (seen := (RemovableHandle.next_id, PATCHES.count)):
-            self._found = any(watched(part) for module in self.modules for part in module.modules())
+            self._found = any(has_hooks(vars(part)) for module in self.modules for part in module.modules())
             self._seen = seen
         return self._found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from adapters.methods.base import AdapterModule, Direct, MethodModule, gate, new_gate
 from adapters.methods.bottleneck import activation_module
+from adapters.methods.carriers import PrefixTuningLayer as PrefixTuningLayer
 from adapters.methods.config import (
     AdapterConfig,
     Rule,
@@ -26,7 +28,7 @@ from adapters.methods.config import (
 )
 from adapters.methods.derived import Derived
 from adapters.methods.parts import Watching, call
-from adapters.methods.state import AttentionState
+from adapters.methods.state import AttentionState, per_head
 from adapters.sites.resolve import AttentionSite
 
 
@@ -90,7 +92,9 @@ class PrefixTuningConfig(AdapterConfig):
     }
 
     def as_stored(self, names: Collection[str]) -> PrefixTuningConfig:
-        is_flat = any(".prefix_tunings." in f".{name}" and name.endswith(".control_trans") for name in names)
+        own = [name for name in names if ".prefix_tunings." in f".{name}"]
+        mixed = any(name.endswith(".wte.weight") for name in own)  # in a union of both kinds, whose configs tell
+        is_flat = not mixed and any(name.endswith(".control_trans") for name in own)
         return self.replace(flat=True) if is_flat and not self.flat else self
 
 
@@ -100,43 +104,45 @@ class PrefixEmbedding(MethodModule):
         reparametrised: [K_j; V_j] = W_2 f(W_1 E)        flat: the numbers themselves
 
     E is [P, D]; W_2 has 2 * L blocks of H * head_dim rows: block 2j makes the keys of layer j, 2j + 1 its values.
+    Layers may differ in their heads, and keys in width from values.
     """
 
     def __init__(self, config: PrefixTuningConfig, sites: list[AttentionSite]) -> None:
         super().__init__()
-        site = sites[0]
-        self.config, self.shape = config, (site.num_heads, site.head_dim)
-        self.layers = [s.layer for s in sites]
+        self.config = config
+        self.layers = [site.layer for site in sites]
+        self.heads = [(site.num_heads, site.head_dim, site.value_dim) for site in sites]
+        ends = list(accumulate(heads * (key + value) for heads, key, value in self.heads))
+        self.rows = [slice(start, end) for start, end in zip([0, *ends], ends)]
         self._watching = Watching(self)
-        width = 2 * len(sites) * site.num_heads * site.head_dim
+        width = ends[-1]
         if config.flat:
             self.control_trans: nn.Module | nn.Parameter = nn.Parameter(torch.randn(config.prefix_length * width))
             return
-        self.wte = nn.Embedding(config.prefix_length, site.hidden_size)
+        self.wte = nn.Embedding(config.prefix_length, sites[0].hidden_size)
         self.control_trans = nn.Sequential(
-            nn.Linear(site.hidden_size, config.bottleneck_size),
+            nn.Linear(sites[0].hidden_size, config.bottleneck_size),
             activation_module(config.non_linearity),
             nn.Linear(config.bottleneck_size, width),
         )
 
     def key_values(self, layer: int) -> tuple[Tensor, Tensor]:
         """Prefix keys and values of one layer, each [1, H, P, head_dim]."""
-        slot, (heads, head_dim) = self.layers.index(layer), self.shape
+        slot = self.layers.index(layer)
         if isinstance(self.control_trans, nn.Module):
-            both = self._made(slot).view(-1, 2, heads, head_dim)
+            both = self._made(slot)
         else:
-            whole = self.tensor("control_trans").view(self.config.prefix_length, -1, 2, heads, head_dim)
-            both = whole[:, slot]
+            both = self.tensor("control_trans").view(self.config.prefix_length, -1)[:, self.rows[slot]]
         if self.training and self.config.dropout:
             both = F.dropout(both, self.config.dropout)
-        keys, values = both.permute(1, 2, 0, 3).unbind(0)
-        return keys[None], values[None]
+        heads, key, value = self.heads[slot]
+        keys, values = both.split((heads * key, heads * value), 1)
+        return _by_head(keys, heads), _by_head(values, heads)
 
     def _made(self, slot: int) -> Tensor:
-        """The numbers [P, 2 * H * head_dim] of one layer; only its rows of W_2 are used where nobody watches."""
+        """The numbers [P, H * (key + value width)] of one layer; only its rows of W_2 are used if nobody watches."""
         network: Any = self.control_trans
-        width = 2 * self.shape[0] * self.shape[1]
-        rows = slice(slot * width, (slot + 1) * width)
+        rows = self.rows[slot]
         if torch.compiler.is_compiling() or self.watched() or type(network[-1]) is not nn.Linear:
             numbers = torch.arange(self.config.prefix_length, device=self.wte.weight.device)
             return network(self.wte(numbers))[:, rows]  # type: ignore[no-any-return]
@@ -157,6 +163,11 @@ class PrefixEmbedding(MethodModule):
         del self.wte, self.control_trans
         self.control_trans = nn.Parameter(flat)
         self.config = self.config.replace(flat=True)
+
+
+def _by_head(numbers: Tensor, heads: int) -> Tensor:
+    """[P, H * head_dim] as [1, H, P, head_dim]."""
+    return numbers.view(len(numbers), heads, -1).transpose(0, 1)[None]
 
 
 class PrefixTuning(AdapterModule[AttentionState]):
@@ -255,6 +266,7 @@ class PrefixTuning(AdapterModule[AttentionState]):
     def run(self, state: AttentionState) -> AttentionState:
         keys, values = self()
         keys, values = keys.to(state.key.dtype), values.to(state.value.dtype)
+        keys, values = (per_head(tensor, state.key.shape[1]) for tensor in (keys, values))
         if self.config.use_gating:
             assert state.hidden is not None
             weights = self.tensor("weight"), self.tensor("bias")

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from adapters.errors import ConfigError
 from adapters.methods.base import AdapterModule
+from adapters.methods.carriers import PromptTuningLayer as PromptTuningLayer
 from adapters.methods.config import AdapterConfig, Rule, integer, nothing, one_of, place_patterns, seed, text
 from adapters.methods.parts import watched
 from adapters.methods.state import HiddenState

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adapters.call import CALL
 from adapters.methods.base import AdapterModule, Direct, MethodModule
 from adapters.methods.bottleneck import activation_module
+from adapters.methods.carriers import ReftLayer as ReftLayer
 from adapters.methods.config import (
     AdapterConfig,
     Rule,

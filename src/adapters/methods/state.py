@@ -400,6 +400,12 @@ class AttentionState(State):
         )
 
 
+def per_head(tensor: Tensor, heads: int) -> Tensor:
+    """Keys or values [B, H, P, head_dim] for `heads` heads, a multiple of H: neighbours share one (grouped queries)."""
+    repeats = heads // tensor.shape[1]
+    return tensor if repeats == 1 else tensor.repeat_interleave(repeats, 1)
+
+
 def _by_head(weight: float | Tensor) -> float | Tensor:
     """A weight for outputs [B, S, H, head_dim]."""
     return weight[..., None] if isinstance(weight, Tensor) else weight

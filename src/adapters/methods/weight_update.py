@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.methods.base import AdapterModule, LinearAdapter, gate, new_gate
+from adapters.call import CALL
+from adapters.methods.base import AdapterModule, AffineAdapter, LinearAdapter, gate, new_gate
 from adapters.methods.config import (
     AdapterConfig,
     Rule,
@@ -34,6 +35,7 @@ from adapters.methods.state import LinearState
 from adapters.sites.resolve import LinearSite
 
 Factors = tuple[Tensor, ...]
+Maps = list[tuple[Chosen, Factors]]
 
 
 @dataclass(eq=False)
@@ -131,16 +133,25 @@ class WeightUpdate(LinearAdapter):
         """Whether the update is linear in x: no gate, no dropout."""
         return self.gate is None and self.dropout is None
 
+    def bind(self, shared: nn.Module | None) -> None:
+        super().bind(shared)
+        self._maps = Derived(self._transposed, *self.sources())
+
+    def maps(self) -> Maps:
+        """(columns, factors as they are multiplied from the right, [1, I, r] and [1, r, O]) of every adapted part."""
+        return self._maps() if CALL.now.unwatched else self._transposed()
+
+    def _transposed(self) -> Maps:
+        return [(columns, tuple(f.mT.unsqueeze(0) for f in own)) for columns, own in self.parts(self.factors())]
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        factors = self.factors()
-        if not (self.bare() and self.adjacent and x.dtype is y.dtype is factors[0].dtype and self.may_write(y)):
+        maps = self.maps()
+        kept = maps[0][1][0]
+        if not (self.bare() and self.adjacent and x.dtype is y.dtype is kept.dtype and self.may_write(y)):
             return (y + self.update(x, x)).to(y.dtype)
-        flat, out = x.reshape(-1, self.in_features), y.view(-1, self.out_features)
-        if self.whole:
-            _add(out, flat, factors, self.scaling)
-        else:
-            for columns, own in self.parts(factors):
-                _add(out[:, columns], flat, own, self.scaling)
+        x, out = as_one(x), as_one(y)
+        for columns, own in maps:
+            add_product(out if self.whole else out[..., columns], x, own, self.scaling)
         return y
 
     def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
@@ -208,6 +219,13 @@ class WeightUpdate(LinearAdapter):
         """`delta_weight()`, by its older name."""
         return self.delta_weight()
 
+    def changed_by_merging(self, before: AffineAdapter) -> str | None:
+        if before.tap == "input":
+            return f"{self.name!r} would read what {before.name!r} reads, no more what it makes of it"
+        if isinstance(before, WeightUpdate):
+            return f"{self.name!r} acts on the update of {before.name!r}, which would be part of the weights"
+        return None
+
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.gate is not None:
             return super().merged(weight, bias)
@@ -239,49 +257,49 @@ class StackedUpdates(WeightUpdate):
         self.in_features, self.out_features = first.in_features, first.out_features
         self.gate = self.dropout = None
         self.__dict__["members"], self.groups = tuple(members), groups
-        self._factors = Derived(self._stack, *(source for m in members for source in m.sources()))
+        self._maps = Derived(self._stack, *(source for m in members for source in m.sources()))
         self.watching = Watching(*members)
 
-    def factors(self) -> Factors:
-        return self._factors()  # type: ignore[no-any-return]
+    def maps(self) -> Maps:
+        """As of one adapter, but [N, I, r] and [N, r, O]; none where the members are no longer alike."""
+        return self._maps()  # type: ignore[no-any-return]
 
-    def _stack(self) -> Factors:
-        """The factors of all members; none where they are no longer alike."""
-        own = [member.factors() for member in self.members]
+    def _stack(self) -> Maps:
+        own = [list(member.parts(member.factors())) for member in self.members]
         if any(m.signature != self.members[0].signature for m in self.members[1:]):
-            return ()
-        return tuple(torch.stack(alike) for alike in zip(*own))
-
-    def chunks(self, x: Tensor, factors: Factors) -> Iterator[tuple[Chosen, Tensor, Tensor]]:
-        """(columns, input of the last factor [G, M, r], last factor transposed [G, r, O]) of every adapted part."""
-        flat, index = self.groups.arrange(x)
-        chosen = tuple(select(factor, index) for factor in factors)
-        for columns, (*first, last) in self.parts(chosen, dim=1):
-            down = reduce(lambda down, factor: torch.bmm(down, factor.transpose(1, 2)), first, flat)
-            yield columns, down, last.transpose(1, 2)
+            return []
+        return [
+            (columns, tuple(torch.stack(alike).mT for alike in zip(*(part[i][1] for part in own))))
+            for i, columns in enumerate(self.columns)
+        ]
 
     def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
-        factors = self.factors()
-        x = matched(x, factors[0])
+        maps = self.maps()
+        x = matched(x, maps[0][1][0])
         out = x.new_zeros(*x.shape[:-1], self.out_features)
-        for columns, down, up in self.chunks(x, factors):
-            out[..., columns] = torch.bmm(down, up).view(*x.shape[:-1], -1) * self.scaling
-        return out
+        return self._add_to(out, x, maps)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        factors = () if self.alone() else self.factors()
-        if not factors:
+        maps = [] if self.alone() else self.maps()
+        if not maps:
             return self.run(LinearState(x, y)).result()
-        if not (self.adjacent and x.dtype is y.dtype is factors[0].dtype and self.may_write(y)):
+        if not (self.adjacent and x.dtype is y.dtype is maps[0][1][0].dtype and self.may_write(y)):
             return (y + self.update(x, x)).to(y.dtype)
-        for columns, down, up in self.chunks(x, factors):
-            out = y.view(down.shape[0], down.shape[1], -1)
-            block = out if self.whole else out[..., columns]
-            block.baddbmm_(down, up, alpha=self.scaling)
+        return self._add_to(y, x, maps)
+
+    def _add_to(self, y: Tensor, x: Tensor, maps: Maps) -> Tensor:
+        flat, index = self.groups.arrange(x)
+        out = y.view(flat.shape[0], flat.shape[1], -1)
+        for columns, own in maps:
+            chosen = tuple(select(factor, index) for factor in own)
+            if self.whole or isinstance(columns, slice):
+                add_product(out if self.whole else out[..., columns], flat, chosen, self.scaling)
+            else:
+                out[..., columns] += reduce(torch.bmm, chosen, flat) * self.scaling
         return y
 
     def run(self, state: LinearState) -> LinearState:
-        if not self.alone() and self.factors():
+        if not self.alone() and self.maps():
             return super().run(state)
         return self.groups.apart(state, self.members)
 
@@ -315,12 +333,20 @@ def _product(factors: Factors) -> Tensor:
     return reduce(lambda product, factor: factor @ product, factors)
 
 
-def _add(out: Tensor, flat: Tensor, factors: Factors, scaling: float) -> None:
-    """out [N, O] += scaling * D x for x [N, I]."""
+def as_one(x: Tensor) -> Tensor:
+    """x [B, S, D] as [1, B S, D], to be multiplied by matrices that all rows share; x itself where B is 1."""
+    return x if x.dim() == 3 and x.shape[0] == 1 else x.reshape(1, -1, x.shape[-1])
+
+
+def add_product(out: Tensor, x: Tensor, factors: Factors, scaling: float = 1.0) -> None:
+    """In place, out [G, M, O] += scaling * x [G, M, I] times all factors [G, I, r], ..., [G, r, O]."""
     *first, last = factors
     for factor in first:
-        flat = F.linear(flat, factor)
-    out.addmm_(flat, last.t(), alpha=scaling)
+        x = torch.bmm(x, factor)
+    if scaling == 1:
+        out.baddbmm_(x, last)
+    else:
+        out.baddbmm_(x, last, alpha=scaling)
 
 
 class DenseUpdate(WeightUpdate):

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from adapters.call import CALL
 from adapters.errors import UnsupportedError
-from adapters.methods.state import AttentionState
+from adapters.methods.state import AttentionState, per_head
 from adapters.sites.resolve import AttentionSite
 
 Output = tuple[Tensor, Tensor | None]
@@ -54,15 +54,9 @@ class Interception:
         self.module.__dict__.pop(_MARK, None)
 
 
-def check(module: nn.Module) -> None:
-    """Raise UnsupportedError unless `module` calls its attention function through the interface."""
-    code = inspect.unwrap(type(module).forward).__code__
-    if "get_interface" not in code.co_names:
-        raise UnsupportedError(
-            f"Prefix tuning acts where a model asks transformers' AttentionInterface for its attention function, and "
-            f"{type(module).__name__} does not ask it in this version of transformers. Use a newer transformers, or "
-            "another method for this model."
-        )
+def asks_interface(module: nn.Module) -> bool:
+    """Whether `module` asks transformers' AttentionInterface for its attention function."""
+    return "get_interface" in inspect.unwrap(type(module).forward).__code__.co_names
 
 
 def intercept(module: nn.Module, hooked: Any) -> Interception:
@@ -96,6 +90,8 @@ class Attention:
     ) -> Output:
         """The call over [prefix | keys]. `attended` [B, P] is False where a prefix is only padding."""
         options, queries, length = self.options, query.shape[2], prefix[0].shape[2]
+        if not self._limits.isdisjoint(options):
+            self._check(key.shape[2] + length)
         causal = options.get("is_causal")
         causal = queries > 1 and (getattr(self.module, "is_causal", True) if causal is None else causal)
         bias = options.get("position_bias")
@@ -107,10 +103,31 @@ class Attention:
             if mask is not None and "is_causal" in options:
                 options = {**options, "is_causal": False}
         before, after = (tensor.to(key.dtype) for tensor in prefix)
+        if before.shape[1] != key.shape[1]:  # the model has repeated its keys itself
+            before, after = per_head(before, key.shape[1]), per_head(after, key.shape[1])
         if before.shape[0] != (rows := key.shape[0]):
             before, after = before.expand(rows, -1, -1, -1), after.expand(rows, -1, -1, -1)
         keys, values = torch.cat([before, key], 2), torch.cat([after, value], 2)
         return self.function(self.module, query, keys, values, mask, **options)
+
+    _limits: ClassVar[frozenset[str]] = frozenset(("sliding_window", "cu_seq_lens_q", "cache"))
+    """Arguments by which some functions limit what a query sees without a mask."""
+
+    def _check(self, keys: int) -> None:
+        """Raise UnsupportedError where the function itself would keep queries from the prefix."""
+        options, window = self.options, self.options.get("sliding_window")
+        if self._flash and window is not None and keys > window:
+            reason = f"its kernel cuts what lies {window} positions back, and with it the prefix"
+        elif self._flash and options.get("cu_seq_lens_q") is not None:
+            reason = "its kernel takes packed sequences, of which only the first would see the prefix"
+        elif "paged" in self._implementation:
+            reason = "it takes keys from the cache by itself"
+        else:
+            return
+        raise UnsupportedError(
+            f"Prefix tuning does not get into the attention at {self.site.path} with {self._implementation}: {reason}. "
+            "Use model.set_attn_implementation('sdpa') or 'eager'."
+        )
 
     def _crop(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Any, bias: Tensor | None, causal: bool

@@ -41,8 +41,8 @@ class Builder:
         except (ConfigError, UnsupportedError) as error:
             if str(error).startswith("Adapter "):
                 raise
-            kind = UnsupportedError if isinstance(error, UnsupportedError) else ConfigError
-            raise kind(f"Adapter {name!r}: {error}") from error
+            raise type(error)(f"Adapter {name!r}: {error}") from error
+        parts = self._together(name, parts)
         taken: set[tuple[str, int]] = set()
         for part in parts:
             if (key := (part.path, id(part.hooked))) in taken:
@@ -99,8 +99,6 @@ class Builder:
 
     def _build_method(self, name: str, method: type[AdapterModule[Any]], config: AdapterConfig) -> list[Part]:
         chosen = [self.sites[site] for site in self._choose(method, config)]
-        for hooked in chosen:
-            hooked.check()
         with init_seed(config):
             shared = method.shared(config, [hooked.site for hooked in chosen])
         parts: list[Part] = []
@@ -116,6 +114,19 @@ class Builder:
             placed = self.placed(module, site, config)
             parts.append(Part(self.base, path, name, placed, site.location, site.layer, hooked, method.tap))
         return parts
+
+    def _together(self, name: str, parts: list[Part]) -> list[Part]:
+        """`parts` with one list of modules wherever several configs of a union keep what their sites share."""
+        shared: dict[str, list[Part]] = {}
+        for part in parts:
+            if part.hooked is None:
+                shared.setdefault(part.path, []).append(part)
+        several = {path: found for path, found in shared.items() if len(found) > 1}
+        lists = []
+        for path, found in several.items():
+            modules = nn.ModuleList(part.module for part in found).train(self.base.training)
+            lists.append(Part(self.base, path, name, modules, found[0].location, -1))
+        return [*lists, *(part for part in parts if part.hooked is not None or part.path not in several)]
 
     def placed(self, module: nn.Module, site: Site | None, config: Any) -> Any:
         """`module` on the device and in the dtype of its site; without values it stays on `meta`."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adapters.composition.blocks import AdapterCompositionBlock, Stack, parse_composition
 from adapters.composition.registry import BLOCK_MODULES
-from adapters.errors import AdapterNameError, ConfigError, UnsupportedError, choices
+from adapters.errors import AdapterNameError, CompositionError, ConfigError, UnsupportedError, choices
 from adapters.methods import METHODS
 from adapters.methods.base import AdapterModule
 from adapters.methods.config import AdapterConfig, ConfigUnion
@@ -65,7 +65,7 @@ class Engine:
         added: All of that.
         shared: Name of shared parameters -> the adapters that share them.
         merged: Adapter -> (site, weight, bias) of the linear maps and norms it was folded into, as they were before;
-            None where they are not known.
+            None where they are not known, and in place of weights that it did not change.
         trained: What trains since `train_adapter` was called, as `Parts.key` has it; None before.
     """
 
@@ -86,11 +86,11 @@ class Engine:
         self.masked: list[Any] = [hooked for hooked in self.hooked if isinstance(hooked, (HookedLayer, HookedPrompt))]
         self.builder = Builder(base, self.spec, self.sites)
         self.edits, self._seen_edits = tree.Edits(), 0
-        self.parts = Adapters(base, self.edits, self.look)
+        self.parts = Adapters(base, self.edits, self.follow_edits)
         self.owned = {kind.noun: Owned(self, kind) for kind in BLOCK_MODULES}
         self.added: tuple[Parts, ...] = (self.parts, *self.owned.values())
         self.shared: dict[str, list[str]] = {}
-        self.merged: dict[str, list[tuple[HookedSite[Any], Tensor, Tensor | None]] | None] = {}
+        self.merged: dict[str, list[tuple[HookedSite[Any], Tensor | None, Tensor | None]] | None] = {}
         self.trained: frozenset[str] | None = None
         self.entry = Entry(self)
         self.replication = Replication(self)
@@ -110,20 +110,25 @@ class Engine:
         """Put what `build` made into the model, in place of an adapter of this name if `overwrite` is set."""
         config = self.builder.flagged(config)
         with self.programs.lock:
-            if not overwrite or name not in self.parts:
+            if name not in self.parts or not overwrite:
                 self.config.add(name, config)
-                self.parts.put_in(name, parts, self.may_train(name))
-                self.changed([name])
-                self.programs.of(Stack(name))  # now, so that to activate it for the first time takes no longer
+                try:
+                    self.parts.put_in(name, parts, self.may_train(name))
+                    self.changed([name])
+                    self.programs.of(Stack(name))  # now, so that to activate it for the first time takes no longer
+                except BaseException:  # an interrupt too
+                    self._forget(name)
+                    self.changed([name])
+                    raise
                 return
             old, old_config = self.parts[name], self.config.get(name)
             assert old_config is not None
             for owned in self.owned.values():
                 owned.check_replaced(name, parts)
-            self._replace(name, parts, config)
             try:
+                self._replace(name, parts, config)
                 self.changed([name])
-            except Exception:
+            except BaseException:
                 self._replace(name, old, old_config)
                 self.changed([name])
                 raise
@@ -140,8 +145,7 @@ class Engine:
             for owned in self.owned.values():
                 for own in owned.of_adapter(name):
                     owned.delete(own)
-            self.parts.take_out(name)
-            self.config.delete(name)
+            self._forget(name)
             for group in [group for group, members in self.shared.items() if name in members]:
                 self.shared[group].remove(name)
                 if not self.shared[group]:
@@ -191,6 +195,32 @@ class Engine:
         """Whether a module of an adapter acts through the base weights, and must not act beside them."""
         return name in self.merged and part.module.merges
 
+    def check_merged(self, setup: Setup, merged: Iterable[str]) -> None:
+        """Raise CompositionError if a set-up would not compute the same once these of its adapters are merged."""
+        names = set() if setup is None else setup.flatten()
+        for name in names.intersection(merged):
+            others = _chain(setup)
+            reason = "the block gives it a part of what is computed, and merged it acts in all"
+            if others is not None:
+                reason = self._changed_by_merging(name, others)
+            if reason and len(names) > 1:
+                raise CompositionError(
+                    f"{setup!r} would mean something else while {name!r} is merged: {reason}. Activate the others "
+                    "alone, which then act on top of the merged weights, or do not merge it (reset_adapter)."
+                )
+
+    def _changed_by_merging(self, name: str, order: list[str]) -> str:
+        """Why a stack of adapters in this order is another one once `name` is next to the weights; "" if it is not."""
+        for part in (part for part in self.parts[name] if part.hooked is not None and part.module.merges):
+            for other in (other for other in order if other != name):
+                for own in (own for own in self.parts[other] if own.hooked is part.hooked):
+                    after = order.index(other) > order.index(name)
+                    if own.tap == part.tap and after == (part.tap == "input"):
+                        return f"it would be next to the weights, and {other!r} is in the stack"
+                    if own.tap == "output" and (reason := own.module.changed_by_merging(part.module)):
+                        return str(reason)
+        return ""
+
     def act_first_only(self, name: str) -> None:
         """Let an adapter do in a `Stack` what it did in version 1 of the library: see `AdapterModule.chains`."""
         for part in self.parts[name]:
@@ -217,9 +247,13 @@ class Engine:
 
     # ----------------------------------------------------------------------------------------- the module tree
 
-    def _replace(self, name: str, parts: list[Part], config: AdapterConfig) -> None:
-        self.parts.take_out(name)
+    def _forget(self, name: str) -> None:
+        if name in self.parts:
+            self.parts.take_out(name)
         self.config.delete(name)
+
+    def _replace(self, name: str, parts: list[Part], config: AdapterConfig) -> None:
+        self._forget(name)
         self.config.add(name, config)
         self.parts.put_in(name, parts, self.may_train(name))
 
@@ -250,7 +284,7 @@ class Engine:
         """Whether somebody has edited the module tree by hand where it concerns a program."""
         return self.edits.count != self._seen_edits or not program.holds()
 
-    def look(self) -> None:
+    def follow_edits(self) -> None:
         """Take notice of edits of the module tree, if there were any."""
         if self.edits.count != self._seen_edits:
             self.reread()
@@ -288,6 +322,14 @@ class Engine:
     def checkpointed(self, function: Any) -> Any:
         """`function` (torch's checkpoint), made to run its recomputation under the set-up of the forward call."""
         return partial(_checkpoint, self, function)
+
+
+def _chain(block: Setup | str) -> list[str] | None:
+    """The adapters of a set-up one after the other; None if it has other blocks than `Stack`."""
+    if block is None or isinstance(block, str):
+        return [] if block is None else [block]
+    chains = [_chain(child) for child in block] if isinstance(block, Stack) else [None]
+    return None if None in chains else [name for chain in chains for name in chain or ()]
 
 
 def checkpoint_functions(model: nn.Module) -> Iterator[Any]:

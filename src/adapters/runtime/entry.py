@@ -81,6 +81,16 @@ class Entry:
         if "adapter_names" in kwargs:
             refuse_adapter_names(kwargs)
 
+    def check_compiled(self) -> None:
+        """Let compiled code have guards on what it would not notice: the hooks, and a set-up that no hook would see.
+
+        Raises:
+            CompositionError: an `AdapterSetup` is in force that names an adapter, and there are none.
+        """
+        programs = self.engine.programs
+        if programs.mark == "" or not self.attached:  # the first is never so
+            programs.in_force()
+
     # -------------------------------------------------------------------------------------------------- hooks
 
     def on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -134,6 +144,7 @@ class Entry:
         programs.open(program)
         call = Call(CALL.now.generation)
         call.root, call.program, call.outer = module, program, CALL.now
+        call.unwatched = not (program.watching or torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
         CALL.now = call
         WATCHING.watch = program.watch
         program.watch.look()

@@ -24,7 +24,7 @@ from adapters.composition.steps import Adapter, Step
 from adapters.errors import UnsupportedError
 from adapters.methods.base import AdapterModule
 from adapters.methods.state import HiddenState, LinearState, ResidualState
-from adapters.runtime import attention
+from adapters.runtime import attention, softmax
 from adapters.sites.resolve import (
     AttentionSite,
     EmbeddingSite,
@@ -57,7 +57,8 @@ class Plan:
         taps: The hooks it needs.
         step: The adapters that act here, as they are arranged.
         run: What the main tap calls.
-        before: What the tap in front of it calls, where both are needed.
+        before: What the tap in front of it calls, where both are needed; what is called in place of `run` where a model
+            that computes attention itself calls scaled_dot_product_attention.
     """
 
     taps: tuple[str, ...]
@@ -97,13 +98,11 @@ class HookedSite(Generic[SiteT]):
         self.names: set[str] = set()
         self.handles: dict[str, Any] = {}
 
-    def check(self) -> None:
-        """Raise UnsupportedError if this site cannot carry adapters in this version of the model."""
-
     def now(self) -> Plan | None:
         """What the running call does here. Outside of calls (a submodule is called): what is in force."""
         program = CALL.now.program
         if program is None or program.model is not self.programs:
+            CALL.now.unwatched = False
             program = self.programs.in_force()
         return program.plans[self.number]  # type: ignore[no-any-return]
 
@@ -286,23 +285,29 @@ class HookedResidual(HookedSite[ResidualSite]):
 
 
 class HookedAttention(HookedSite[AttentionSite]):
-    """Prepends keys and values in the attention function that the model calls."""
+    """Prepends keys and values in the attention function that the model calls, or in the softmax that it takes."""
 
     site_type = AttentionSite
-
-    def check(self) -> None:
-        attention.check(self.site.module)
 
     def register(self, tap: str) -> Any:
         if tap == "hidden":
             return self.site.module.register_forward_pre_hook(self.on_input, prepend=True, with_kwargs=True)
-        return attention.intercept(self.site.module, self)
+        if attention.asks_interface(self.site.module):
+            return attention.intercept(self.site.module, self)
+        return softmax.Watching(self)
 
     def planned(self, step: Step) -> Plan:
         taps = ("attention", "hidden") if "hidden" in step.needs else ("attention",)
-        if (key_values := _alone(step)) is not None:
-            return Plan(taps, step, partial(attention.attend_prefix, key_values))
-        return Plan(taps, step, partial(attention.attend, step.run))
+        key_values = _alone(step)
+        ways = (attention,) if attention.asks_interface(self.site.module) else (softmax, attention)
+        return Plan(
+            taps,
+            step,
+            *(
+                partial(way.attend, step.run) if key_values is None else partial(way.attend_prefix, key_values)
+                for way in ways
+            ),
+        )
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         CALL.now.hidden = args[0] if args else kwargs["hidden_states"]
@@ -312,6 +317,8 @@ class HookedAttention(HookedSite[AttentionSite]):
         plan = self.now()
         if plan is None:
             return function(module, *args, **kwargs)  # type: ignore[no-any-return]
+        if len(args) == 3:
+            args = (*args, kwargs.pop("attention_mask", None))
         return plan.run(attention.Attention(self.site, function, module, kwargs), *args)  # type: ignore[no-any-return]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -370,8 +377,8 @@ def _attended_positions(rows: int, span: int, running: Running, stack: int) -> P
     attended = mask[:, :end].bool()
     if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(attended.all()):
         return None, None, offset, end  # elsewhere it would take longer to look than to go on
-    if rows != len(attended):
-        copies = rows // len(attended)
+    if rows != attended.shape[0]:  # len(attended) would be a number under torch.export
+        copies = rows // attended.shape[0]
         attended = attended.repeat(copies, 1) if call.copies else attended.repeat_interleave(copies, 0)
     first = attended.int().argmax(1, keepdim=True)
     count = attended.sum(1, keepdim=True)

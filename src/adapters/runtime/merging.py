@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from adapters.errors import MergeError
+from adapters.errors import CompositionError, MergeError
 from adapters.methods import METHODS
 from adapters.methods.base import AffineAdapter
 from adapters.runtime.engine import Engine
+from adapters.runtime.hooks import HookedSite
 from adapters.sites.linear import assign
 
 
@@ -21,7 +23,8 @@ def merge(engine: Engine, name: str) -> None:
     """Put the adapter `name` into the weights of its linear maps and norms, where it acts from then on, active or not.
 
     Raises:
-        MergeError: another adapter is merged, this one changes no such module, or its update depends on the input.
+        MergeError: another adapter is merged, this one changes no such module, its update depends on the input, or it
+            changes weights that are quantised; or the active set-up has others beside it and would compute otherwise.
     """
     engine.require(name)
     if name in engine.merged:
@@ -36,6 +39,10 @@ def merge(engine: Engine, name: str) -> None:
             f"Adapter {name!r} changes no linear map and no norm, so it cannot be merged into the base weights. Those "
             f"of {', '.join(method.__name__ for method in METHODS if issubclass(method, AffineAdapter))} can."
         )
+    try:
+        engine.check_merged(engine.config.active_setup, [name])
+    except CompositionError as error:
+        raise MergeError(f"Adapter {name!r} cannot be merged while this set-up is active. {error}") from None
     changes: list[Any] = []
     for part in parts:
         site: Any = part.hooked.site  # type: ignore[union-attr]
@@ -43,14 +50,15 @@ def merge(engine: Engine, name: str) -> None:
             raise MergeError(
                 f"{site.path} is called {site.call[1]} times in a layer, and {name!r} acts in one call only."
             )
-        changes.append((part.hooked, part.module.merged(site.weight, site.bias)))
+        bias = part.module.merged_bias(site.bias)
+        changes.append((part.hooked, part.module.merged(site.weight, site.bias) if bias is None else (None, bias)))
     with engine.programs.quiet():
         backup: list[Any] = []
         engine.merged[name] = backup
         for hooked, (weight, bias) in changes:
             old_bias = None if hooked.site.bias is None else hooked.site.bias.detach().clone()
-            backup.append((hooked, hooked.site.weight.detach().clone(), old_bias))
-            assign(hooked.site.module, weight, bias)
+            backup.append((hooked, None if weight is None else hooked.site.weight.detach().clone(), old_bias))
+            _write(hooked, weight, bias)
         engine.programs.changed([name])
 
 
@@ -81,5 +89,13 @@ def unmerge(engine: Engine, name: str | None = None) -> None:
     with engine.programs.quiet():
         del engine.merged[merged]
         for hooked, weight, bias in backup:
-            assign(hooked.site.module, weight, bias)
+            _write(hooked, weight, bias)
         engine.programs.changed([merged])
+
+
+def _write(hooked: HookedSite[Any], weight: Tensor | None, bias: Tensor | None) -> None:
+    """Give a linear map or norm this weight, None for the one it has, and this bias."""
+    if weight is not None:
+        assign(hooked.site.module, weight, bias)
+    elif bias is not None:
+        hooked.site.bias.copy_(bias)

@@ -24,7 +24,7 @@ class Owned(Parts):
     """What blocks of one kind own, by name: `fusions` of `Fuse`, for example."""
 
     def __init__(self, engine: Engine, kind: type[BlockModule]) -> None:
-        super().__init__(engine.base, engine.edits, engine.look)
+        super().__init__(engine.base, engine.edits, engine.follow_edits)
         self.engine, self.kind = engine, kind
 
     @property

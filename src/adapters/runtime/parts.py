@@ -65,21 +65,21 @@ class Parts(Mapping[str, list[Part]]):
         masked: Names of those that need the attention mask.
     """
 
-    def __init__(self, base: nn.Module, edits: tree.Edits, look: Callable[[], None]) -> None:
-        self.base, self.edits, self._look = base, edits, look
+    def __init__(self, base: nn.Module, edits: tree.Edits, follow_edits: Callable[[], None]) -> None:
+        self.base, self.edits, self._follow_edits = base, edits, follow_edits
         self._of: dict[str, list[Part]] = {}
         self.masked: set[str] = set()
 
     def __getitem__(self, name: str) -> list[Part]:
-        self._look()
+        self._follow_edits()
         return self._of[name]
 
     def __iter__(self) -> Iterator[str]:
-        self._look()
+        self._follow_edits()
         return iter(self._of)
 
     def __len__(self) -> int:
-        self._look()
+        self._follow_edits()
         return len(self._of)
 
     def key(self, name: str) -> str:

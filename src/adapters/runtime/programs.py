@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
+from torch import nn
 
 from adapters.call import CALL
 from adapters.composition.owned import OwnedLayer
 from adapters.errors import AdapterError, CompositionError, MergeError
 from adapters.methods.derived import Watch
+from adapters.methods.parts import Watching
 from adapters.runtime.active import IN_USE, INNERMOST, LOCK, REGISTRIES, AdapterSetup, Setup, innermost
 from adapters.runtime.hooks import HookedSite, Pin, Plan
 from adapters.sites.layers import require_layers
@@ -53,6 +55,7 @@ class Program:
         copies: How often it needs every row of the input.
         pins: What holds as long as nobody has replaced a dictionary of adapters, or an output embedding behind them.
         watch: Looks after what is derived from the weights of its adapters.
+        watching: Whether somebody watches a module of its adapters, or of what its blocks own.
         stale: Whether an adapter that it names has changed since: later calls must not begin with it.
         served: The sweep of hooks since which all its hooks are registered.
     """
@@ -66,6 +69,7 @@ class Program:
     first_layer: int | None
     copies: int
     pins: tuple[Pin, ...]
+    watching: Watching
     watch: Watch = field(default_factory=Watch)
     stale: bool = False
     served: int = -1
@@ -84,6 +88,7 @@ class Programs:
     Attributes:
         number: Stands for the model in `AdapterSetup.programs`.
         default: The program outside of every `AdapterSetup`.
+        taps, mark: The hooks at sites that are registered, and a text that stands for them.
         lock: Guards the adapters of the model and its hooks.
         running: How many calls follow each program at the moment, on any thread.
     """
@@ -101,6 +106,7 @@ class Programs:
         self._kept: OrderedDict[tuple[Setup, tuple[int, ...]], Program] = OrderedDict()
         self._built: WeakSet[Program] = WeakSet()
         self._sweeps, self._late, self._closed_for_calls = 0, False, False
+        self._hooks(frozenset())
         with LOCK:
             REGISTRIES.add(self)
 
@@ -204,12 +210,15 @@ class Programs:
         engine = self.engine
         names = set() if setup is None else setup.flatten()
         keys = set(names)
+        engine.check_merged(setup, engine.merged)
         modules: dict[HookedSite[Any], dict[str, Any]] = {}
         layers: dict[HookedSite[Any], dict[str, dict[tuple[str, str], OwnedLayer]]] = {}
         pins: list[Pin] = []
+        watched: list[nn.Module] = []
         for name in sorted(names):
             engine.require(name)
             for part in engine.parts[name]:
+                watched.append(part.module)
                 if part.hooked is not None and part.layer not in skipped and not engine.is_merged(name, part):
                     pin, modules.setdefault(part.hooked, {})[name] = part.hang()
                     pins.append(pin)
@@ -220,6 +229,7 @@ class Programs:
                 for part in owned[name]:
                     assert part.hooked is not None
                     pin, module = part.hang()
+                    watched.append(module)
                     own = layers.setdefault(part.hooked, {}).setdefault(part.tap, {})
                     own[owned.kind.noun, name] = OwnedLayer(module, config)
                     pins.append(pin)
@@ -238,6 +248,7 @@ class Programs:
             min(numbers, default=None),
             1 if setup is None else setup.parallel_channels,
             tuple({(id(children), name): (children, name, child) for children, name, child in pins}.values()),
+            Watching(*watched),
         )
 
     def check_layers(self, layers: Iterable[int], what: str) -> None:
@@ -253,6 +264,11 @@ class Programs:
                 self.engine.hooked[number].hook(tap)
             self.engine.replication.serve(program)
             program.served = self._sweeps
+            self._hooks(self.taps | program.taps)
+
+    def _hooks(self, taps: frozenset[tuple[int, str]]) -> None:
+        """Note which hooks there are: compiled code has guards on texts, and none on hooks."""
+        self.taps, self.mark = taps, str(hash(taps))
 
     def sweep(self) -> None:
         """Unhook what neither the model's own program, nor one that was entered, nor a running call needs."""
@@ -270,6 +286,7 @@ class Programs:
                         gone = True
             if gone:
                 self._sweeps += 1
+                self._hooks(self.taps & kept)
 
     # --------------------------------------------------------------------------------------------------- calls
 

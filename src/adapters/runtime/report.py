@@ -2,56 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
 from adapters.runtime.engine import Engine
-from adapters.runtime.parts import parameters_of
+from adapters.runtime.parts import Part, parameters_of
 
 
 def adapter_modules(engine: Engine, name: str) -> dict[int, dict[str, nn.Module]]:
-    """{layer: {location: module}}; several modules at one location form a ModuleList."""
-    found: dict[int, dict[str, Any]] = {}
-    for part in engine.parts[name]:
+    """{layer: {location: module}}; several modules at one location form a ModuleList.
+
+    What all layers read from one module, as a prefix, is listed at the first of them.
+    """
+    parts = engine.parts[name]
+    pools = dict(child for part in parts if not part.location for child in part.module.named_children())
+    left = dict(pools)
+    found: dict[tuple[int, str], list[nn.Module]] = {}
+    for part in parts:
         if not part.location:
             continue
-        locations = found.setdefault(part.layer, {})
-        if part.location in locations:
-            old = locations[part.location]
-            listed = [*old] if isinstance(old, nn.ModuleList) else [old]
-            locations[part.location] = nn.ModuleList([*listed, part.module])
-        else:
-            locations[part.location] = part.module
-    return dict(sorted(found.items()))
+        here = [left.pop(part.location)] if part.location in left else []
+        if part.location not in pools or any(True for _ in part.module.parameters()):
+            here.append(part.module)
+        if here:
+            found.setdefault((part.layer, part.location), []).extend(here)
+    modules: dict[int, dict[str, nn.Module]] = {}
+    for (layer, location), here in sorted(found.items(), key=lambda item: item[0][0]):
+        modules.setdefault(layer, {})[location] = here[0] if len(here) == 1 else nn.ModuleList(here)
+    return modules
 
 
 def adapter_summary(engine: Engine, as_dict: bool = False) -> str | list[dict[str, Any]]:
-    """One row per adapter, and one for the base model."""
+    """One row per adapter, one for what each block owns, and one for the base model."""
     added = set(map(id, parameters_of(engine.added)))
     base = [p for p in engine.base.parameters() if id(p) not in added]
     total = sum(p.numel() for p in base)
-    active = engine.config.active_setup.flatten() if engine.config.active_setup is not None else set()
+    setup = engine.config.active_setup
+    active = set() if setup is None else setup.flatten()
     rows: list[dict[str, Any]] = []
-    for name, parts in engine.parts.items():
-        parameters = [p for part in parts for p in part.module.parameters()]
+
+    def add(name: str, architecture: str | None, parameters: Sequence[nn.Parameter], active: bool | None) -> None:
         count = sum(p.numel() for p in parameters)
-        config: Any = engine.config.get(name)
-        rows.append(
-            {
-                "name": name,
-                "architecture": getattr(config, "architecture", None) or "bottleneck",
-                "#param": count,
-                "%param": 100 * count / total if total else 0.0,
-                "active": name in active,
-                "train": any(p.requires_grad for p in parameters),
-            }
-        )
-    trains = any(p.requires_grad for p in base)
-    rows.append(
-        {"name": "Full model", "architecture": None, "#param": total, "%param": 100.0, "active": None, "train": trains}
-    )
+        share = 100 * count / total if total else 0.0
+        trains = any(p.requires_grad for p in parameters)
+        row = {"name": name, "architecture": architecture, "#param": count, "%param": share}
+        rows.append({**row, "active": active, "train": trains})
+
+    for name in engine.parts:
+        architecture = getattr(engine.config.get(name), "architecture", None)
+        add(name, architecture or "bottleneck", _parameters(engine.parts[name]), name in active)
+    for noun, owned in engine.owned.items():
+        used = {block.owned_name for block in owned.blocks_in(setup)}
+        for name in owned:
+            add(name, noun, _parameters(owned[name]), name in used)
+    add("Full model", None, base, None)
     return rows if as_dict else _table(rows)
+
+
+def _parameters(parts: Iterable[Part]) -> list[nn.Parameter]:
+    return [p for part in parts for p in part.module.parameters()]
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

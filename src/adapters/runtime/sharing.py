@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from adapters.errors import AdapterNameError, ConfigError, choices
 from adapters.methods import METHODS
@@ -62,6 +63,29 @@ def unshare(engine: Engine, name: str) -> None:
         if adapter in engine.parts:
             for (_, parameter), (module, old) in _shareable(engine, adapter).items():
                 module.register_parameter(parameter, nn.Parameter(old.detach().clone(), old.requires_grad))
+
+
+@torch.no_grad()
+def set_shared(engine: Engine, given: Mapping[str, nn.Module]) -> None:
+    """Copy the tensors of a module per adapter into what all its places read.
+
+    Raises:
+        AdapterNameError: an adapter is not there, or has nothing that all its places read.
+        ConfigError: the tensors have other names or shapes.
+    """
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for name, module in given.items():
+        engine.require(name)
+        shared = [part.module for part in engine.parts[name] if part.hooked is None]
+        if not shared:
+            raise AdapterNameError(f"Adapter {name!r} has no parameters that all its places share.")
+        own, new = dict(shared[0].named_parameters()), dict(module.named_parameters())
+        shapes = [{key: tuple(p.shape) for key, p in tensors.items()} for tensors in (own, new)]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(f"Shared parameters of adapter {name!r} are {shapes[0]}, but {shapes[1]} was given.")
+        pairs += [(own[key], new[key]) for key in own]
+    for target, source in pairs:
+        target.copy_(source)
 
 
 def _shareable(engine: Engine, name: str) -> dict[tuple[str, str], tuple[nn.Module, nn.Parameter]]:

@@ -119,20 +119,38 @@ KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "num_heads", "num_attention_
 
 @dataclass(eq=False)
 class AttentionSite(Site):
-    """An attention module. `hidden_size` is the width of its input, `key_width` that of all its keys together."""
+    """An attention module. `hidden_size` is the width of its input, `key_width` that of all its keys together.
+
+    `heads` are (number of key heads, width of a key, width of a value) where the spec tells, `query_width` is the width
+    of all its queries together, 0 where it is not known.
+    """
 
     hidden_size: int = 0
     key_width: int = 0
     position_bias: nn.Module | None = None
+    heads: tuple[int, int, int] | None = None
+    query_width: int = 0
+
+    @property
+    def query_heads(self) -> int:
+        """Number of query heads; that of key heads where queries are not known."""
+        return self.query_width // self.head_dim or self.num_heads
 
     @property
     def num_heads(self) -> int:
         """Number of key heads."""
-        return self.key_width // self.head_dim
+        return self.key_width // self.head_dim if self.heads is None else self.heads[0]
+
+    @property
+    def value_dim(self) -> int:
+        """Width of one value; as `head_dim` unless the spec tells."""
+        return self.head_dim if self.heads is None else self.heads[2]
 
     @property
     def head_dim(self) -> int:
-        """Width of one head. Raises UnsupportedError if the module does not tell."""
+        """Width of one key. Raises UnsupportedError if neither the spec nor the module tells."""
+        if self.heads is not None:
+            return self.heads[1]
         for names, whole in ((HEAD_SIZES, False), (KEY_HEADS, True)):
             for name in names:
                 if isinstance(number := getattr(self.module, name, None), int) and number > 0:
@@ -357,14 +375,21 @@ class _Layer:
     def _attention(self, role: str, place: Attention) -> AttentionSite:
         kind, base = role.partition(".")[0], self.layers.base
         bias = _find(base, place.position_bias, base, "the model", role) if place.position_bias else None
-        key = self._linear_at(f"{kind}.k")
-        width = 0 if key is None else features(self.find(key.path, role))[1]
-        if key is not None and key.columns is not None:
-            chosen = self._columns(role, key.columns).of_width(width)
-            width = len(range(width)[chosen]) if isinstance(chosen, slice) else len(chosen)
-        query = self._linear_at(f"{kind}.q")
+        module, told = self.find(place.path, role), place.heads is not None
+        query, key = (None if told else self._linear_at(f"{kind}.{part}") for part in "qk")
         hidden = self._width(kind) if query is None else features(self.find(query.path, role))[0]
-        return AttentionSite(*self._named(role, place.path), self.find(place.path, role), hidden, width, bias)
+        widths = self._width_of(role, key), self._width_of(role, query)
+        return AttentionSite(*self._named(role, place.path), module, hidden, widths[0], bias, place.heads, widths[1])
+
+    def _width_of(self, role: str, place: Linear | None) -> int:
+        """Width of a projection, of its own columns if it is fused; 0 if there is none."""
+        if place is None:
+            return 0
+        width = features(self.find(place.path, role))[1]
+        if place.columns is None:
+            return width
+        chosen = self._columns(role, place.columns).of_width(width)
+        return len(range(width)[chosen]) if isinstance(chosen, slice) else len(chosen)
 
     def _holder(self, role: str, place: Branch) -> str:
         """Where the adapters of a branch are children: see `Branch.holder`."""

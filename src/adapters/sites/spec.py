@@ -118,12 +118,21 @@ class Branch:
 class Attention:
     """The module that is handed to the attention function.
 
-    `position_bias` is the path, from the base model, of the attention module that owns the relative position bias
-    which is added to these scores, if there is one (T5).
+    Args:
+        path: The module, or one that holds it.
+        position_bias: Path, from the base model, of the attention module that owns the relative position bias which
+            is added to these scores, if there is one (T5).
+        heads: (number of key heads, width of a key, width of a value), where the projections do not tell: latent
+            attention (DeepSeek), projections that are no linear maps (XLNet). None reads them from the projections.
     """
 
     path: str
     position_bias: str = ""
+    heads: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads is not None and (len(self.heads) != 3 or min(self.heads) < 1):
+            raise ConfigError(f"{self}: heads are (number of key heads, width of a key, width of a value).")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,8 @@ from adapters.heads.outputs import MultiHeadOutput
 from adapters.model import AdapterModelMixin
 from adapters.runtime.active import active_setup
 from adapters.training.folders import FULL_MODEL, load_folders, other_weights, save_folders
+
+logger = logging.getLogger(__name__)
 
 
 class AdapterTrainer(Trainer):
@@ -55,6 +58,12 @@ class AdapterTrainer(Trainer):
         if self.args.label_names is None:
             self.label_names = label_names(self.adapted_model) or self.label_names
         self.add_callback(_FrozenBase())
+
+    @property
+    def train_adapter_fusion(self) -> bool:
+        """Whether fusion layers train."""
+        fusions = self.adapted_model._engine.owned["fusion"]
+        return any(p.requires_grad for parts in fusions.values() for part in parts for p in part.module.parameters())
 
     @property
     def adapted_model(self) -> Any:

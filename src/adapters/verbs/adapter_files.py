@@ -8,7 +8,7 @@ from typing import Any
 from adapters.checkpoint import bundles
 from adapters.checkpoint.atomic import saving
 from adapters.checkpoint.average import average_adapter
-from adapters.checkpoint.layout import ADAPTER, PathLike, subfolder
+from adapters.checkpoint.layout import ADAPTER, Files, PathLike, subfolder
 from adapters.hub.locate import locate
 from adapters.methods.config import get_adapter_config_hash
 from adapters.verbs.activation import ActivationVerbs
@@ -23,7 +23,7 @@ class AdapterFileVerbs(ActivationVerbs):
         adapter_name: str,
         meta_dict: Mapping[str, Any] | None = None,
         custom_weights_loaders: Sequence[Any] | None = None,
-        use_safetensors: bool = True,
+        use_safetensors: Files = True,
         with_head: bool = True,
     ) -> None:
         """Save an adapter: its config and its tensors.
@@ -37,7 +37,8 @@ class AdapterFileVerbs(ActivationVerbs):
             meta_dict: More entries for adapter_config.json.
             custom_weights_loaders: Objects whose `save(folder, adapter_name)` is called too; what they write into
                 `folder` gets into `save_directory` with the rest.
-            use_safetensors: Write adapter.safetensors, or else pytorch_adapter.bin.
+            use_safetensors: Write adapter.safetensors (True), pytorch_adapter.bin (False), which `adapters` 1.x reads
+                without being told to read the other, or "both".
             with_head: Save the prediction head of the same name too, or the head of a plain class.
         Raises:
             AdapterNameError: there is no adapter of this name.
@@ -85,7 +86,7 @@ class AdapterFileVerbs(ActivationVerbs):
             strict: Refuse files with missing or unexpected tensors; otherwise they are only logged.
             loading_info: Receives `missing_keys` and `unexpected_keys`.
             source: Look only there: "local", a folder or archive; "hf", a repository; "ah", the hub's index. None: in
-                this order.
+                this order. A folder of this name is taken whatever it says.
             kwargs: Arguments of the download: `cache_dir`, `force_download`, `token`, `revision`, `subfolder`, ...
         Returns:
             The adapter's name in this model.
@@ -105,7 +106,7 @@ class AdapterFileVerbs(ActivationVerbs):
         save_directory: PathLike,
         meta_dict: Mapping[str, Any] | None = None,
         custom_weights_loaders: Sequence[Any] | None = None,
-        use_safetensors: bool = True,
+        use_safetensors: Files = True,
         with_head: bool = True,
     ) -> None:
         """Save every adapter in a sub-folder of its name.

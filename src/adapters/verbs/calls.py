@@ -37,6 +37,15 @@ class CallVerbs(Verbs):
             if CALL.now is not before:
                 entry.end_interrupted(before)
 
+    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+        """As every module. When compiled, it is compiled anew once other hooks are there, or a set-up is in force."""
+        if torch.compiler.is_compiling():
+            self._engine.entry.check_compiled()
+        return super()._call_impl(*args, **kwargs)  # type: ignore[misc]
+
+    def forward_context(self, context: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: a call notes by itself what it needs. Classes written for version 1 call it from their own."""
+
     def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in Transformers; with `Parallel` the result has the rows of all adapters, first adapter first."""
         if not self._engine.parts:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapters.checkpoint.bundles import Loading
-from adapters.checkpoint.layout import PathLike
+from adapters.checkpoint.layout import Files, PathLike
 from adapters.composition.blocks import Fuse
 from adapters.verbs.owned import OwnedVerbs
 
@@ -70,7 +70,7 @@ class FusionVerbs(OwnedVerbs):
         adapter_names: Fused,
         meta_dict: Mapping[str, Any] | None = None,
         custom_weights_loaders: Sequence[Any] | None = None,
-        use_safetensors: bool = True,
+        use_safetensors: Files = True,
         with_head: bool | str = False,
     ) -> None:
         """Save a fusion's layers; save the adapters that it fuses apart.
@@ -80,7 +80,7 @@ class FusionVerbs(OwnedVerbs):
             adapter_names: The fusion: its name, its block or the names of its adapters.
             meta_dict: More entries for adapter_fusion_config.json.
             custom_weights_loaders: Objects whose `save(save_directory, name)` is called too.
-            use_safetensors: Write safetensors, or else a pickle file.
+            use_safetensors: Write safetensors (True), a pickle file (False), or "both".
             with_head: Save a head too: the one of this name, or with True the one called like the fusion.
         Raises:
             AdapterNameError: there is no such fusion.
@@ -122,7 +122,7 @@ class FusionVerbs(OwnedVerbs):
         save_directory: PathLike,
         meta_dict: Mapping[str, Any] | None = None,
         custom_weights_loaders: Sequence[Any] | None = None,
-        use_safetensors: bool = True,
+        use_safetensors: Files = True,
     ) -> None:
         """Save every fusion in a sub-folder of its name.
 

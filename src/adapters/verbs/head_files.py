@@ -7,7 +7,7 @@ from typing import Any
 
 from adapters.checkpoint import heads
 from adapters.checkpoint.atomic import saving
-from adapters.checkpoint.layout import HEAD, PathLike, subfolder
+from adapters.checkpoint.layout import HEAD, Files, PathLike, subfolder
 from adapters.checkpoint.undo import Before
 from adapters.hub.locate import locate
 from adapters.verbs.base import Verbs
@@ -16,13 +16,13 @@ from adapters.verbs.base import Verbs
 class HeadFileVerbs(Verbs):
     """Saving and loading prediction heads."""
 
-    def save_head(self, save_directory: PathLike, head_name: str | None = None, use_safetensors: bool = True) -> None:
+    def save_head(self, save_directory: PathLike, head_name: str | None = None, use_safetensors: Files = True) -> None:
         """Save a prediction head.
 
         Args:
             save_directory: Folder to save in; it is made.
             head_name: The head; by default the active one. A plain class has only one.
-            use_safetensors: Write safetensors, or else a pickle file.
+            use_safetensors: Write safetensors (True), a pickle file (False), or "both".
         Raises:
             HeadError: there is no such head.
         """
@@ -62,12 +62,12 @@ class HeadFileVerbs(Verbs):
         with Before(self) as before:
             return heads.load_head(self, folder, before, load_as, *options)
 
-    def save_all_heads(self, save_directory: PathLike, use_safetensors: bool = True) -> None:
+    def save_all_heads(self, save_directory: PathLike, use_safetensors: Files = True) -> None:
         """Save every flexible head in a sub-folder of its name.
 
         Args:
             save_directory: Folder of the sub-folders; it is made.
-            use_safetensors: Write safetensors, or else pickle files.
+            use_safetensors: Write safetensors (True), pickle files (False), or "both".
         """
         with saving(save_directory) as folder:
             for name in getattr(self, "heads", ()):

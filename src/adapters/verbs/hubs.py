@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo
 
-from adapters.checkpoint.layout import PathLike
+from adapters.checkpoint.layout import Files, PathLike
 from adapters.hub import upload
 from adapters.verbs.base import Verbs
 
@@ -29,7 +29,7 @@ class HubVerbs(Verbs):
         revision: str | None = None,
         commit_description: str | None = None,
         adapter_card_kwargs: Mapping[str, Any] | None = None,
-        use_safetensors: bool = True,
+        use_safetensors: Files = True,
         with_head: bool = True,
     ) -> CommitInfo:
         """Upload an adapter to the hub in use (`adapters.hub.use`), with a page that describes it.
@@ -49,7 +49,8 @@ class HubVerbs(Verbs):
             adapter_card_kwargs: What the page says besides what the files tell: `task` ("task/subtask"), `language`,
                 `license`, `metrics`, `tags`, `datasets`, `description`, `architecture_training`, `results` (text, or
                 dicts with "dataset", "metric" and "value"), `citation`.
-            use_safetensors: Upload safetensors; pickle files are what hubs may refuse.
+            use_safetensors: Upload safetensors (True), pickle files (False), which hubs may refuse, or "both", which
+                `adapters` 1.x can load without `use_safetensors=True`.
             with_head: Upload the prediction head of the same name too, or the head of a plain class.
         Returns:
             What was committed; `pr_url` of it is the pull request.
@@ -77,7 +78,7 @@ class HubVerbs(Verbs):
         revision: str | None = None,
         commit_description: str | None = None,
         adapter_card_kwargs: Mapping[str, Any] | None = None,
-        use_safetensors: bool = True,
+        use_safetensors: Files = True,
     ) -> CommitInfo:
         """Upload a composition with all adapters, fusions and heads in it to the hub in use.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapters.checkpoint.bundles import Loading
-from adapters.checkpoint.layout import PathLike
+from adapters.checkpoint.layout import Files, PathLike
 from adapters.composition.blocks import Route
 from adapters.verbs.owned import OwnedVerbs
 
@@ -77,7 +77,7 @@ class RoutingVerbs(OwnedVerbs):
         adapter_names: Routed,
         meta_dict: Mapping[str, Any] | None = None,
         custom_weights_loaders: Sequence[Any] | None = None,
-        use_safetensors: bool = True,
+        use_safetensors: Files = True,
         with_head: bool | str = False,
     ) -> None:
         """Save gates; save the adapters among which they choose apart.
@@ -87,7 +87,7 @@ class RoutingVerbs(OwnedVerbs):
             adapter_names: The gates: their name, their block or the names of the adapters.
             meta_dict: More entries for adapter_routing_config.json.
             custom_weights_loaders: Objects whose `save(save_directory, name)` is called too.
-            use_safetensors: Write safetensors, or else a pickle file.
+            use_safetensors: Write safetensors (True), a pickle file (False), or "both".
             with_head: Save a head too: the one of this name, or with True the one called like the gates.
         Raises:
             AdapterNameError: there are no such gates.
@@ -129,7 +129,7 @@ class RoutingVerbs(OwnedVerbs):
         save_directory: PathLike,
         meta_dict: Mapping[str, Any] | None = None,
         custom_weights_loaders: Sequence[Any] | None = None,
-        use_safetensors: bool = True,
+        use_safetensors: Files = True,
     ) -> None:
         """Save the gates of every `Route` block in a sub-folder of their name.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapters.checkpoint import setup
-from adapters.checkpoint.layout import SETUP_FILE, PathLike
+from adapters.checkpoint.layout import SETUP_FILE, Files, PathLike
 from adapters.hub.locate import locate
 from adapters.verbs.base import Verbs
 
@@ -21,7 +21,7 @@ class SetupFileVerbs(Verbs):
         head_setup: Any = None,
         meta_dict: Mapping[str, Any] | None = None,
         custom_weights_loaders: Sequence[Any] | None = None,
-        use_safetensors: bool = True,
+        use_safetensors: Files = True,
     ) -> None:
         """Save a composition with all adapters, fusions and heads in it, each in a sub-folder of its name.
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from adapters.errors import UnsupportedError
+from adapters.errors import ConfigError, UnsupportedError
 from adapters.runtime import freezing, merging
 from adapters.verbs.activation import ActivationVerbs
 
@@ -25,7 +25,14 @@ class TrainingVerbs(ActivationVerbs):
         Args:
             adapter_setup: An adapter name or a block.
             train_embeddings: Let the input embeddings train too.
+        Raises:
+            ConfigError: `train_embeddings` is neither True nor False.
         """
+        if not isinstance(train_embeddings, bool):
+            raise ConfigError(
+                f"train_embeddings is {train_embeddings!r}. Allowed: True, False. The config of an adapter is given to "
+                "add_adapter."
+            )
         block = self._engine.parse(adapter_setup)
         names = block.flatten() if block is not None else set()
         self._take_out_merged(names)
@@ -54,6 +61,10 @@ class TrainingVerbs(ActivationVerbs):
                 raise UnsupportedError(f"train_embeddings: {type(model).__name__} has no input embeddings.") from None
         for module in self._output_embedding_modules():
             module.requires_grad_(train)
+
+    def freeze_embeddings(self, freeze: bool = True) -> None:
+        """Freeze or unfreeze the input embeddings."""
+        cast(PreTrainedModel, self).get_input_embeddings().requires_grad_(not freeze)
 
     def freeze_model(self, freeze: bool = True) -> None:
         """Freeze or unfreeze the base model; adapters stay as they are."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
+from adapters.composition.blocks import MultiTask
 from adapters.methods.derived import refresh
 from adapters.runtime import merging, sharing
 from adapters.verbs.base import Verbs
@@ -18,7 +20,13 @@ class WeightVerbs(Verbs):
     def merge_adapter(self, name: str) -> None:
         """Fold an adapter of linear maps (LoRA, DoRA, IA3) into the base weights.
 
-        It stays there until `reset_adapter`, whatever is activated or trained on top of it.
+        It stays there until `reset_adapter`, whatever is activated or trained on top of it. A set-up may name it beside
+        others only where that computes the same as before it was merged; else the others alone, on top of the merged
+        weights.
+
+        Raises:
+            MergeError: it cannot be folded into these weights, another one is merged, or the active set-up would
+                compute something else. Nothing has changed.
         """
         merging.merge(self._engine, name)
 
@@ -33,20 +41,49 @@ class WeightVerbs(Verbs):
         merging.unmerge(self._engine, name)
 
     def share_parameters(
-        self, adapter_names: Sequence[str], name: str | None = None, reference_adapter_name: str | None = None
+        self,
+        adapter_names: Sequence[str] | MultiTask | str,
+        name: str | None = None,
+        reference_adapter_name: str | None = None,
     ) -> None:
         """Let multi-task adapters (`mtl_lora`) use one set of A and B.
 
         Args:
-            adapter_names: The adapters.
+            adapter_names: The adapters: a list, a `MultiTask` block, or names joined by commas.
             name: Name of what they share; by default their names joined by commas.
             reference_adapter_name: Whose values they start from; by default the first one's.
         """
-        sharing.share(self._engine, adapter_names, name or ",".join(adapter_names), reference_adapter_name)
+        names = _listed(adapter_names)
+        sharing.share(self._engine, names, name or ",".join(names), reference_adapter_name)
 
-    def unshare_parameters(self, name: str) -> None:
-        """Give every adapter a copy of its own of what it shares under `name`."""
-        sharing.unshare(self._engine, name)
+    def unshare_parameters(
+        self, adapter_names: Sequence[str] | MultiTask | str | None = None, name: str | None = None
+    ) -> None:
+        """Give every adapter a copy of its own of what it shares with others.
+
+        Args:
+            adapter_names: The adapters, as for `share_parameters`; or the name of what they share.
+            name: Name of what they share; by default what all of them share.
+        Raises:
+            AdapterNameError: nothing is shared under this name, or by these adapters.
+        """
+        if name is None and adapter_names is not None:
+            names = _listed(adapter_names)
+            joined, shared = ",".join(names), self._engine.shared
+            same = next((key for key, members in shared.items() if set(members) == set(names)), joined)
+            name = joined if joined in shared else same
+        sharing.unshare(self._engine, str(name))
+
+    def set_shared_parameters(self, param: Mapping[str, nn.Module]) -> None:
+        """Give the parameters that all places of an adapter share (`base_model.shared_parameters`) other values.
+
+        Args:
+            param: Adapter -> module with tensors of the same names and shapes as those that are there.
+        Raises:
+            AdapterNameError: an adapter does not exist, or has no such parameters. Nothing has changed then.
+            ConfigError: the tensors have other names or shapes. Nothing has changed then.
+        """
+        sharing.set_shared(self._engine, param)
 
     def eject_prefix_tuning(self, name: str) -> None:
         """Replace the reparametrisation of a prefix by the keys and values it makes."""
@@ -65,3 +102,8 @@ class WeightVerbs(Verbs):
         in a few entries. Optimizers, `load_state_dict`, in-place operations and assignments are noticed.
         """
         refresh()
+
+
+def _listed(adapters: Sequence[str] | MultiTask | str) -> list[str]:
+    """The names of some adapters, from a list, a block, or names joined by commas."""
+    return adapters.split(",") if isinstance(adapters, str) else [str(name) for name in adapters]
