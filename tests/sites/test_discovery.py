@@ -82,14 +82,16 @@ def test_other_addresses_mean_the_same_tensor(name: str) -> None:
     assert len(seen) == 2 and torch.equal(*seen)
 
 
-RAW, EXPERTS = frozenset({"attn.core"}), frozenset({"ffn.up", "ffn.down"})
+EXPERTS = frozenset({"ffn.up", "ffn.down"})
 STYLES: dict[str, frozenset[str]] = {
     **dict.fromkeys(("albert", "beit", "clip", "cohere", "dinov2", "gemma2", "gemma3_text", "glm"), frozenset()),
     **dict.fromkeys(("gpt_bigcode", "gpt_neox", "marian", "modernbert", "olmo2", "opt", "persimmon"), frozenset()),
     **dict.fromkeys(("phi", "phi3", "plbart", "roberta-prelayernorm", "stablelm", "starcoder2"), frozenset()),
     **dict.fromkeys(("swin", "umt5", "wav2vec2", "whisper", "granite", "esmc"), frozenset()),
-    **dict.fromkeys(("bloom", "codegen", "deberta", "deberta-v2", "falcon", "gpt_neo", "gptj", "mpnet", "mpt"), RAW),
-    "roformer": RAW,
+    **dict.fromkeys(
+        ("bloom", "codegen", "deberta", "deberta-v2", "falcon", "gpt_neo", "gptj", "mpnet", "mpt"), frozenset()
+    ),
+    "roformer": frozenset(),
     "mixtral": EXPERTS,
 }
 """A sample of types of every style, and the roles that are refused there."""

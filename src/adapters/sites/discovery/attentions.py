@@ -20,7 +20,6 @@ class Core:
 
     Attributes:
         call: The module that computes it, which is handed to the attention function where there is one.
-        through_interface: Whether that module asks transformers' AttentionInterface for the function.
     """
 
     query: Value
@@ -28,10 +27,6 @@ class Core:
     value: Value
     output: Value
     call: Call
-
-    @property
-    def through_interface(self) -> bool:
-        return _asks(self.call)
 
     def projections(self, graph: Graph, layer: Call) -> dict[str, list[Node]]:
         """The linear maps of the layer that make its queries, keys and values, by the letters q, k and v."""

@@ -13,9 +13,6 @@ from adapters.sites.discovery.residual import ADD, Stream, Sum, follow, last_map
 from adapters.sites.linear import features
 from adapters.sites.spec import At, Attention, Branch, Linear, Norm, Place
 
-NO_INTERFACE = "it computes its attention itself, without transformers' AttentionInterface"
-"""Why a prefix cannot act in some attentions. Whoever can act there needs no more than `Attention(path)`."""
-
 
 @dataclass(eq=False)
 class Added:
@@ -135,9 +132,7 @@ class _Reader:
 
     def _core(self, role: str, core: Core) -> None:
         """The attention itself, for prefixes."""
-        if not core.through_interface:
-            self.refuse(NO_INTERFACE, f"{role}.core")
-        elif not self.addresses.is_inside(core.call):
+        if not self.addresses.is_inside(core.call):
             self.refuse("the layer itself computes it", f"{role}.core")
         elif f"{role}.k" not in self.found.places:
             self.refuse(f"it needs {role}.k: {self.found.refused[f'{role}.k']}", f"{role}.core")
