@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from adapters.call import CALL
 from adapters.errors import ConfigError
 from adapters.methods.base import AdapterModule, Direct, gate, new_gate
 from adapters.methods.carriers import BottleneckLayer as BottleneckLayer
@@ -31,8 +32,8 @@ from adapters.methods.config import (
     probability,
     seed,
 )
-from adapters.methods.derived import Derived
-from adapters.methods.parts import Watching, call, forward, matched
+from adapters.methods.derived import Derived, Views
+from adapters.methods.parts import Watching, as_one, call, forward, matched, weights_of
 from adapters.methods.stacking import RowGroups, select
 from adapters.methods.state import ResidualState
 from adapters.sites.resolve import ResidualSite
@@ -354,6 +355,7 @@ class Bottleneck(AdapterModule[ResidualState]):
         else:
             self.scaling = None if config.scaling == 1.0 else float(config.scaling)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
+        self._views = Views(_multiplied)
         self.reset_parameters()
 
     @classmethod
@@ -425,10 +427,25 @@ class Bottleneck(AdapterModule[ResidualState]):
             h = self._normed(update) + state.res
         return replace(state, h=h, up=up, last=self)
 
+    def _plain(self) -> tuple[Maps, nn.Module] | None:
+        """The two maps as they are multiplied, and the activation; None where there is more to it."""
+        modules = self._modules
+        chain, up = modules["adapter_down"], modules["adapter_up"]
+        if len(parts := chain.__dict__["_modules"]) != 2:
+            return None
+        down, activation = parts.values()
+        first, last = weights_of(down), weights_of(up)  # type: ignore[arg-type]
+        return None if first is None or last is None else (self._views(*first, *last), activation)
+
     def forward(self, z: Tensor) -> Tensor:
         """s * W_up f(W_down z), before dropout, gate and residual; with stochastic depth in training."""
-        modules = self._modules
-        up = call(modules["adapter_up"], call(modules["adapter_down"], z))  # type: ignore[arg-type]
+        plain = self._plain() if CALL.now.unwatched and not torch.is_grad_enabled() else None
+        if plain is not None and z.dtype is plain[0][0].dtype:
+            up = through(as_one(z), *plain)
+            up = up if up.shape == z.shape else up.view(z.shape)
+        else:
+            modules = self._modules
+            up = call(modules["adapter_up"], call(modules["adapter_down"], z))  # type: ignore[arg-type]
         if self.training and self.config.stochastic_depth and not self.config.is_parallel:
             keep = 1.0 - self.config.stochastic_depth
             rows = torch.rand(up.shape[0], *[1] * (up.dim() - 1), device=up.device, dtype=up.dtype) < keep
@@ -516,34 +533,49 @@ class StackedBottleneck(Bottleneck):
         AdapterModule.__init__(self, first.config, first.site, "+".join(m.name for m in members))
         self.gate = self.adapter_norm_after = self.dropout = None
         self.__dict__["members"], self.groups = tuple(members), groups
-        self.weights, self.watching = Derived(self._stack, *members), Watching(*members)
+        self._maps, self.watching = Derived(self._stack, *members), Watching(*members)
 
-    def _stack(self) -> tuple[Tensor, ...]:
-        """W_down, b_down, W_up, b_up and, where learned, the scaling of all members; none if they differ in shape."""
+    def _stack(self) -> Any:
+        """The maps of all members, and their scaling [N, 1, D or 1] where it is learned; None if they are not alike."""
         first = self.members[0]
         if any(m.signature is None or m.signature != first.signature for m in self.members):
-            return ()
-        linears = [(m.adapter_down[0], m.adapter_up) for m in self.members]
-        named: list[tuple[Any, ...]] = [(down.weight, down.bias, up.weight, up.bias) for down, up in linears]
-        if isinstance(first.scaling, Tensor):
-            named = [(*tensors, m.scaling) for tensors, m in zip(named, self.members)]
-        return tuple(map(torch.stack, zip(*named)))
+            return None
+        tensors = [
+            (d.weight, d.bias, u.weight, u.bias) for d, u in ((m.adapter_down[0], m.adapter_up) for m in self.members)
+        ]
+        maps = _multiplied(*map(torch.stack, zip(*tensors)))
+        learned = isinstance(first.scaling, Tensor)
+        return maps, torch.stack([m.scaling for m in self.members])[:, None] if learned else None
 
     def forward(self, z: Tensor) -> Tensor:
         watching = not torch.compiler.is_compiling() and bool(self.watching)
-        weights = () if watching else self.weights()
-        if not weights:
+        kept = None if watching else self._maps()
+        if kept is None:
             return torch.cat([member(part) for member, part in zip(self.members, self.groups.split(z))])
-        first = self.members[0]
-        flat, index = self.groups.arrange(matched(z, weights[0]))
-        w_down, b_down, w_up, b_up, *scaling = (select(tensor, index) for tensor in weights)
-        hidden = call(first.adapter_down[1], torch.baddbmm(b_down[:, None], flat, w_down.transpose(1, 2)))
-        up = torch.baddbmm(b_up[:, None], hidden, w_up.transpose(1, 2))
-        if scaling:
-            up = up * scaling[0][:, None]
+        first, (maps, scaling) = self.members[0], kept
+        flat, index = self.groups.arrange(matched(z, maps[0]))
+        up = through(flat, tuple(select(tensor, index) for tensor in maps), first.adapter_down[1])
+        if scaling is not None:
+            up = up * select(scaling, index)
         elif first.scaling is not None:
             up = up * first.scaling
         return up.view(z.shape).to(z.dtype)
+
+
+Maps = tuple[Tensor, ...]
+"""W_down [N, D, d], b_down [N, 1, d], W_up [N, d, D] and b_up [N, 1, D] of N equally shaped bottlenecks."""
+
+
+def _multiplied(w_down: Tensor, b_down: Tensor, w_up: Tensor, b_up: Tensor) -> Maps:
+    """Weights [N, O, I] or [O, I] and biases [N, O] or [O] as they are in products from the right."""
+    maps = w_down.mT, b_down.unsqueeze(-2), w_up.mT, b_up.unsqueeze(-2)
+    return maps if w_down.dim() == 3 else tuple(tensor.unsqueeze(0) for tensor in maps)
+
+
+def through(z: Tensor, maps: Maps, activation: nn.Module) -> Tensor:
+    """W_up f(W_down z + b_down) + b_up for z [N, M, D]."""
+    w_down, b_down, w_up, b_up = maps
+    return torch.baddbmm(b_up, call(activation, torch.baddbmm(b_down, z, w_down)), w_up)
 
 
 class NoFactorError(ConfigError, KeyError):

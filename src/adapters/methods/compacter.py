@@ -148,6 +148,11 @@ class PHMLinear(MethodModule):
         w = getattr(owner, f"{prefix}_left") @ getattr(owner, f"{prefix}_right") if whole is None else whole
         return torch.einsum("iab,ipq->bqap", rule, w).reshape(self.out_features, self.in_features)
 
+    def plain_weights(self) -> tuple[Tensor, Tensor] | None:
+        """H transposed, and b if there is one."""
+        bias = self._parameters.get("b")
+        return None if bias is None else (self.transposed(), bias)
+
     def forward(self, x: Tensor) -> Tensor:
         weight = self.transposed()
         return nn.functional.linear(matched(x, weight), weight, self.tensor("b"))

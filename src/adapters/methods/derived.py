@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,6 +69,32 @@ class Derived:
         return {**vars(self), "_value": None, "_state": None, "_seal": None}
 
 
+class Views:
+    """Views of some tensors, kept while these are the same objects and lie where they lay.
+
+    What is written to the tensors shows in their views, so only what takes their place must be noticed. Not for
+    gradients, and not for compiled code.
+
+    Args:
+        make: Makes the views of the tensors that it is given.
+    """
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self.make = make
+        self._kept: tuple[list[int], tuple[Tensor, ...], Any] | None = None
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        seen = [*map(id, tensors), *map(Tensor.data_ptr, tensors)]
+        kept = self._kept
+        if kept is None or kept[0] != seen:
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self._kept = seen, tensors, self.make(*tensors)
+        return kept[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_kept": None}
+
+
 class Sources:
     """Some modules, and all below those of them that are `roots`: what is there now, however often it was replaced.
 
@@ -80,36 +106,39 @@ class Sources:
         self.roots = tuple({id(root): root for root in roots}.values())
         self.bases = tuple({id(base): base for base in bases}.values())
         self.walks = 0
-        self._modules: list[nn.Module] = []
+        self._inside: list[dict[str, Any]] = []
+        self._own = [vars(base) for base in self.bases]
         self._ids: list[int] | None = None
         self._tensors: list[Tensor] = []
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.roots, self.bases)  # the attributes of a copied module are in a dictionary of its own
+
     def tensors(self) -> list[Tensor]:
         """Their parameters and buffers."""
-        inside = chain.from_iterable(map(_INSIDE, self._modules))
-        own = chain.from_iterable(map(_OWN, self.bases))
-        if self._ids != [*map(id, chain.from_iterable(map(dict.values, chain(inside, own))))]:
+        if self._ids != [*map(id, self._values())]:
             self._walk()
         return self._tensors
 
+    def _values(self) -> Iterator[Tensor | nn.Module]:
+        """All that is found where something was found at the last walk."""
+        inside, own = map(_INSIDE, self._inside), map(_OWN, self._own)
+        return chain.from_iterable(map(dict.values, filter(None, chain.from_iterable(chain(inside, own)))))
+
     def _walk(self) -> None:
-        values: list[Tensor | nn.Module | None] = []
-        modules = list(self.roots)
-        for base in self.bases:
-            if (computed := base._modules.get("parametrizations")) is not None:
-                modules.append(computed)
+        computed = [base._modules.get("parametrizations") for base in self.bases]
+        modules = [*self.roots, *(module for module in computed if module is not None)]
         for module in modules:  # grows while it is walked
-            values += chain.from_iterable(map(dict.values, _INSIDE(module)))
             modules += [child for child in module._modules.values() if child is not None]
-        for base in self.bases:
-            values += chain.from_iterable(map(dict.values, _OWN(base)))
-        self._modules, self._ids = modules, [*map(id, values)]
+        self._inside = [vars(module) for module in modules]
+        values = list(self._values())
+        self._ids = [*map(id, values)]
         self._tensors = [value for value in values if isinstance(value, Tensor)]
         self.walks += 1
 
 
-_OWN = attrgetter("_parameters", "_buffers")
-_INSIDE = attrgetter("_parameters", "_buffers", "_modules")
+_OWN = itemgetter("_parameters", "_buffers")
+_INSIDE = itemgetter("_parameters", "_buffers", "_modules")
 
 
 class State(NamedTuple):

@@ -26,10 +26,10 @@ from adapters.methods.config import (
     real,
 )
 from adapters.methods.derived import Derived
-from adapters.methods.parts import watched
+from adapters.methods.parts import as_one, watched
 from adapters.methods.places import output_columns
 from adapters.methods.state import LinearState
-from adapters.methods.weight_update import Factors, WeightUpdate, WeightUpdateConfig, add_product, as_one, wants_site
+from adapters.methods.weight_update import Factors, WeightUpdate, WeightUpdateConfig, add_product, wants_site
 from adapters.sites.linear import weight_of
 from adapters.sites.resolve import LinearSite
 

@@ -85,6 +85,21 @@ def forward(module: nn.Module, x: Tensor) -> Tensor:
     return module.forward(x)  # type: ignore[no-any-return]
 
 
+def weights_of(module: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """(weight [O, I], bias [O]) of a linear map that has a bias and is nothing else; None for any other module."""
+    own = module.__dict__
+    if type(module) is not nn.Linear:
+        plain = getattr(module, "plain_weights", None)
+        return None if plain is None else plain()
+    weight, bias = own["_parameters"].get("weight"), own["_parameters"].get("bias")
+    return None if weight is None or bias is None or "forward" in own else (weight, bias)
+
+
+def as_one(x: Tensor) -> Tensor:
+    """x [B, S, D] as [1, B S, D], to be multiplied by matrices that all rows share; x itself where B is 1."""
+    return x if x.dim() == 3 and x.shape[0] == 1 else x.reshape(1, -1, x.shape[-1])
+
+
 class Watching:
     """Whether any of some modules, or what is below them, is watched: asked anew after any hook was registered."""
 

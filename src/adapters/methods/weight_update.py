@@ -27,8 +27,8 @@ from adapters.methods.config import (
     probability,
     seed,
 )
-from adapters.methods.derived import Derived
-from adapters.methods.parts import Watching, matched, watched
+from adapters.methods.derived import Derived, Views
+from adapters.methods.parts import Watching, as_one, matched, watched
 from adapters.methods.places import Chosen, count, output_columns, roles_of
 from adapters.methods.stacking import RowGroups, select
 from adapters.methods.state import LinearState
@@ -112,6 +112,7 @@ class WeightUpdate(LinearAdapter):
         self.adjacent = all(isinstance(chosen, slice) for chosen in columns)
         self.gate = new_gate(site.in_features, len(columns)) if config.use_gating else None
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
+        self._views = Views(self._multiplied)
 
     def factors(self) -> Factors:
         """The matrices whose product is D, the first one to be applied first: (D,), or (A, B) for D = B A.
@@ -133,16 +134,15 @@ class WeightUpdate(LinearAdapter):
         """Whether the update is linear in x: no gate, no dropout."""
         return self.gate is None and self.dropout is None
 
-    def bind(self, shared: nn.Module | None) -> None:
-        super().bind(shared)
-        self._maps = Derived(self._transposed, *self.sources())
-
     def maps(self) -> Maps:
         """(columns, factors as they are multiplied from the right, [1, I, r] and [1, r, O]) of every adapted part."""
-        return self._maps() if CALL.now.unwatched else self._transposed()
+        factors = self.factors()
+        if CALL.now.unwatched and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self._views(*factors)  # type: ignore[no-any-return]
+        return self._multiplied(*factors)
 
-    def _transposed(self) -> Maps:
-        return [(columns, tuple(f.mT.unsqueeze(0) for f in own)) for columns, own in self.parts(self.factors())]
+    def _multiplied(self, *factors: Tensor) -> Maps:
+        return [(columns, tuple(f.mT.unsqueeze(0) for f in own)) for columns, own in self.parts(factors)]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         maps = self.maps()
@@ -331,11 +331,6 @@ def _apply(x: Tensor, factors: Factors, by: Tensor | None = None) -> Tensor:
 
 def _product(factors: Factors) -> Tensor:
     return reduce(lambda product, factor: factor @ product, factors)
-
-
-def as_one(x: Tensor) -> Tensor:
-    """x [B, S, D] as [1, B S, D], to be multiplied by matrices that all rows share; x itself where B is 1."""
-    return x if x.dim() == 3 and x.shape[0] == 1 else x.reshape(1, -1, x.shape[-1])
 
 
 def add_product(out: Tensor, x: Tensor, factors: Factors, scaling: float = 1.0) -> None:
