@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from adapters.checkpoint.atomic import reading
-from adapters.checkpoint.empty import Empty
 from adapters.checkpoint.fingerprint import ENTRY, sample, warn_if_other
 from adapters.checkpoint.layout import ADAPTER, Files, description, version_numbers, write_interface
 from adapters.checkpoint.names import Match, below_base, converted, is_repeated, match, own_prefix, tensors_of
@@ -25,6 +24,7 @@ from adapters.methods.places import selects
 from adapters.methods.presets import load as load_config
 from adapters.runtime import merging
 from adapters.runtime.adapters_config import check_name
+from adapters.runtime.empty import Empty
 from adapters.runtime.engine import Engine
 from adapters.runtime.parts import Part
 from adapters.sites.layers import layers_of, require_layers

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from adapters.checkpoint.atomic import reading
-from adapters.checkpoint.empty import Empty
 from adapters.checkpoint.fingerprint import ENTRY, sample, warn_if_other
 from adapters.checkpoint.layout import HEAD, Files, description, read_json
 from adapters.checkpoint.names import added_tensors, children_state, converted, match, renamed, same
@@ -22,6 +21,7 @@ from adapters.heads.mixin import FlexibleHeadsMixin
 from adapters.heads.options import wrong_option
 from adapters.heads.registry import HEADS
 from adapters.heads.static import convert_static_head, find_static_head
+from adapters.runtime.empty import Empty
 from adapters.runtime.engine import Engine
 
 logger = logging.getLogger(__name__)

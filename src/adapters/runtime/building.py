@@ -13,10 +13,14 @@ from adapters.methods import METHODS
 from adapters.methods.base import AdapterModule, init_seed
 from adapters.methods.config import AdapterConfig, ConfigUnion, members_of
 from adapters.methods.places import check_layers, choose, flagged
+from adapters.runtime.empty import Empty
 from adapters.runtime.hooks import HookedSite
 from adapters.runtime.parts import Part
 from adapters.sites.resolve import Site
 from adapters.sites.spec import ModelSpec
+
+LARGEST, MOST_PARAMETERS = 10, 100_000_000
+"""A new adapter may have this many times the parameters of its model, and these in any case."""
 
 
 class Builder:
@@ -37,6 +41,7 @@ class Builder:
             for member in members_of(self.flagged(config)):
                 if new:
                     self._check_new(member)
+                    self._check_size(member)
                 parts += self._build_member(name, member)
         except (ConfigError, UnsupportedError) as error:
             if str(error).startswith("Adapter "):
@@ -71,6 +76,28 @@ class Builder:
         for method in (method for method in METHODS if method.handles(config)):
             for site in self._choose(method, config):
                 method.check_new(config, site)
+
+    def _check_size(self, config: AdapterConfig) -> None:
+        """Raise ConfigError for an adapter far larger than the model, before memory is asked for.
+
+        Only configs with an unusual number are looked at, since building takes time.
+        """
+        unusual = {name: value for name, value in vars(config).items() if _is_unusual(value)}
+        if not unusual:
+            return
+        most, count = max(LARGEST * sum(p.numel() for p in self.base.parameters()), MOST_PARAMETERS), 0
+        try:
+            with Empty():
+                for method in (method for method in METHODS if method.handles(config)):
+                    for part in self._build_method("", method, config):
+                        count += sum(p.numel() for p in part.module.parameters())
+        except (TypeError, RuntimeError, OverflowError) as error:
+            raise ConfigError(f"No tensor can be as large as {unusual} asks for. Give a smaller size.") from error
+        if count > most:
+            raise ConfigError(
+                f"{unusual} makes {count:,} parameters, more than {LARGEST} times those of the model. Give a smaller "
+                "size."
+            )
 
     def _choose(self, method: type[AdapterModule[Any]], config: AdapterConfig) -> list[Site]:
         """The sites at which a config puts adapters of a method."""
@@ -157,3 +184,10 @@ def execution_device(modules: Iterable[nn.Module]) -> Any:
             if device is not None:
                 return torch.device(device)
     return None
+
+
+def _is_unusual(value: object) -> bool:
+    """Whether a number in a config, or in a mapping there, may stand for an adapter larger than people mean."""
+    if isinstance(value, Mapping):
+        return any(map(_is_unusual, value.values()))
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and (value > 10_000 or 0 < value < 1e-4)
