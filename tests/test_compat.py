@@ -18,6 +18,7 @@ from adapters.checkpoint.layout import KINDS as FILES
 from adapters.compat import PLACES, homes_of, loading
 from adapters.errors import ConfigError, UnsupportedError
 from adapters.methods.interface import KINDS
+from adapters.sites.specs import SPECS
 from tests.tiny import build, config, inputs
 
 OFTEN = {
@@ -38,7 +39,7 @@ OFTEN = {
     "adapters.wrappers": ("init", "load_model"),
     "adapters.wrappers.configuration": ("init_adapters_config", "wrap_config"),
     "adapters.wrappers.interfaces": ("get_adapter_interface",),
-    **{f"adapters.models.{kind.replace('-', '_')}": (row.name + "AdapterModel",) for kind, row in MODEL_KINDS.items()},
+    **{f"adapters.models.{kind.replace('-', '_')}": (MODEL_KINDS[kind].name + "AdapterModel",) for kind in SPECS},
     "adapters.models.bert.adapter_model": ("BertAdapterModel",),
 }
 

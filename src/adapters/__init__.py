@@ -140,9 +140,10 @@ __all__ = ["__version__", "hub", *sorted(_HOME)]
 def __getattr__(name: str) -> Any:
     if name == "hub":
         return importlib.import_module("adapters.hub")
-    if name not in _HOME:
+    home = "adapters.auto" if name.endswith("AdapterModel") else _HOME.get(name)
+    if home is None:
         raise AttributeError(f"module 'adapters' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import transformers
 from transformers import GenerationMixin
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
-from transformers.models.auto.configuration_auto import (  # type: ignore[attr-defined]
-    CONFIG_MAPPING_NAMES,
-    model_type_to_module_name,
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES as DUAL_ENCODERS,
 )
 
 from adapters.checkpoint.atomic import finish
@@ -77,24 +85,36 @@ class ModelKind:
     generates: bool = True
 
 
-MODEL_KINDS: dict[str, ModelKind] = {
-    "bert": ModelKind("Bert", ENCODER_HEADS),
-    "roberta": ModelKind("Roberta", ENCODER_HEADS),
-    "xlm-roberta": ModelKind("XLMRoberta", ENCODER_HEADS),
-    "distilbert": ModelKind("DistilBert", ENCODER_HEADS),
-    "electra": ModelKind("Electra", ENCODER_HEADS),
-    "gpt2": ModelKind("GPT2", DECODER_HEADS, last_token),
-    "llama": ModelKind("Llama", DECODER_HEADS, last_token),
-    "mistral": ModelKind("Mistral", DECODER_HEADS, last_token),
-    "qwen2": ModelKind("Qwen2", DECODER_HEADS, last_token),
-    "qwen3": ModelKind("Qwen3", DECODER_HEADS, last_token),
-    "t5": ModelKind("T5", ENCODER_DECODER_HEADS, last_eos, start_token_first),
-    "mt5": ModelKind("MT5", ENCODER_DECODER_HEADS, last_eos, start_token_first),
-    "bart": ModelKind("Bart", ENCODER_DECODER_HEADS, last_eos, start_token_first),
-    "mbart": ModelKind("MBart", ENCODER_DECODER_HEADS, last_eos, last_token_first),
-    "vit": ModelKind("ViT", IMAGE_HEADS, generates=False),
-}
-"""Model type of a config -> its kind."""
+SHIFTS: dict[str, Shift] = {"mbart": last_token_first, "plbart": last_token_first}
+"""Encoder-decoders whose decoder does not start with a token of its own."""
+
+
+def _kind(model_type: str, name: str) -> ModelKind | None:
+    """The kind of a model type, by the tasks that transformers has classes for; None for those of no text or image."""
+    if {model_type} & (MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.keys() | DUAL_ENCODERS.keys()):
+        return None
+    if model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return ModelKind(name, ENCODER_DECODER_HEADS, last_eos, SHIFTS.get(model_type, start_token_first))
+    if model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        return ModelKind(name, IMAGE_HEADS, generates=False)
+    if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return ModelKind(name, ENCODER_HEADS)
+    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return ModelKind(name, DECODER_HEADS, last_token)
+    return None
+
+
+def _kinds() -> dict[str, ModelKind]:
+    kinds = {}
+    for model_type, names in MODEL_MAPPING_NAMES.items():
+        name = names if isinstance(names, str) else names[0]
+        if name.endswith("Model") and (kind := _kind(model_type, name.removesuffix("Model"))) is not None:
+            kinds[model_type] = kind
+    return kinds
+
+
+MODEL_KINDS = _kinds()
+"""Model type of a config -> its kind. Not there: speech, dual encoders, and what has none of the tasks of `_kind`."""
 
 ADAPTER_MODEL_MAPPING_NAMES = {kind: f"{row.name}AdapterModel" for kind, row in MODEL_KINDS.items()}
 
@@ -106,10 +126,10 @@ def make_adapter_model_class(model_type: str) -> type[Any]:
         model_type: A key of `MODEL_KINDS`.
     """
     kind = MODEL_KINDS[model_type]
-    module = importlib.import_module(_modeling_module(model_type))
-    base = getattr(module, f"{kind.name}Model")
+    base = getattr(transformers, f"{kind.name}Model")
+    family = next(parent for parent in base.__mro__ if parent.__name__.endswith("PreTrainedModel"))
     heads = HeadModel if kind.shift is None else EncoderDecoderHeadModel
-    parents = (heads, AdapterModelMixin, getattr(module, f"{kind.name}PreTrainedModel"))
+    parents = (heads, AdapterModelMixin, family)
     generation = GenerationMixin if "past_key_values" in argument_names(base) else UncachedGenerationMixin
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -129,11 +149,6 @@ def make_adapter_model_class(model_type: str) -> type[Any]:
         "forward": forward,
     }
     return type(f"{kind.name}AdapterModel", (*parents, generation) if kind.generates else parents, content)
-
-
-def _modeling_module(model_type: str) -> str:
-    name = model_type_to_module_name(model_type)
-    return f"transformers.models.{name}.modeling_{name}"
 
 
 class _AdapterModelMapping(_LazyAutoMapping):

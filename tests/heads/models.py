@@ -104,7 +104,7 @@ ADD = {
     "causal_lm": ("add_causal_lm_head", {}),
     "seq2seq_lm": ("add_seq2seq_lm_head", {}),
 }
-PAIRS = [(kind, head) for kind, row in auto.MODEL_KINDS.items() for head in row.head_types]
+PAIRS = [(kind, head) for kind in CONFIGS for head in auto.MODEL_KINDS[kind].head_types]
 
 
 def tiny_config(model_type: str, **kwargs: Any) -> Any:

@@ -11,10 +11,13 @@ import torch
 import transformers
 from transformers import AutoConfig
 
+import adapters
 from adapters import auto
 from adapters.auto import ADAPTER_MODEL_MAPPING, AutoAdapterModel
 from adapters.heads.language_modeling import scales_decoder, ties_embeddings
+from adapters.sites.specs import SPECS
 from tests.heads.models import CONFIGS, WIDTH, add_head, inputs_for, tiny, tiny_config
+from tests.zoo import inputs_of, small_config
 
 pytestmark = pytest.mark.versions
 
@@ -36,10 +39,72 @@ def test_class_of_each_type(model_type: str) -> None:
 
 
 def test_mapping_is_complete() -> None:
-    assert set(auto.MODEL_KINDS) == set(CONFIGS)
-    assert len(ADAPTER_MODEL_MAPPING.values()) == len(CONFIGS)
+    assert set(CONFIGS) == set(SPECS) < set(auto.MODEL_KINDS)
+    assert len(ADAPTER_MODEL_MAPPING.values()) >= len(auto.MODEL_KINDS)
+    for name in auto.ADAPTER_MODEL_MAPPING_NAMES.values():
+        assert getattr(adapters, name).__name__ == name
     with pytest.raises(AttributeError):
         auto.NoAdapterModel  # noqa: B018
+
+
+FOUND = {
+    "albert": "masked_lm",
+    "bloom": "question_answering",
+    "deberta": "masked_lm",
+    "deberta-v2": "classification",
+    "deit": "image_classification",
+    "falcon": "causal_lm",
+    "granite": "causal_lm",
+    "gptj": "causal_lm",
+    "modernbert": "tagging",
+    "mpnet": "question_answering",
+    "olmo2": "classification",
+    "phi": "tagging",
+    "plbart": "seq2seq_lm",
+    "xmod": "classification",
+}
+"""Types that nobody described, and a head that each gets."""
+
+
+@pytest.mark.parametrize("model_type", FOUND)
+def test_heads_of_types_that_were_found(model_type: str, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model = AutoAdapterModel.from_config(small_config(model_type)).eval()
+    model.add_adapter("a", config="lora")
+    head = add_head(model, FOUND[model_type], "a")
+    model.train_adapter("a")
+    model.eval()
+    given = inputs_of(model.base_model)
+    given.pop("decoder_input_ids", None)
+    if model_type == "plbart":  # <eos> at the end
+        given["input_ids"][:, -1] = model.config.eos_token_id
+    rows = len(next(iter(given.values())))
+    if FOUND[model_type] == "question_answering":
+        labels = {"start_positions": torch.zeros(rows).long(), "end_positions": torch.ones(rows).long()}
+    elif FOUND[model_type] == "tagging":
+        labels = {"labels": torch.zeros_like(given["input_ids"])}
+    elif FOUND[model_type].endswith("lm"):
+        labels = {"labels": given["input_ids"]}
+    else:
+        labels = {"labels": torch.zeros(rows).long()}
+    out = model(**given, **labels)
+    out.loss.backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any(name.startswith("heads.a") for name in trained) or head.tied
+    assert any("loras" in name for name in trained)
+
+    model.save_pretrained(tmp_path)
+    again = AutoAdapterModel.from_pretrained(tmp_path).eval()
+    again.set_active_adapters("a")
+    again.active_head = "a"
+    torch.testing.assert_close(again(**given, **labels).loss, out.loss)
+
+
+def test_a_head_that_is_left_out_is_named(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    transformers.GPTJForQuestionAnswering(small_config("gptj")).save_pretrained(tmp_path)
+    with caplog.at_level("WARNING", "adapters"):
+        model = AutoAdapterModel.from_pretrained(tmp_path)
+    assert "GPTJForQuestionAnswering is left out" in caplog.text and not model.heads
 
 
 def test_unknown_config_is_refused() -> None:
@@ -108,7 +173,7 @@ def test_decoder_inputs_follow_from_labels(model_type: str, class_name: str, tmp
         assert torch.equal(model.prepare_decoder_input_ids_from_labels(labels=labels), want)
 
 
-@pytest.mark.parametrize("model_type", auto.MODEL_KINDS)
+@pytest.mark.parametrize("model_type", CONFIGS)
 def test_only_encoder_decoders_make_decoder_inputs_of_labels(model_type: str) -> None:
     """Data collators ask for the attribute, also in front of decoders."""
     model = tiny(model_type)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import transformers
 
-from adapters.auto import MODEL_KINDS
+from adapters.sites.specs import SPECS
 
 FOLDER = Path(os.environ.get("ADAPTERS_CONFORMANCE") or Path(__file__).parents[3] / "shared" / "conformance")
 pytestmark = pytest.mark.conformance
@@ -64,7 +64,7 @@ def cases() -> list[str]:
     if not (FOLDER / "manifest.json").is_file():
         return []
     manifest = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
-    known = {f"arch:{kind.replace('-', '_')}" for kind in MODEL_KINDS} | {f"arch:{name}" for name in VARIANTS}
+    known = {f"arch:{kind.replace('-', '_')}" for kind in SPECS} | {f"arch:{name}" for name in VARIANTS}
     rows = manifest.get("cases", manifest)
     tags = (
         {row["id"]: row["tags"] for row in rows} if isinstance(rows, list) else {k: v["tags"] for k, v in rows.items()}

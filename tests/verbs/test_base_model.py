@@ -14,9 +14,9 @@ from transformers.integrations.peft import PeftAdapterMixin
 
 import adapters
 from adapters import AdapterSetup, Stack
-from adapters.auto import MODEL_KINDS
 from adapters.errors import AdapterNameError, UnsupportedError
 from adapters.model import AdapterModelMixin
+from tests.heads.models import CONFIGS
 from tests.heads.models import tiny as flexible
 from tests.tiny import TINY_MODELS, build, hooks, infer, inputs, perturb
 
@@ -57,7 +57,7 @@ def whole_trained(name: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("name", MODEL_KINDS)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_flexible_models_have_base_models_with_verbs_too(name: str) -> None:
     model = flexible(name)
     model.base_model.add_adapter("a", config="lora", set_active=True)

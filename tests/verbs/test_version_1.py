@@ -14,14 +14,13 @@ import torch
 
 import adapters
 from adapters import AdapterSetup, AutoAdapterModel, BatchSplit, Fuse, IA3Config, MultiTask, SeqBnConfig
-from adapters.auto import MODEL_KINDS
 from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD
 from adapters.composition import Split, adjust_tensors_for_parallel, adjust_tensors_for_parallel_
 from adapters.errors import CheckpointError, CompositionError, ConfigError, SizeError
 from adapters.methods import METHODS
 from adapters.methods.bottleneck import BottleneckLayer
 from adapters.methods.lora import LoRALayer
-from tests.heads.models import add_head
+from tests.heads.models import CONFIGS, add_head
 from tests.heads.models import tiny as flexible
 from tests.tiny import TINY_MODELS, build, config, infer, inputs, perturb
 
@@ -273,7 +272,7 @@ def test_interfaces_change_until_they_are_used() -> None:
 # Calls and files
 
 
-@pytest.mark.parametrize("name", [name for name in MODEL_KINDS if name not in ("vit", "gpt2")])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("vit", "gpt2")])
 def test_token_types_of_one_kind_change_nothing(name: str) -> None:
     """Also where the base model does not know any. (GPT-2's are tokens.)"""
     model = flexible(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -34,6 +35,8 @@ from adapters.heads.static import (
 )
 from adapters.runtime.arguments import UnknownArgument, refuse_adapter_names
 from adapters.runtime.entry import REPORTS
+
+logger = logging.getLogger(__name__)
 
 HEAD_ARGUMENTS = (*LABELS, "word_starts", "num_items_in_batch")
 """Arguments of built-in heads."""
@@ -196,6 +199,7 @@ class HeadModel(_Base):
         config, kwargs = load_config(cls.config_class, path, kwargs)
         static = static_class(config)
         if static is None:
+            cls._say_what_stays(config)
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
         options = static_head_config(static, config.label2id, config.num_labels)
         if config.problem_type == MULTILABEL and options["head_type"] == "classification":
@@ -208,6 +212,18 @@ class HeadModel(_Base):
         loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
         finish_static(loaded[0] if isinstance(loaded, tuple) else loaded, renames)
         return loaded
+
+    @classmethod
+    def _say_what_stays(cls, config: PreTrainedConfig) -> None:
+        """Tell that a checkpoint has a head which is not taken over."""
+        for name in config.architectures or []:
+            if name not in (cls.__name__, cls.base_model_class.__name__) and not name.endswith("AdapterModel"):
+                logger.warning(
+                    "The head of %s is left out: it cannot become a flexible head yet. Open the checkpoint with "
+                    "transformers.%s and adapters.init to keep it, or add a head with one of the add_..._head methods.",
+                    name,
+                    name,
+                )
 
     # What the HF Trainer asks of a model or its class
 

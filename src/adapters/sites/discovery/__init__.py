@@ -22,7 +22,7 @@ from adapters.sites.discovery.inputs import Inputs, candidates
 from adapters.sites.discovery.layers import stacks
 from adapters.sites.discovery.reading import Reading, read
 from adapters.sites.discovery.trace import given_to, trace
-from adapters.sites.discovery.twin import twin
+from adapters.sites.discovery.twin import plain_torch, twin
 from adapters.sites.discovery.verify import Trial, check_widths, is_causal
 from adapters.sites.resolve import resolve
 from adapters.sites.spec import ModelSpec
@@ -56,7 +56,8 @@ def discover(
             logger.warning(
                 "What was found for %s earlier does not fit it. It is looked at again: %s", type(model).__name__, error
             )
-    spec = _found(model, example_inputs, root or model)
+    with plain_torch():  # also while `from_pretrained` builds everything on "meta"
+        spec = _found(model, example_inputs, root or model)
     cache.store(key, spec)
     return spec
 
