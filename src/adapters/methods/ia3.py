@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adapters.errors import ConfigError
 from adapters.methods.base import AffineAdapter, InputAdapter, LinearAdapter, gate, new_gate
 from adapters.methods.config import AdapterConfig
-from adapters.methods.derived import Derived
+from adapters.methods.derived import Derived, Views
 from adapters.methods.lora import LoRAConfig, init_matrices
 from adapters.methods.parts import Watching, watched
 from adapters.methods.places import Chosen, count, output_columns, patterns
@@ -63,6 +63,8 @@ class IA3(LinearAdapter):
         self.gate = new_gate(site.in_features, len(self.columns)) if config.use_gating else None
         init_matrices(None, self.lora_B, config.init_weights)
         self._scale = Derived(self.plain_scale, self)
+        self._views = Views(_row)
+        self._is_view = self.alpha == 1 and len(self.lora_B) == self.out_features
 
     @staticmethod
     def scaled_columns(config: LoRAConfig, site: LinearSite) -> tuple[tuple[Chosen, ...], int]:
@@ -82,8 +84,10 @@ class IA3(LinearAdapter):
     def scale(self, x: Tensor) -> Tensor:
         """The scaling vector, [1, 1, O], or with a gate [B, 1, O]."""
         if self.gate is None:
+            if self._is_view and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                return self._views(self.tensor("lora_B"))  # type: ignore[no-any-return]
             return self._scale()  # type: ignore[no-any-return]
-        vector = self.tensor("lora_B").view(1, 1, -1)
+        vector = _row(self.tensor("lora_B"))
         scores = gate(self.gate, x, self.config.gate_attended)
         self.record_gate(scores)
         if len(self.columns) == 1:
@@ -93,7 +97,7 @@ class IA3(LinearAdapter):
 
     def plain_scale(self) -> Tensor:
         """The scaling vector without gate, [1, 1, O]."""
-        vector = self._whole(self.tensor("lora_B").view(1, 1, -1))
+        vector = self._whole(_row(self.tensor("lora_B")))
         return vector if self.alpha == 1 else vector * self.alpha
 
     def _whole(self, vector: Tensor) -> Tensor:
@@ -210,3 +214,8 @@ class StackedIA3(IA3):
         if self.watching and not torch.compiler.is_compiling():
             return self.groups.apart(state, self.members)
         return super().run(state)
+
+
+def _row(vector: Tensor) -> Tensor:
+    """A column [O, 1] as it scales outputs, [1, 1, O]."""
+    return vector.view(1, 1, -1)
