@@ -142,7 +142,7 @@ def test_the_order_of_adding_does_not_matter(method: str) -> None:
 
 def test_a_name_that_is_not_there_is_refused_with_those_that_are() -> None:
     model = carrying("bert", "lora")
-    for ask in (model._engine.require, model.get_adapter, model.merge_adapter, model.adapter_to):
+    for ask in (model._engine.require, model.merge_adapter, model.adapter_to):
         with pytest.raises(AdapterNameError, match=r"'aa'.*'a'"):
             ask("aa")
     model.delete_adapter("aa")
