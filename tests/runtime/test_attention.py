@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import transformers
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AutoConfig
+from transformers.masking_utils import create_chunked_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import adapters
@@ -207,6 +209,10 @@ def test_every_position_sees_the_prefix(name: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "deepseek_v3"])  # its cache gives other tokens
 def test_caches_hold_no_prefix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "llama4_text" and "block_sequence_ids" not in signature(create_chunked_causal_mask).parameters:
+        pytest.skip(
+            "generation with a static cache and chunked attention fails in this transformers, without adapters too"
+        )
     model, given = model_of(name, "eager", monkeypatch), inputs("gpt2", length=6)
     model.set_active_adapters(Stack("a", "b"))
     caches: list[dict[str, Any]] = [{"use_cache": False}, {"use_cache": True}, {"cache_implementation": "static"}]
