@@ -72,8 +72,8 @@ class Derived:
 class Views:
     """Views of some tensors, kept while these are the same objects and lie where they lay.
 
-    What is written to the tensors shows in their views, so only what takes their place must be noticed. Not for
-    gradients, and not for compiled code.
+    What is written to the tensors shows in their views, so only what takes their place must be noticed. Made anew where
+    gradients may be asked for, and in compiled code.
 
     Args:
         make: Makes the views of the tensors that it is given.
@@ -84,6 +84,8 @@ class Views:
         self._kept: tuple[list[int], tuple[Tensor, ...], Any] | None = None
 
     def __call__(self, *tensors: Tensor) -> Any:
+        if is_grad_enabled() or is_compiling():
+            return self.make(*tensors)
         seen = [*map(id, tensors), *map(Tensor.data_ptr, tensors)]
         kept = self._kept
         if kept is None or kept[0] != seen:

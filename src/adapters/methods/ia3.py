@@ -84,9 +84,7 @@ class IA3(LinearAdapter):
     def scale(self, x: Tensor) -> Tensor:
         """The scaling vector, [1, 1, O], or with a gate [B, 1, O]."""
         if self.gate is None:
-            if self._is_view and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-                return self._views(self.tensor("lora_B"))  # type: ignore[no-any-return]
-            return self._scale()  # type: ignore[no-any-return]
+            return self._views(self.tensor("lora_B")) if self._is_view else self._scale()  # type: ignore[no-any-return]
         vector = _row(self.tensor("lora_B"))
         scores = gate(self.gate, x, self.config.gate_attended)
         self.record_gate(scores)

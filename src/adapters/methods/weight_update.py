@@ -121,13 +121,13 @@ class WeightUpdate(LinearAdapter):
         """
         raise NotImplementedError
 
-    def parts(self, factors: Factors, dim: int = 0) -> Iterator[tuple[Chosen, Factors]]:
-        """(columns, factors) of every adapted part of the projection; `dim` is that of the rows of the factors."""
+    def parts(self, factors: Factors) -> Iterator[tuple[Chosen, Factors]]:
+        """(columns, factors) of every adapted part of the projection."""
         if len(self.columns) == 1:
             yield self.columns[0], factors
             return
         *first, last = factors
-        own = [*(factor.chunk(len(self.columns), dim) for factor in first), last.split(self.widths, dim)]
+        own = [*(factor.chunk(len(self.columns)) for factor in first), last.split(self.widths)]
         yield from zip(self.columns, zip(*own))
 
     def bare(self) -> bool:
@@ -137,9 +137,7 @@ class WeightUpdate(LinearAdapter):
     def maps(self) -> Maps:
         """(columns, factors as they are multiplied from the right, [1, I, r] and [1, r, O]) of every adapted part."""
         factors = self.factors()
-        if CALL.now.unwatched and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return self._views(*factors)  # type: ignore[no-any-return]
-        return self._multiplied(*factors)
+        return self._views(*factors) if CALL.now.unwatched else self._multiplied(*factors)
 
     def _multiplied(self, *factors: Tensor) -> Maps:
         return [(columns, tuple(f.mT.unsqueeze(0) for f in own)) for columns, own in self.parts(factors)]
