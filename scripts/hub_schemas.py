@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import nn
 
-from adapters.checkpoint.empty import Empty
+from adapters.runtime.empty import Empty
 from adapters.errors import AdapterError
 from adapters.methods import METHODS
 from adapters.methods.base import AdapterModule, MethodModule
