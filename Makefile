@@ -59,7 +59,7 @@ format: $(STAMPS)/dev  ## rewrite the code as ruff wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(STAMPS)/dev  ## mypy --strict on src/
+types: $(STAMPS)/dev  ## mypy --strict on src/, scripts/ and benchmarks/
 	$(BIN)/mypy $(ARGS)
 
 zoo: $(STAMPS)/test  ## what adapters can do in every model type of transformers: a table and JSON (an hour)

@@ -17,7 +17,8 @@ def main() -> None:
     for dist in importlib.metadata.distributions():
         if dist.name.lower() in NOT_OURS:
             continue
-        needs = re.search(r">=\s*3\.(\d+)", dist.metadata.get("Requires-Python") or "")
+        python = dist.metadata["Requires-Python"] if "Requires-Python" in dist.metadata else ""  # noqa: SIM401 (no get)
+        needs = re.search(r">=\s*3\.(\d+)", python)
         newer = f'; python_version >= "3.{needs[1]}"' if needs and int(needs[1]) > 10 else ""
         lines.append(f"{dist.name}=={dist.version}{newer}")
     torch = importlib.metadata.version("torch").partition("+")[0]

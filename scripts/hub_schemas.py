@@ -25,13 +25,13 @@ from typing import Any
 
 from torch import nn
 
-from adapters.runtime.empty import Empty
 from adapters.errors import AdapterError
 from adapters.methods import METHODS
 from adapters.methods.base import AdapterModule, MethodModule
 from adapters.methods.config import HASH_DEFAULTS, AdapterConfig, get_adapter_config_hash
 from adapters.methods.locations import names_of
 from adapters.methods.presets import ADAPTER_CONFIG_MAP, ARCHITECTURES, DEPRECATED_IDENTIFIERS, PRESET_TITLES
+from adapters.runtime.empty import Empty
 from adapters.sites.resolve import (
     SITES,
     AttentionSite,
@@ -67,13 +67,13 @@ def rules_of(config_class: type[AdapterConfig]) -> dict[str, Any]:
 
 def fields_of(config_class: type[AdapterConfig]) -> dict[str, Json]:
     """What the hub knows of every field: its schema, in words too, its default, and whether presets leave it open."""
-    found = {}
+    found: dict[str, Json] = {}
     rules = rules_of(config_class)
     for field in fields(config_class):  # type: ignore[arg-type]
         if field.name not in rules:
             continue
         rule = rules[field.name]
-        entry = {"words": rule.allowed, "schema": rule.schema}
+        entry: dict[str, Any] = {"words": rule.allowed, "schema": rule.schema}
         if field.default is not MISSING:
             entry["default"] = field.default
         elif field.default_factory is not MISSING:
@@ -151,7 +151,7 @@ def sample(schema: Json, numbers: random.Random) -> Any:
     kind = schema.get("type")
     if kind == "integer" or (kind == "number" and not {"maximum", "exclusiveMaximum"} & set(schema)):
         return random_size(numbers, 2, 40)
-    return {"null": None, "float": 0.5}.get(kind, MISSING)
+    return {"null": None, "float": 0.5}.get(str(kind), MISSING)
 
 
 def random_size(numbers: random.Random, low: int, high: int) -> int:
@@ -225,9 +225,9 @@ def branch(numbers: random.Random, multiple: int) -> tuple[list[Site], Sizes]:
 
 
 def attention(numbers: random.Random, multiple: int) -> tuple[list[Site], Sizes]:
-    module = nn.Identity()
-    module.head_dim = numbers.randint(2, 20)
-    d, layers, keys = width(numbers, multiple), numbers.randint(1, 4), module.head_dim * numbers.randint(2, 20)
+    module, head = nn.Identity(), numbers.randint(2, 20)
+    module.head_dim = head  # type: ignore[assignment]
+    d, layers, keys = width(numbers, multiple), numbers.randint(1, 4), head * numbers.randint(2, 20)
     sites: list[Site] = [
         AttentionSite("attn.core", "self_prefix", i, "attention", module, hidden_size=d, key_width=keys)
         for i in range(layers)

@@ -75,7 +75,7 @@ def paths_of(config: str) -> dict[str, str]:
     """Role -> path of the module that adapters act on, in the last layer of a family's model."""
     with torch.device("meta"):
         model = transformers.AutoModel.from_config(getattr(transformers, config)())
-    found = {}
+    found: dict[str, str] = {}
     modules = {id(module): path for path, module in model.named_modules()}
     sites = [site for site in resolve(model, spec_for(model)) if site.role]
     last = max(sites, key=lambda site: site.layer).layer

@@ -71,7 +71,7 @@ def cluster() -> Iterator[Cluster]:
         subprocess.run([*user, *command], check=check, stdout=quiet, stderr=quiet, cwd=folder)
 
     settings = " ".join(f"-c {option}" for option in _OPTIONS)
-    control = [programs / "pg_ctl", "-D", data, "-w", "-s"]
+    control: list[str | Path] = [programs / "pg_ctl", "-D", data, "-w", "-s"]
     try:
         run(programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-N")
         options = f"-k {folder} -c listen_addresses='' {settings}"

@@ -49,7 +49,7 @@ def _count(method: str, library: str, model: Any, activate: Callable[[str], None
 
     torch._dynamo.reset()
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
-    compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=False)
+    compiled: Any = torch.compile(model, fullgraph=True, backend=backend, dynamic=False)
     inputs, case = TWO_LAYERS.inputs(), f"graphs for {COUNT} switched adapters, {method}"
     facts = TWO_LAYERS.describe()
     for i, name in enumerate(NAMES):

@@ -95,8 +95,8 @@ def _loaded() -> Any:
 
 def _smollm2() -> PreTrainedModel:
     """Another model with the tensors of the one that was read from the file."""
-    loaded = _loaded()
+    loaded: PreTrainedModel = _loaded()
     with torch.device("meta"):
-        model = share_tensors(type(loaded)(copy.deepcopy(loaded.config)), loaded)
+        model: PreTrainedModel = share_tensors(type(loaded)(copy.deepcopy(loaded.config)), loaded)
     model.generation_config = copy.deepcopy(loaded.generation_config)
     return model

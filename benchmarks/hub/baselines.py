@@ -40,7 +40,7 @@ def json_api() -> FastAPI:
     import json
 
     app = FastAPI()
-    answer = json.loads(Path(os.environ["BENCH_JSON"]).read_text())
+    answer: dict[str, Any] = json.loads(Path(os.environ["BENCH_JSON"]).read_text())
 
     @app.get("/api/models/{namespace}/{name}")
     async def model(namespace: str, name: str) -> dict[str, Any]:

@@ -118,7 +118,8 @@ def _announce(server: Server, token: str, name: str, oid: str, size: int) -> str
     """The address, without the host, to which a large file is to be sent."""
     body = json.dumps({"operation": "upload", "objects": [{"oid": oid, "size": size}]}).encode()
     found = _call(server, token, "POST", f"/{name}.git/info/lfs/objects/batch", body)
-    return "/" + found["objects"][0]["actions"]["upload"]["href"].split("/", 3)[3]
+    href: str = found["objects"][0]["actions"]["upload"]["href"]
+    return "/" + href.split("/", 3)[3]
 
 
 def _commit(server: Server, token: str, name: str, *lines: dict[str, Any]) -> None:
@@ -330,7 +331,8 @@ def _latency(
 def _push(server: Server, token: str, name: str) -> None:
     """A small adapter with a card."""
     card = "---\nbase_model: bert-base-uncased\nlicense: mit\ntags: [adapterhub:sentiment/sst-2]\n---\n# Reviews\n"
-    config = {"config": {"mh_adapter": False, "output_adapter": True, "reduction_factor": 4, "non_linearity": "relu"}}
+    adapter = {"mh_adapter": False, "output_adapter": True, "reduction_factor": 4, "non_linearity": "relu"}
+    config: dict[str, object] = {"config": adapter}
     config |= {"model_name": "bert-base-uncased", "model_type": "bert", "hidden_size": 8}
     _create(server, token, name)
     for path, text in (("README.md", card), ("adapter_config.json", json.dumps(config))):

@@ -44,13 +44,13 @@ class Server:
 
     def memory(self) -> float:
         """Resident memory of it and its children, in MiB."""
-        return sum(process.memory_info().rss for process in self._tree) / 2**20
+        return float(sum(process.memory_info().rss for process in self._tree)) / 2**20
 
     def peak(self) -> float:
         """The most that it ever had since `forget_peak`, in MiB; of its children, what they have now."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         own = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-        return own + self.memory() - self.process.memory_info().rss / 2**20
+        return own + self.memory() - float(self.process.memory_info().rss) / 2**20
 
     def forget_peak(self) -> None:
         """Lets `peak` begin anew."""
@@ -58,7 +58,7 @@ class Server:
 
     def seconds(self) -> float:
         """Processor time of it and its children."""
-        return sum(sum(process.cpu_times()[:2]) for process in self._tree)
+        return float(sum(sum(process.cpu_times()[:2]) for process in self._tree))
 
 
 def free_port() -> int:
