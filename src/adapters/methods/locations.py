@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from adapters.sites.spec import Columns
+
 LOCATIONS: Mapping[str, str] = {
     **{f"{attention}.{part}": "selfattn_lora" for attention in ("attn", "cross") for part in "qkv"},
     "ffn.up": "intermediate_lora",
@@ -34,10 +36,12 @@ class Names:
 
     Args:
         locations: Role -> location, where it differs from `LOCATIONS`.
+        columns: Role -> the columns of a fused projection that configs with flags mean, where they are not the role's.
         fragments: (path in memory, path on disk) pairs of parts of paths, where files keep the names of older models.
     """
 
     locations: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, Columns] = field(default_factory=dict)
     fragments: tuple[tuple[str, str], ...] = ()
 
     def location(self, role: str, stack: str = "") -> str:
@@ -53,25 +57,28 @@ class Names:
         return path
 
 
+OLD_VISION = (
+    ("layers.", "encoder.layer."),
+    (".attention.q_proj", ".attention.attention.query"),
+    (".attention.k_proj", ".attention.attention.key"),
+    (".attention.v_proj", ".attention.attention.value"),
+    (".attention.o_proj", ".attention.output.dense"),
+    (".attention.prefix_tuning", ".attention.attention.prefix_tuning"),
+    (".mlp.fc1", ".intermediate.dense"),
+    (".mlp.fc2", ".output.dense"),
+)
+"""The module names that transformers used up to 4.x."""
+
 NAMES: Mapping[str, Names] = {
     # The cross attention of these decoders is one more place behind an attention.
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), Names({"cross": "mh_adapter"})),
     "distilbert": Names({"attn.core": "self"}),
     # Swapped: adapters that were trained with `intermediate_lora` hold weights for `down_proj`.
     **dict.fromkeys(("llama", "mistral"), Names({"ffn.up": "output_lora", "ffn.down": "intermediate_lora"})),
-    # The module names that transformers used up to 4.x.
-    "vit": Names(
-        fragments=(
-            ("layers.", "encoder.layer."),
-            (".attention.q_proj", ".attention.attention.query"),
-            (".attention.k_proj", ".attention.attention.key"),
-            (".attention.v_proj", ".attention.attention.value"),
-            (".attention.o_proj", ".attention.output.dense"),
-            (".attention.prefix_tuning", ".attention.attention.prefix_tuning"),
-            (".mlp.fc1", ".intermediate.dense"),
-            (".mlp.fc2", ".output.dense"),
-        ),
-    ),
+    # Weights were trained on thirds of a projection whose columns are arranged by heads.
+    "deberta": Names({"attn.core": "self_prefix"}, columns={f"attn.{part}": Columns(i, i + 1, of=3) for i, part in enumerate("qkv")}),
+    "deberta-v2": Names({"attn.core": "self_prefix"}),
+    **dict.fromkeys(("vit", "beit"), Names(fragments=OLD_VISION)),
 }
 """`config.model_type` -> what files call its places, where it differs."""
 

@@ -81,7 +81,7 @@ class Engine:
         self.spec = spec_for(base, example_inputs, root) if interface is None else interface.spec(base)
         self.names = names_of(base.config.model_type if interface is None else "")  # type: ignore[union-attr, arg-type]
         self.programs = Programs(self)
-        self.hooked = hooked_sites(resolve(base, self.spec, self.names.location), self.programs)
+        self.hooked = hooked_sites(resolve(base, self.spec, self.names.location, self.names.columns), self.programs)
         self.sites: dict[Site, HookedSite[Any]] = {hooked.site: hooked for hooked in self.hooked}
         self.masked: list[Any] = [hooked for hooked in self.hooked if isinstance(hooked, (HookedLayer, HookedPrompt))]
         self.builder = Builder(base, self.spec, self.sites)

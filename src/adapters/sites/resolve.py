@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -73,9 +74,13 @@ class AffineSite(Site):
 
 @dataclass(eq=False)
 class LinearSite(AffineSite):
-    """A linear map y = W x + b. `columns` has the output columns of every role of a fused projection, in order."""
+    """A linear map y = W x + b. `columns` has the output columns of every role of a fused projection, in order.
+
+    `flagged` has those that configs with flags mean, where they are others.
+    """
 
     columns: dict[str, Columns] = field(default_factory=dict)
+    flagged: dict[str, Columns] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -100,7 +105,7 @@ class ResidualSite(Site):
     """A residual branch: `module` returns h; x is argument `x_index` of `x_module`; `norm` follows the sum, or is None.
 
     Where `norm_after` is False, `norm` is only for adapters that normalise their input. h is what `module` returns,
-    times `scale`.
+    times `scale`. Where it is `swapped`, adapters are given x for h and h for x.
     """
 
     x_module: nn.Module | None = field(kw_only=True)
@@ -109,6 +114,7 @@ class ResidualSite(Site):
     norm: nn.Module | None = None
     norm_after: bool = True
     scale: float = 1.0
+    swapped: bool = False
     width: int = 0
 
 
@@ -216,19 +222,25 @@ Namer = Callable[[str, str], str]
 """(role, path of the stack) -> location of sites."""
 
 
-def resolve(base: nn.Module, spec: ModelSpec, name: Namer = lambda role, stack: role) -> list[Site]:
+def resolve(
+    base: nn.Module,
+    spec: ModelSpec,
+    name: Namer = lambda role, stack: role,
+    flagged: Mapping[str, Columns] = MappingProxyType({}),
+) -> list[Site]:
     """All sites of `base`, in the order in which a forward pass reaches them; then linear maps and norms without role.
 
     Args:
         base: The base model.
         spec: How it is laid out.
         name: Gives sites their location.
+        flagged: Role -> the columns of a fused projection that configs with flags mean, where they are others.
     Raises:
         UnsupportedError: the spec names a module that is not there.
     """
     sites: list[Site] = []
     lacking = {root for layers in spec.layers if layers.optional and (root := _root(layers.path)) not in base._modules}
-    lists = [_Layers(base, layers, name) for layers in spec.layers if _root(layers.path) not in lacking]
+    lists = [_Layers(base, layers, name, flagged) for layers in spec.layers if _root(layers.path) not in lacking]
     for role, place in spec.places.items():
         assert isinstance(place, At)
         if _root(place.path) in lacking:
@@ -240,7 +252,7 @@ def resolve(base: nn.Module, spec: ModelSpec, name: Namer = lambda role, stack: 
             owner = _root(place.path) if "." in place.path else ""
             sites.append(EmbeddingSite(role, name(role, ""), -1, owner, module, index, width))
         else:
-            sites.append(PromptSite(role, name(role, ""), -1, "", module, stack=base, width=width))
+            sites.append(PromptSite(role, name(role, ""), -1, "", module, stack=lists[0].stack, width=width))
     number, numbers = 0, dict[str, int]()
     for layers in lists:
         for path, layer, layer_spec in layers:
@@ -274,8 +286,8 @@ def _root(path: str) -> str:
 class _Layers:
     """The layers of one list: path, module and spec of each."""
 
-    def __init__(self, base: nn.Module, layers: LayerList, name: Namer) -> None:
-        self.base, self.layers, self.name = base, layers, name
+    def __init__(self, base: nn.Module, layers: LayerList, name: Namer, flagged: Mapping[str, Columns]) -> None:
+        self.base, self.layers, self.name, self.flagged = base, layers, name, flagged
         self.stack = _find(base, layers.stack, base, "the model", "layer")
         found = _find(base, layers.path, base, "the model", "layer")
         if not isinstance(found, nn.ModuleList | nn.Sequential):
@@ -336,7 +348,8 @@ class _Layer:
             )
         parts = {name: other for name, other in self.spec.places.items() if _same_map(place, other)}
         columns = {name: self._columns(name, part.columns) for name, part in parts.items() if part.columns}  # type: ignore[union-attr]
-        return LinearSite(*self._named("+".join(parts), place.path), module, columns, call=place.call)
+        flagged = {name: self.layers.flagged[name] for name in columns if name in self.layers.flagged}
+        return LinearSite(*self._named("+".join(parts), place.path), module, columns, flagged, call=place.call)
 
     def _columns(self, role: str, columns: Columns) -> Columns:
         """`columns`, with the number of its stretches read from the layer."""
@@ -362,6 +375,7 @@ class _Layer:
             norm=self.find(place.norm, role) if place.norm else None,
             norm_after=place.norm_after,
             scale=place.scale,
+            swapped=place.swapped,
             width=self._width(role),
             call=place.h.call,
         )

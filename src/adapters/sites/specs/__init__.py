@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from adapters.sites.spec import ModelSpec
+from adapters.sites.specs.albert import albert
 from adapters.sites.specs.bart import BART, MBART
+from adapters.sites.specs.beit import BEIT
 from adapters.sites.specs.bert import bert
+from adapters.sites.specs.deberta import DEBERTA, DEBERTA_V2
 from adapters.sites.specs.distilbert import DISTILBERT
 from adapters.sites.specs.gpt2 import GPT2
 from adapters.sites.specs.llama import LLAMA, QWEN
@@ -24,5 +27,9 @@ SPECS: Mapping[str, ModelSpec | Callable[[Any], ModelSpec]] = {
     "bart": BART,
     "mbart": MBART,
     "vit": VIT,
+    "albert": albert,
+    "beit": BEIT,
+    "deberta": DEBERTA,
+    "deberta-v2": DEBERTA_V2,
 }
 """`config.model_type` -> spec of its models, or what makes it of their config."""
