@@ -109,7 +109,7 @@ def test_a_head_that_is_left_out_is_named(tmp_path: Any, caplog: pytest.LogCaptu
 
 def test_unknown_config_is_refused() -> None:
     with pytest.raises(ValueError, match="Unrecognized configuration"):
-        AutoAdapterModel.from_config(AutoConfig.for_model("clip"))
+        AutoAdapterModel.from_config(AutoConfig.for_model("detr"))
 
 
 @pytest.mark.parametrize("model_type", CONFIGS)

@@ -195,7 +195,7 @@ def tensors_of(engine: Engine, parts: Iterable[Part], name: str) -> dict[str, Te
 def own_prefix(engine: Engine, model: nn.Module | None = None) -> str:
     """What comes before the names of `tensors_of` in files that are saved from `model`, by default the whole one."""
     path = path_of(model or engine.root, engine.base)
-    return f"{path}." if path else ""
+    return f"{path}." if path and engine.names.prefixed else ""
 
 
 def path_of(model: nn.Module, module: nn.Module) -> str:

@@ -449,11 +449,19 @@ def _same_map(one: Linear, other: Place) -> bool:
 
 def _embedding_width(base: nn.Module, module: nn.Module, place: At, lists: list[_Layers]) -> int:
     """Width of the token embeddings at a place: factorised ones are narrower than the layers."""
-    table: Any = module if isinstance(module, nn.Embedding) else base.get_input_embeddings()  # type: ignore[operator]
+    table: Any = module if isinstance(module, nn.Embedding) else _table(base)
     if place.side == "out" and isinstance(table, nn.Embedding):
         return table.embedding_dim
     path, layer, spec = next(iter(lists[0]))
     return _Layer(lists[0], spec, layer, path, 0).width()
+
+
+def _table(base: nn.Module) -> Any:
+    """The embedding of tokens, None where a model says of none that it is the one."""
+    try:
+        return base.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def _called(base: nn.Module) -> str:
