@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -128,7 +127,7 @@ class AttentionSite(Site):
     """An attention module. `hidden_size` is the width of its input, `key_width` that of all its keys together.
 
     `heads` are (number of key heads, width of a key, width of a value) where the spec tells, `query_width` is the width
-    of all its queries together, 0 where it is not known.
+    of all its queries together, 0 where it is not known. Attentions of one `pool` keep what they share in one module.
     """
 
     hidden_size: int = 0
@@ -136,6 +135,10 @@ class AttentionSite(Site):
     position_bias: nn.Module | None = None
     heads: tuple[int, int, int] | None = None
     query_width: int = 0
+    pool: str = ""
+
+    def __post_init__(self) -> None:
+        self.pool = self.pool or self.location
 
     @property
     def query_heads(self) -> int:
@@ -218,29 +221,38 @@ SITES: dict[Kind, type[Site]] = {
 """What the places of a kind are made into; a branch is a `LayerSite` too."""
 
 
-Namer = Callable[[str, str], str]
-"""(role, path of the stack) -> location of sites."""
+@dataclass(frozen=True)
+class Naming:
+    """What sites are called beside their roles. This one calls them by their roles.
+
+    Args:
+        columns: Role -> the columns of a fused projection that configs with flags mean, where they are not the role's.
+    """
+
+    columns: Mapping[str, Columns] = field(default_factory=dict, kw_only=True)
+
+    def location(self, role: str, stack: str = "") -> str:
+        """The location of a role in the layers of the stack at a path."""
+        return role
+
+    def pool(self, role: str, stack: str = "") -> str:
+        """The name under which the places of a role share what they share."""
+        return self.location(role, stack)
 
 
-def resolve(
-    base: nn.Module,
-    spec: ModelSpec,
-    name: Namer = lambda role, stack: role,
-    flagged: Mapping[str, Columns] = MappingProxyType({}),
-) -> list[Site]:
+def resolve(base: nn.Module, spec: ModelSpec, names: Naming = Naming()) -> list[Site]:
     """All sites of `base`, in the order in which a forward pass reaches them; then linear maps and norms without role.
 
     Args:
         base: The base model.
         spec: How it is laid out.
-        name: Gives sites their location.
-        flagged: Role -> the columns of a fused projection that configs with flags mean, where they are others.
+        names: What sites are called beside their roles.
     Raises:
         UnsupportedError: the spec names a module that is not there.
     """
     sites: list[Site] = []
     lacking = {root for layers in spec.layers if layers.optional and (root := _root(layers.path)) not in base._modules}
-    lists = [_Layers(base, layers, name, flagged) for layers in spec.layers if _root(layers.path) not in lacking]
+    lists = [_Layers(base, layers, names) for layers in spec.layers if _root(layers.path) not in lacking]
     for role, place in spec.places.items():
         assert isinstance(place, At)
         if _root(place.path) in lacking:
@@ -250,9 +262,9 @@ def resolve(
         if role == "embed":
             index = place.argument if place.side == "in" else None
             owner = _root(place.path) if "." in place.path else ""
-            sites.append(EmbeddingSite(role, name(role, ""), -1, owner, module, index, width))
+            sites.append(EmbeddingSite(role, names.location(role), -1, owner, module, index, width))
         else:
-            sites.append(PromptSite(role, name(role, ""), -1, "", module, stack=lists[0].stack, width=width))
+            sites.append(PromptSite(role, names.location(role), -1, "", module, stack=lists[0].stack, width=width))
     number, numbers = 0, dict[str, int]()
     for layers in lists:
         for path, layer, layer_spec in layers:
@@ -286,8 +298,8 @@ def _root(path: str) -> str:
 class _Layers:
     """The layers of one list: path, module and spec of each."""
 
-    def __init__(self, base: nn.Module, layers: LayerList, name: Namer, flagged: Mapping[str, Columns]) -> None:
-        self.base, self.layers, self.name, self.flagged = base, layers, name, flagged
+    def __init__(self, base: nn.Module, layers: LayerList, names: Naming) -> None:
+        self.base, self.layers, self.names = base, layers, names
         self.stack = _find(base, layers.stack, base, "the model", "layer")
         found = _find(base, layers.path, base, "the model", "layer")
         if not isinstance(found, nn.ModuleList | nn.Sequential):
@@ -336,7 +348,7 @@ class _Layer:
         return _find(self.module, path, self.layers.base, f"layer {self.number} ({self.path})", role)
 
     def _named(self, role: str, path: str) -> tuple[str, str, int, str]:
-        location = self.layers.name(role.partition("+")[0], self.layers.layers.stack)
+        location = self.layers.names.location(role.partition("+")[0], self.layers.layers.stack)
         return role, location, self.number, f"{self.path}.{path}" if path else self.path
 
     def _linear(self, role: str, place: Linear) -> LinearSite:
@@ -348,7 +360,7 @@ class _Layer:
             )
         parts = {name: other for name, other in self.spec.places.items() if _same_map(place, other)}
         columns = {name: self._columns(name, part.columns) for name, part in parts.items() if part.columns}  # type: ignore[union-attr]
-        flagged = {name: self.layers.flagged[name] for name in columns if name in self.layers.flagged}
+        flagged = {name: own for name, own in self.layers.names.columns.items() if name in columns}
         return LinearSite(*self._named("+".join(parts), place.path), module, columns, flagged, call=place.call)
 
     def _columns(self, role: str, columns: Columns) -> Columns:
@@ -392,8 +404,10 @@ class _Layer:
         module, told = self.find(place.path, role), place.heads is not None
         query, key = (None if told else self._linear_at(f"{kind}.{part}") for part in "qk")
         hidden = self._width(kind) if query is None else features(self.find(query.path, role))[0]
+        pool = self.layers.names.pool(role, self.layers.layers.stack)
         widths = self._width_of(role, key), self._width_of(role, query)
-        return AttentionSite(*self._named(role, place.path), module, hidden, widths[0], bias, place.heads, widths[1])
+        named = self._named(role, place.path)
+        return AttentionSite(*named, module, hidden, widths[0], bias, place.heads, widths[1], pool)
 
     def _width_of(self, role: str, place: Linear | None) -> int:
         """Width of a projection, of its own columns if it is fused; 0 if there is none."""
