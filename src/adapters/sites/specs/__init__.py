@@ -8,7 +8,7 @@ from typing import Any
 from adapters.sites.spec import ModelSpec
 from adapters.sites.specs.albert import albert
 from adapters.sites.specs.bart import BART, MBART
-from adapters.sites.specs.beit import BEIT
+from adapters.sites.specs.beit import beit
 from adapters.sites.specs.bert import bert
 from adapters.sites.specs.clip import CLIP, CLIP_TEXT, CLIP_VISION
 from adapters.sites.specs.deberta import DEBERTA, DEBERTA_V2
@@ -30,7 +30,7 @@ SPECS: Mapping[str, ModelSpec | Callable[[Any], ModelSpec]] = {
     "mbart": MBART,
     "vit": VIT,
     "albert": albert,
-    "beit": BEIT,
+    "beit": beit,
     "clip": CLIP,
     "clip_text_model": CLIP_TEXT,
     "clip_vision_model": CLIP_VISION,
