@@ -39,7 +39,10 @@ OFTEN = {
     "adapters.wrappers": ("init", "load_model"),
     "adapters.wrappers.configuration": ("init_adapters_config", "wrap_config"),
     "adapters.wrappers.interfaces": ("get_adapter_interface",),
-    **{f"adapters.models.{kind.replace('-', '_')}": (MODEL_KINDS[kind].name + "AdapterModel",) for kind in SPECS},
+    **{
+        f"adapters.models.{kind.replace('-', '_')}": (MODEL_KINDS[kind].name + "AdapterModel",)
+        for kind in sorted(MODEL_KINDS.keys() & SPECS.keys())
+    },
     "adapters.models.bert.adapter_model": ("BertAdapterModel",),
 }
 

@@ -90,9 +90,11 @@ SHIFTS: dict[str, Shift] = {"mbart": last_token_first, "plbart": last_token_firs
 
 
 def _kind(model_type: str, name: str) -> ModelKind | None:
-    """The kind of a model type, by the tasks that transformers has classes for; None for those of no text or image."""
-    if {model_type} & (MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.keys() | DUAL_ENCODERS.keys()):
-        return None
+    """The kind of a model type, by the tasks that transformers has classes for; None for those of none of them."""
+    if model_type in DUAL_ENCODERS:
+        return ModelKind(name, (), generates=False)
+    if model_type in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
+        return ModelKind(name, ("seq2seq_lm",), shift=start_token_first)
     if model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return ModelKind(name, ENCODER_DECODER_HEADS, last_eos, SHIFTS.get(model_type, start_token_first))
     if model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
@@ -114,7 +116,7 @@ def _kinds() -> dict[str, ModelKind]:
 
 
 MODEL_KINDS = _kinds()
-"""Model type of a config -> its kind. Not there: speech, dual encoders, and what has none of the tasks of `_kind`."""
+"""Model type of a config -> its kind. Not there: what has none of the tasks of `_kind`."""
 
 ADAPTER_MODEL_MAPPING_NAMES = {kind: f"{row.name}AdapterModel" for kind, row in MODEL_KINDS.items()}
 

@@ -126,8 +126,9 @@ def test_many_classes_are_found() -> None:
     assert len(titles) >= 75
 
 
-def test_every_known_model_type_has_a_tiny_model() -> None:
-    assert {tiny.model_type for tiny in TINY_MODELS.values()} == set(SPECS)
+def test_every_tiny_model_is_of_a_type_that_is_described() -> None:
+    """Further types that are: `tests/sites/test_described.py`."""
+    assert {tiny.model_type for tiny in TINY_MODELS.values()} <= set(SPECS)
 
 
 @pytest.mark.parametrize("title", ["T5EncoderModel", "MT5EncoderModel"])

@@ -39,7 +39,7 @@ def test_class_of_each_type(model_type: str) -> None:
 
 
 def test_mapping_is_complete() -> None:
-    assert set(CONFIGS) == set(SPECS) < set(auto.MODEL_KINDS)
+    assert set(CONFIGS) <= set(SPECS) and set(CONFIGS) < set(auto.MODEL_KINDS)
     assert len(ADAPTER_MODEL_MAPPING.values()) >= len(auto.MODEL_KINDS)
     for name in auto.ADAPTER_MODEL_MAPPING_NAMES.values():
         assert getattr(adapters, name).__name__ == name
@@ -109,7 +109,7 @@ def test_a_head_that_is_left_out_is_named(tmp_path: Any, caplog: pytest.LogCaptu
 
 def test_unknown_config_is_refused() -> None:
     with pytest.raises(ValueError, match="Unrecognized configuration"):
-        AutoAdapterModel.from_config(AutoConfig.for_model("clip"))
+        AutoAdapterModel.from_config(AutoConfig.for_model("detr"))
 
 
 @pytest.mark.parametrize("model_type", CONFIGS)

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.versions
 
 def sites_of(name: str) -> tuple[Any, list[Site]]:
     model = build(name, adapted=False)
-    return model, resolve(model, spec_for(model), names_of(model.config.model_type).location)
+    return model, resolve(model, spec_for(model), names_of(model.config.model_type))
 
 
 def of(kind: type[Any], sites: list[Site], role: bool = True) -> list[Any]:

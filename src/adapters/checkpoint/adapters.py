@@ -304,17 +304,17 @@ def without_slots(
         for method in METHODS:
             if not method.shared_container or not method.handles(member):
                 continue
-            whole = f"{method.shared_container}.{name}."
-            numbered = f"{whole}{sharing[whole]}."  # where several members of a union share something
+            whole = method.shared_container
+            number = sharing[whole]  # where several members of a union share something
             sharing[whole] += 1
             sites: dict[str, list[int]] = {}
             for site in (hooked.site for hooked in engine.hooked if isinstance(hooked.site, method.site_type)):
                 named = selects(member, site)
                 acts = method.acts_at(member, site) if named is None else named
                 if acts and site.layer not in member.get("leave_out", ()):
-                    sites.setdefault(site.location, []).append(site.layer)
-            for location, numbers in sites.items():
-                starts = f"{whole}{location}.", f"{numbered}{location}."
+                    sites.setdefault(getattr(site, "pool", site.location), []).append(site.layer)
+            for pool, numbers in sites.items():
+                starts = [engine.names.tensor(whole, name, inner) for inner in (f"{pool}.", f"{number}.{pool}.")]
                 kept = [i for i, layer in enumerate(numbers) if layer not in layers]
                 for key, start in [(key, start) for key in result for start in starts if key.startswith(start)]:
                     inner = key.removeprefix(start)

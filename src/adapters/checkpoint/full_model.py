@@ -27,7 +27,17 @@ from adapters.checkpoint.adapters import add_stored, match_adapter
 from adapters.checkpoint.atomic import finish, saving
 from adapters.checkpoint.heads import SUFFIX, has_flexible_heads
 from adapters.checkpoint.layout import INTERFACE_FILE, PathLike, read_json, write_interface
-from adapters.checkpoint.names import CONTAINERS, Match, below_base, match, own_prefix, owned, renamed, tensors_of
+from adapters.checkpoint.names import (
+    CONTAINERS,
+    Match,
+    base_path,
+    below_base,
+    match,
+    own_prefix,
+    owned,
+    renamed,
+    tensors_of,
+)
 from adapters.checkpoint.tensors import load_pickle, not_plain
 from adapters.errors import CheckpointError
 from adapters.heads.model import HUB, load_config
@@ -163,13 +173,13 @@ def _has(state: Iterable[str], module: str) -> bool:
 def _in_memory_names(model: Any) -> dict[str, tuple[str, Tensor, str]]:
     """Name in the model's state dict -> name on disk below the base model, tensor and owner, of all that is ours."""
     engine: Engine = model._engine
-    start = own_prefix(engine, model)
+    start = base_path(engine, model)
     names: dict[str, tuple[str, Tensor, str]] = {}
     for group in engine.added:
         for name, parts in group.items():
             for part in parts:
                 for inner, tensor in part.module.state_dict(keep_vars=True).items():
-                    disk = f"{engine.names.on_disk(part.path)}.{name}.{inner}"
+                    disk = engine.names.tensor(part.path, name, inner)
                     names[f"{start}{part.path}.{name}.{inner}"] = disk, tensor, name
     return names
 

@@ -186,7 +186,7 @@ def two_names(one: str, other: str) -> CheckpointError:
 def tensors_of(engine: Engine, parts: Iterable[Part], name: str) -> dict[str, Tensor]:
     """Name on disk, below the base model -> tensor, of an adapter or fusion that is called `name` there."""
     return {
-        f"{engine.names.on_disk(part.path)}.{name}.{inner}": tensor
+        engine.names.tensor(part.path, name, inner): tensor
         for part in parts
         for inner, tensor in part.module.state_dict(keep_vars=True).items()
     }
@@ -194,7 +194,12 @@ def tensors_of(engine: Engine, parts: Iterable[Part], name: str) -> dict[str, Te
 
 def own_prefix(engine: Engine, model: nn.Module | None = None) -> str:
     """What comes before the names of `tensors_of` in files that are saved from `model`, by default the whole one."""
-    path = path_of(model or engine.root, engine.base)
+    return base_path(engine, model or engine.root) if engine.names.prefixed else ""
+
+
+def base_path(engine: Engine, model: nn.Module) -> str:
+    """What comes before the names of the base model's modules in `model`."""
+    path = path_of(model, engine.base)
     return f"{path}." if path else ""
 
 
@@ -216,7 +221,7 @@ def below_base(engine: Engine, found: Mapping[str, Tensor], expected: Iterable[s
     Raises:
         CheckpointError: two names become one, and their tensors differ.
     """
-    modern = renamed(found, _modern)
+    modern = renamed(found, lambda name: engine.names.first(_modern(name)))
     names = list(expected)
     classes = (engine.root, engine.base)
     prefixes = dict.fromkeys(["", *(f"{c.base_model_prefix}." for c in classes), *(f"{p}." for p in OTHER_PREFIXES)])

@@ -300,7 +300,7 @@ class FlexibleHeadsMixin(AddHeadMethods, RunHeadsMixin):
             head.requires_grad_(name in active)
             if (output := head.get_output_embeddings()) is not None:
                 output.requires_grad_(train_embeddings and name in active)
-        self.get_input_embeddings().requires_grad_(train_embeddings)
+        self._train_input_embeddings(train_embeddings)  # type: ignore[operator]
         self._trained_heads = frozenset(active)
 
 

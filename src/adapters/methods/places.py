@@ -227,10 +227,14 @@ def output_columns(config: Any, site: LinearSite) -> tuple[Chosen, ...]:
     if not site.parts:
         return (slice(0, site.out_features),)
     if getattr(config, "places", None) is None:
-        parts = tuple(part for part in site.parts if part.rpartition(".")[2] in config.attn_matrices)
+        parts, columns = _flagged_parts(config, site), {**site.columns, **site.flagged}
     else:
-        parts = chosen_roles(config, site)
-    return tuple(site.columns[part].of_width(site.out_features) for part in parts)
+        parts, columns = chosen_roles(config, site), site.columns
+    return tuple(columns[part].of_width(site.out_features) for part in parts)
+
+
+def _flagged_parts(config: Any, site: LinearSite) -> tuple[str, ...]:
+    return tuple(part for part in site.parts if part.rpartition(".")[2] in config.attn_matrices)
 
 
 def flagged(method: Any, config: Any, sites: Sequence[Site], chosen: Sequence[Site]) -> Any:

@@ -211,8 +211,8 @@ class PrefixTuning(AdapterModule[AttentionState]):
     def shared(cls, config: PrefixTuningConfig, sites: list[AttentionSite]) -> nn.Module:
         groups: dict[str, list[AttentionSite]] = {}
         for site in sites:
-            groups.setdefault(site.location, []).append(site)
-        return nn.ModuleDict({location: PrefixEmbedding(config, group) for location, group in groups.items()})
+            groups.setdefault(site.pool, []).append(site)
+        return nn.ModuleDict({pool: PrefixEmbedding(config, group) for pool, group in groups.items()})
 
     @classmethod
     def kept_slots(cls, config: PrefixTuningConfig, inner: str, tensor: Tensor, count: int, kept: list[int]) -> Tensor:
@@ -230,7 +230,7 @@ class PrefixTuning(AdapterModule[AttentionState]):
     def embedding(self) -> PrefixEmbedding:
         """What makes the prefixes of all layers of this kind of attention."""
         assert self.common is not None
-        return self.common._modules[self.site.location]  # type: ignore[return-value]
+        return self.common._modules[self.site.pool]  # type: ignore[return-value]
 
     def direct(self) -> Direct | None:
         return None if self.config.use_gating else ("prefix", self)

@@ -19,7 +19,7 @@ from adapters.methods import METHODS
 from adapters.methods.base import AdapterModule
 from adapters.methods.config import AdapterConfig, ConfigUnion
 from adapters.methods.interface import AdapterModelInterface
-from adapters.methods.locations import names_of
+from adapters.methods.locations import names_in, names_of
 from adapters.runtime import tree
 from adapters.runtime.active import Setup
 from adapters.runtime.adapters_config import ModelAdaptersConfig
@@ -79,9 +79,9 @@ class Engine:
     ) -> None:
         self.root, self.base, self.config, self.interface = root, base, config, interface
         self.spec = spec_for(base, example_inputs, root) if interface is None else interface.spec(base)
-        self.names = names_of(base.config.model_type if interface is None else "")  # type: ignore[union-attr, arg-type]
+        self.names = names_in(base) if interface is None else names_of("")
         self.programs = Programs(self)
-        self.hooked = hooked_sites(resolve(base, self.spec, self.names.location), self.programs)
+        self.hooked = hooked_sites(resolve(base, self.spec, self.names), self.programs)
         self.sites: dict[Site, HookedSite[Any]] = {hooked.site: hooked for hooked in self.hooked}
         self.masked: list[Any] = [hooked for hooked in self.hooked if isinstance(hooked, (HookedLayer, HookedPrompt))]
         self.builder = Builder(base, self.spec, self.sites)

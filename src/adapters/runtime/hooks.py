@@ -231,7 +231,7 @@ class HookedResidual(HookedSite[ResidualSite]):
 
     def planned(self, step: Step) -> Plan:
         direct = step.module.direct() if isinstance(step, Adapter) else None
-        if direct is not None:
+        if direct is not None and (direct[0] == "sum" or not self.site.swapped):
             tap, function = direct
             return (
                 Plan(("x", "h"), step, partial(self._run_branch, function))
@@ -273,11 +273,12 @@ class HookedResidual(HookedSite[ResidualSite]):
         call = CALL.now
         x = call.residual  # kept: an attention and a feed-forward block beside it have the same
         assert x is not None
-        norm = self.site.norm
-        state: ResidualState = step.run(ResidualState(h, x, None if norm is None else norm.forward))
+        norm, swapped = self.site.norm, self.site.swapped
+        given = (x, h) if swapped else (h, x)
+        state: ResidualState = step.run(ResidualState(*given, None if norm is None else norm.forward))
         out = state.h if state.aside is None else state.h + state.aside
         if state.last is None or state.last.norm_after:
-            return out
+            return out + h - x if swapped else out  # the model adds x
         if norm is None or not self.site.norm_after:
             return out - x
         call.override = out

@@ -23,8 +23,9 @@ def adapter_modules(engine: Engine, name: str) -> dict[int, dict[str, nn.Module]
     for part in parts:
         if not part.location:
             continue
-        here = [left.pop(part.location)] if part.location in left else []
-        if part.location not in pools or any(True for _ in part.module.parameters()):
+        pool = part.location if part.hooked is None else getattr(part.hooked.site, "pool", part.location)
+        here = [left.pop(pool)] if pool in left else []
+        if pool not in pools or any(True for _ in part.module.parameters()):
             here.append(part.module)
         if here:
             found.setdefault((part.layer, part.location), []).extend(here)

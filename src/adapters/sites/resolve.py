@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -73,9 +73,13 @@ class AffineSite(Site):
 
 @dataclass(eq=False)
 class LinearSite(AffineSite):
-    """A linear map y = W x + b. `columns` has the output columns of every role of a fused projection, in order."""
+    """A linear map y = W x + b. `columns` has the output columns of every role of a fused projection, in order.
+
+    `flagged` has those that configs with flags mean, where they are others.
+    """
 
     columns: dict[str, Columns] = field(default_factory=dict)
+    flagged: dict[str, Columns] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -100,7 +104,7 @@ class ResidualSite(Site):
     """A residual branch: `module` returns h; x is argument `x_index` of `x_module`; `norm` follows the sum, or is None.
 
     Where `norm_after` is False, `norm` is only for adapters that normalise their input. h is what `module` returns,
-    times `scale`.
+    times `scale`. Where it is `swapped`, adapters are given x for h and h for x.
     """
 
     x_module: nn.Module | None = field(kw_only=True)
@@ -109,6 +113,7 @@ class ResidualSite(Site):
     norm: nn.Module | None = None
     norm_after: bool = True
     scale: float = 1.0
+    swapped: bool = False
     width: int = 0
 
 
@@ -122,7 +127,7 @@ class AttentionSite(Site):
     """An attention module. `hidden_size` is the width of its input, `key_width` that of all its keys together.
 
     `heads` are (number of key heads, width of a key, width of a value) where the spec tells, `query_width` is the width
-    of all its queries together, 0 where it is not known.
+    of all its queries together, 0 where it is not known. Attentions of one `pool` keep what they share in one module.
     """
 
     hidden_size: int = 0
@@ -130,6 +135,10 @@ class AttentionSite(Site):
     position_bias: nn.Module | None = None
     heads: tuple[int, int, int] | None = None
     query_width: int = 0
+    pool: str = ""
+
+    def __post_init__(self) -> None:
+        self.pool = self.pool or self.location
 
     @property
     def query_heads(self) -> int:
@@ -212,23 +221,38 @@ SITES: dict[Kind, type[Site]] = {
 """What the places of a kind are made into; a branch is a `LayerSite` too."""
 
 
-Namer = Callable[[str, str], str]
-"""(role, path of the stack) -> location of sites."""
+@dataclass(frozen=True)
+class Naming:
+    """What sites are called beside their roles. This one calls them by their roles.
+
+    Args:
+        columns: Role -> the columns of a fused projection that configs with flags mean, where they are not the role's.
+    """
+
+    columns: Mapping[str, Columns] = field(default_factory=dict, kw_only=True)
+
+    def location(self, role: str, stack: str = "") -> str:
+        """The location of a role in the layers of the stack at a path."""
+        return role
+
+    def pool(self, role: str, stack: str = "") -> str:
+        """The name under which the places of a role share what they share."""
+        return self.location(role, stack)
 
 
-def resolve(base: nn.Module, spec: ModelSpec, name: Namer = lambda role, stack: role) -> list[Site]:
+def resolve(base: nn.Module, spec: ModelSpec, names: Naming = Naming()) -> list[Site]:
     """All sites of `base`, in the order in which a forward pass reaches them; then linear maps and norms without role.
 
     Args:
         base: The base model.
         spec: How it is laid out.
-        name: Gives sites their location.
+        names: What sites are called beside their roles.
     Raises:
         UnsupportedError: the spec names a module that is not there.
     """
     sites: list[Site] = []
     lacking = {root for layers in spec.layers if layers.optional and (root := _root(layers.path)) not in base._modules}
-    lists = [_Layers(base, layers, name) for layers in spec.layers if _root(layers.path) not in lacking]
+    lists = [_Layers(base, layers, names) for layers in spec.layers if _root(layers.path) not in lacking]
     for role, place in spec.places.items():
         assert isinstance(place, At)
         if _root(place.path) in lacking:
@@ -238,9 +262,9 @@ def resolve(base: nn.Module, spec: ModelSpec, name: Namer = lambda role, stack: 
         if role == "embed":
             index = place.argument if place.side == "in" else None
             owner = _root(place.path) if "." in place.path else ""
-            sites.append(EmbeddingSite(role, name(role, ""), -1, owner, module, index, width))
+            sites.append(EmbeddingSite(role, names.location(role), -1, owner, module, index, width))
         else:
-            sites.append(PromptSite(role, name(role, ""), -1, "", module, stack=base, width=width))
+            sites.append(PromptSite(role, names.location(role), -1, "", module, stack=lists[0].stack, width=width))
     number, numbers = 0, dict[str, int]()
     for layers in lists:
         for path, layer, layer_spec in layers:
@@ -274,8 +298,8 @@ def _root(path: str) -> str:
 class _Layers:
     """The layers of one list: path, module and spec of each."""
 
-    def __init__(self, base: nn.Module, layers: LayerList, name: Namer) -> None:
-        self.base, self.layers, self.name = base, layers, name
+    def __init__(self, base: nn.Module, layers: LayerList, names: Naming) -> None:
+        self.base, self.layers, self.names = base, layers, names
         self.stack = _find(base, layers.stack, base, "the model", "layer")
         found = _find(base, layers.path, base, "the model", "layer")
         if not isinstance(found, nn.ModuleList | nn.Sequential):
@@ -324,7 +348,7 @@ class _Layer:
         return _find(self.module, path, self.layers.base, f"layer {self.number} ({self.path})", role)
 
     def _named(self, role: str, path: str) -> tuple[str, str, int, str]:
-        location = self.layers.name(role.partition("+")[0], self.layers.layers.stack)
+        location = self.layers.names.location(role.partition("+")[0], self.layers.layers.stack)
         return role, location, self.number, f"{self.path}.{path}" if path else self.path
 
     def _linear(self, role: str, place: Linear) -> LinearSite:
@@ -336,7 +360,8 @@ class _Layer:
             )
         parts = {name: other for name, other in self.spec.places.items() if _same_map(place, other)}
         columns = {name: self._columns(name, part.columns) for name, part in parts.items() if part.columns}  # type: ignore[union-attr]
-        return LinearSite(*self._named("+".join(parts), place.path), module, columns, call=place.call)
+        flagged = {name: own for name, own in self.layers.names.columns.items() if name in columns}
+        return LinearSite(*self._named("+".join(parts), place.path), module, columns, flagged, call=place.call)
 
     def _columns(self, role: str, columns: Columns) -> Columns:
         """`columns`, with the number of its stretches read from the layer."""
@@ -362,6 +387,7 @@ class _Layer:
             norm=self.find(place.norm, role) if place.norm else None,
             norm_after=place.norm_after,
             scale=place.scale,
+            swapped=place.swapped,
             width=self._width(role),
             call=place.h.call,
         )
@@ -378,8 +404,10 @@ class _Layer:
         module, told = self.find(place.path, role), place.heads is not None
         query, key = (None if told else self._linear_at(f"{kind}.{part}") for part in "qk")
         hidden = self._width(kind) if query is None else features(self.find(query.path, role))[0]
+        pool = self.layers.names.pool(role, self.layers.layers.stack)
         widths = self._width_of(role, key), self._width_of(role, query)
-        return AttentionSite(*self._named(role, place.path), module, hidden, widths[0], bias, place.heads, widths[1])
+        named = self._named(role, place.path)
+        return AttentionSite(*named, module, hidden, widths[0], bias, place.heads, widths[1], pool)
 
     def _width_of(self, role: str, place: Linear | None) -> int:
         """Width of a projection, of its own columns if it is fused; 0 if there is none."""
@@ -435,11 +463,19 @@ def _same_map(one: Linear, other: Place) -> bool:
 
 def _embedding_width(base: nn.Module, module: nn.Module, place: At, lists: list[_Layers]) -> int:
     """Width of the token embeddings at a place: factorised ones are narrower than the layers."""
-    table: Any = module if isinstance(module, nn.Embedding) else base.get_input_embeddings()  # type: ignore[operator]
+    table: Any = module if isinstance(module, nn.Embedding) else _table(base)
     if place.side == "out" and isinstance(table, nn.Embedding):
         return table.embedding_dim
     path, layer, spec = next(iter(lists[0]))
     return _Layer(lists[0], spec, layer, path, 0).width()
+
+
+def _table(base: nn.Module) -> Any:
+    """The embedding of tokens, None where a model says of none that it is the one."""
+    try:
+        return base.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def _called(base: nn.Module) -> str:

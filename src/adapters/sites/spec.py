@@ -104,6 +104,8 @@ class Branch:
             that holds the whole branch, sum included, or else `attention_adapters`, `cross_attention_adapters` or
             `output_adapters`.
         scale: By what the model multiplies the output before it adds it; adapters see the product.
+        swapped: Whether adapters are given x for h and h for x, as those of a family were trained (ALBERT): the model's
+            sum is the same, what they read is not.
     """
 
     h: At
@@ -112,6 +114,7 @@ class Branch:
     norm_after: bool = True
     holder: str = ""
     scale: float = 1.0
+    swapped: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,18 +53,21 @@ class TrainingVerbs(ActivationVerbs):
         cast(nn.Module, self).train()
 
     def _train_embeddings(self, train: bool) -> None:
-        model = cast(PreTrainedModel, self)
-        try:
-            model.get_input_embeddings().requires_grad_(train)
-        except NotImplementedError:  # images and sounds have none
-            if train:
-                raise UnsupportedError(f"train_embeddings: {type(model).__name__} has no input embeddings.") from None
+        self._train_input_embeddings(train)
         for module in self._output_embedding_modules():
             module.requires_grad_(train)
 
+    def _train_input_embeddings(self, train: bool) -> None:
+        model = cast(PreTrainedModel, self)
+        try:
+            model.get_input_embeddings().requires_grad_(train)
+        except NotImplementedError:  # images and sounds have none, and of two towers none is the one
+            if train:
+                raise UnsupportedError(f"train_embeddings: {type(model).__name__} has no input embeddings.") from None
+
     def freeze_embeddings(self, freeze: bool = True) -> None:
-        """Freeze or unfreeze the input embeddings."""
-        cast(PreTrainedModel, self).get_input_embeddings().requires_grad_(not freeze)
+        """Freeze or unfreeze the input embeddings. Raises UnsupportedError if there are none to unfreeze."""
+        self._train_input_embeddings(not freeze)
 
     def freeze_model(self, freeze: bool = True) -> None:
         """Freeze or unfreeze the base model; adapters stay as they are."""

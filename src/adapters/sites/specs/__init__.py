@@ -6,13 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from adapters.sites.spec import ModelSpec
+from adapters.sites.specs.albert import albert
 from adapters.sites.specs.bart import BART, MBART
+from adapters.sites.specs.beit import beit
 from adapters.sites.specs.bert import bert
+from adapters.sites.specs.clip import CLIP, CLIP_TEXT, CLIP_VISION
+from adapters.sites.specs.deberta import DEBERTA, DEBERTA_V2
 from adapters.sites.specs.distilbert import DISTILBERT
 from adapters.sites.specs.gpt2 import GPT2
 from adapters.sites.specs.llama import LLAMA, QWEN
 from adapters.sites.specs.t5 import t5
 from adapters.sites.specs.vit import VIT
+from adapters.sites.specs.whisper import WHISPER
 
 SPECS: Mapping[str, ModelSpec | Callable[[Any], ModelSpec]] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), bert),
@@ -24,5 +29,13 @@ SPECS: Mapping[str, ModelSpec | Callable[[Any], ModelSpec]] = {
     "bart": BART,
     "mbart": MBART,
     "vit": VIT,
+    "albert": albert,
+    "beit": beit,
+    "clip": CLIP,
+    "clip_text_model": CLIP_TEXT,
+    "clip_vision_model": CLIP_VISION,
+    "deberta": DEBERTA,
+    "deberta-v2": DEBERTA_V2,
+    "whisper": WHISPER,
 }
 """`config.model_type` -> spec of its models, or what makes it of their config."""

@@ -1,0 +1,14 @@
+"""Whisper: mBART's layers behind sound, whose states pass invertible adapters where the encoder ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from adapters.sites.spec import At
+from adapters.sites.specs.bart import MBART
+
+WHISPER = replace(
+    MBART,
+    layers=tuple(replace(layers, optional=True) for layers in MBART.layers),
+    places={"embed": At("encoder.layer_norm")},
+)
