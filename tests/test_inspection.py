@@ -106,3 +106,7 @@ def test_why_a_model_cannot_be_looked_at(capsys: pytest.CaptureFixture[str]) -> 
     found = adapters.inspect(Strange())
     assert "example_inputs" in found.problem and found.places == () and found.parameters == 20
     assert found.problem in capsys.readouterr().out
+    model = Strange()
+    found = look(model, example_inputs={"strange": torch.ones(2, 3, 4)})
+    assert type(model) is Strange and not hasattr(model, "config") and not hooks(model)
+    assert found.model == "Strange" and not (found.problem and found.places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -9,11 +10,13 @@ from html import escape
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from adapters.composition.blocks import AdapterCompositionBlock, Average, BatchSplit, Fuse, Parallel, Split, Stack
 from adapters.errors import AdapterError, UnsupportedError
 from adapters.methods.locations import names_of
 from adapters.methods.presets import ADAPTER_CONFIG_MAP
+from adapters.model import init
 from adapters.runtime.building import Builder
 from adapters.runtime.empty import Empty
 from adapters.runtime.hooks import hooked_sites
@@ -155,6 +158,12 @@ def inspect(model: nn.Module, example_inputs: Mapping[str, Any] | None = None, v
 
 
 def _inspected(model: Any, example_inputs: Mapping[str, Any] | None) -> Inspection:
+    problem = ""
+    if not hasattr(model, "_engine") and not isinstance(model, PreTrainedModel):
+        try:  # other modules of torch get a config and verbs first
+            model = init(copy.deepcopy(model), example_inputs=example_inputs)
+        except UnsupportedError as error:
+            problem = str(error)
     engine = getattr(model, "_engine", None)
     base = getattr(model, "base_model", model) if engine is None else engine.base
     kind = str(getattr(getattr(base, "config", None), "model_type", ""))
@@ -162,6 +171,8 @@ def _inspected(model: Any, example_inputs: Mapping[str, Any] | None) -> Inspecti
     not_base = {id(parameter) for part in added for parameter in part.module.parameters()}
     count = sum(p.numel() for p in model.parameters() if id(p) not in not_base)
     try:
+        if problem:
+            raise UnsupportedError(problem)
         if engine is None:
             spec = spec_for(base, example_inputs, model)
             sites: list[Site] = resolve(base, spec, names_of(kind).location)
