@@ -33,6 +33,19 @@ test keeps it true.
 
 Linear maps and norms without a role (a pooler, a router, norms of queries and keys) are named by their module path.
 
+**Packed experts** (Mixtral, Qwen-MoE, GPT-OSS, DeepSeek, OLMoE, ...) are linear maps too: `ffn.up`, `ffn.gate` and
+`ffn.down` of such a layer are those of all its experts. LoRA, DoRA, VeRA, DVoRA, LoHa, LoKr, RandLoRA, VB-LoRA and
+(IA)³ have one adapter per expert there, whose tensors stand in files under
+`<module of the experts>.adapted.<parameter>.loras.<name>`, with the expert as their first dimension: `lora_A` is
+[E, r, I], `lora_B` [E, O, r]. They give the same numbers with every experts implementation, and a merged adapter is
+in the weights of each expert. Other parameters that layers hold themselves, such as the weight of a router that is no
+linear layer, are meant by patterns that end in their name: `"*.experts.down_proj"`, `"*.mlp.gate.weight"`. Experts
+are given the tokens of all rows in one list, so `BatchSplit`, `Parallel`, `MultiTask` and `Split` run them once per
+adapter, each with its tokens; these stand around all other blocks there, `Average` inside of them. `Stack`, `Fuse`,
+`Route` and gates are refused with the reason.
+
+What of all this a model has, `adapters.inspect(model)` tells.
+
 ## Say where
 
 Every config takes `places`. LoRA and its kin act at linear maps, BitFit at linear maps and norms that have a bias,

@@ -31,7 +31,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "adapters": (
         *("_version", "errors", "_conflict", "call"),
         *("sites", "methods", "composition", "runtime", "heads", "checkpoint", "hub"),
-        *("verbs", "model", "auto", "training", "compat", "__init__"),
+        *("verbs", "model", "inspection", "auto", "training", "compat", "__init__"),
     ),
     # The server stands apart: it reads files, not models.
     "adapterhub": (

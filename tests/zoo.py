@@ -25,6 +25,7 @@ LAYERS = 3
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
+    "deepseek_v3": {"first_k_dense_replace": 1},
     "xmod": {"default_language": "en_XX"},
 }
 """Values without which the default config of a type, made small, is no model, or computes nothing."""

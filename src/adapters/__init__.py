@@ -23,6 +23,7 @@ install()
 
 _PUBLIC: dict[str, tuple[str, ...]] = {
     "adapters.model": ("AdapterModelMixin", "init", "load_model"),
+    "adapters.inspection": ("inspect",),
     "adapters.composition.blocks": (
         "AdapterCompositionBlock",
         "Average",

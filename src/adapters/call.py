@@ -74,6 +74,7 @@ class Call:
         residual: x of the residual branch that is being computed.
         hidden: Input of the attention module that is being computed.
         watches: What sees the functions that attention modules call which are being computed.
+        extent: (rows, positions) of the layer that is being computed, where its experts ask for them.
         override: What the next norm must return instead of its own output.
         stacks: The stacks of layers that are running, by id.
         turns: How often hooks were called that act in some calls of their module only, by id.
@@ -99,6 +100,7 @@ class Call:
         self.residual: Tensor | None = None
         self.hidden: Tensor | None = None
         self.watches: list[Any] = []
+        self.extent: tuple[int, int] | None = None
         self.override: Tensor | None = None
         self.stacks: dict[int, Running] = {}
         self.turns: dict[int, int] = {}

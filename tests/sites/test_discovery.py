@@ -82,7 +82,6 @@ def test_other_addresses_mean_the_same_tensor(name: str) -> None:
     assert len(seen) == 2 and torch.equal(*seen)
 
 
-EXPERTS = frozenset({"ffn.up", "ffn.down"})
 STYLES: dict[str, frozenset[str]] = {
     **dict.fromkeys(("albert", "beit", "clip", "cohere", "dinov2", "gemma2", "gemma3_text", "glm"), frozenset()),
     **dict.fromkeys(("gpt_bigcode", "gpt_neox", "marian", "modernbert", "olmo2", "opt", "persimmon"), frozenset()),
@@ -91,8 +90,8 @@ STYLES: dict[str, frozenset[str]] = {
     **dict.fromkeys(
         ("bloom", "codegen", "deberta", "deberta-v2", "falcon", "gpt_neo", "gptj", "mpnet", "mpt"), frozenset()
     ),
-    "roformer": frozenset(),
-    "mixtral": EXPERTS,
+    **dict.fromkeys(("roformer", "mixtral", "qwen3_moe", "gpt_oss", "olmoe"), frozenset()),
+    "deepseek_v3": frozenset({"attn.k", "attn.core"}),
 }
 """A sample of types of every style, and the roles that are refused there."""
 PARTS = {f"attn{part}" for part in ("", ".q", ".k", ".v", ".o", ".core", ".norm")}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +86,7 @@ class AdapterModule(MethodModule, Generic[S]):
         inward: Whether it acts where an entry of `places` names the input of a linear map ("ffn.down.in").
         merges: Whether it can become part of the base weights (`merge_adapter`).
         directed: Whether it has a `direction`.
+        per_expert: Whether it can act at the linear maps of experts that are packed into one parameter (`experts.py`).
         tap: Where a method for linear maps acts: at their "output", or, for a method that changes what they read, at
             their "input": there its state is a `HiddenState` of x, and the map reads h afterwards.
         shared_container: Name of the dictionary, below the base model, that holds what its sites share.
@@ -110,6 +111,7 @@ class AdapterModule(MethodModule, Generic[S]):
     inward: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     directed: ClassVar[bool] = False
+    per_expert: ClassVar[bool] = False
     tap: ClassVar[str] = "output"
     shared_container: ClassVar[str] = ""
     shared_location: ClassVar[str] = "shared"
@@ -300,11 +302,27 @@ class AffineAdapter(AdapterModule[LinearState]):
         return None
 
 
+class Effect(NamedTuple):
+    """What an adapter does to a linear map, for every input alike: y <- scale * (W x + b) + F_n ... F_1 x.
+
+    Attributes:
+        factors: F_1, ..., F_n, which is [O, r]; none for no update.
+        scale: [O]; None for 1.
+    """
+
+    factors: tuple[Tensor, ...] = ()
+    scale: Tensor | None = None
+
+
 class LinearAdapter(AffineAdapter):
     """A method that changes the output of a linear map, and no norm."""
 
     site_type = LinearSite
     site: LinearSite
+
+    def effect(self) -> Effect:
+        """What it does where there is no module to hook, as for each of many experts: see `Effect`."""
+        raise NotImplementedError
 
     def may_write(self, y: Tensor) -> bool:
         """Whether the output y of the linear map is ours to write into.

@@ -62,7 +62,8 @@ class Derived:
 
     def _renew(self, tensors: list[Tensor]) -> None:
         # what inference mode makes is of no use to later calls that ask for gradients
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
+        device = tensors[0].device.type if not tensors[0].is_meta else "cpu"  # "meta" has no autocast
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             self._value = self.compute()
 
     def __getstate__(self) -> dict[str, Any]:

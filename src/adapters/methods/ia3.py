@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import ConfigError
-from adapters.methods.base import AffineAdapter, InputAdapter, LinearAdapter, gate, new_gate
+from adapters.methods.base import AffineAdapter, Effect, InputAdapter, LinearAdapter, gate, new_gate
 from adapters.methods.config import AdapterConfig
 from adapters.methods.derived import Derived, Views
 from adapters.methods.lora import LoRAConfig, init_matrices
@@ -53,6 +53,7 @@ class IA3(LinearAdapter):
     titles: ClassVar[Mapping[str, str]] = {"ia3": "(IA)³"}
     config_class = LoRAConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"ia3": IA3Config()}
+    per_expert = True
 
     def __init__(self, config: LoRAConfig, site: LinearSite, name: str) -> None:
         super().__init__(config, site, name)
@@ -97,6 +98,9 @@ class IA3(LinearAdapter):
         """The scaling vector without gate, [1, 1, O]."""
         vector = self._whole(_row(self.tensor("lora_B")))
         return vector if self.alpha == 1 else vector * self.alpha
+
+    def effect(self) -> Effect:
+        return Effect(scale=self.plain_scale().view(-1))
 
     def _whole(self, vector: Tensor) -> Tensor:
         if vector.shape[-1] == self.out_features:
@@ -156,6 +160,7 @@ class InwardIA3(InputAdapter, IA3):  # type: ignore[misc]
     """
 
     inward = True
+    per_expert = False
     presets: ClassVar[Mapping[str, AdapterConfig]] = {}
 
     @staticmethod

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from adapters.methods.base import AffineAdapter
+from adapters.methods.base import AffineAdapter, Effect
 from adapters.methods.carriers import LoRALayer as LoRALayer
 from adapters.methods.carriers import LoRALinear as LoRALinear
 from adapters.methods.carriers import LoRAMergedLinear as LoRAMergedLinear
@@ -239,23 +239,16 @@ class DoRA(LoRA):
         super().bind(shared)
         self._folded = Derived(self._fold, *self.sources(), base=self.site.module)
 
-    def wide(self) -> tuple[Tensor, Tensor]:
-        """A [n r, I] and B [O, n r] of n adapted parts: each part's columns of B, zeros elsewhere."""
-        a, b = self.factors()
-        if self.whole:
-            return a, b
-        wide = b.new_zeros(self.out_features, len(a))
-        for i, (columns, (_, part)) in enumerate(self.parts((a, b))):
-            rank = part.shape[1]
-            wide[columns, i * rank : (i + 1) * rank] = part
-        return a, wide
-
     def _fold(self) -> tuple[Tensor, Tensor, Tensor]:
         """m / ||W + B A|| [O], A transposed [1, I, n r], (alpha / r) * m / ||W + B A|| * B transposed [1, n r, O]."""
         a, b = self.wide()
         norm: Tensor = (weight_of(self.site.module) + b @ a).norm(dim=1)
         magnitude = self.m.weight.squeeze(1) / norm
         return magnitude, a.mT.unsqueeze(0), (b.mT * (self.scaling * magnitude)).unsqueeze(0)
+
+    def effect(self) -> Effect:
+        magnitude, down, up = self._fold()
+        return Effect((down[0].mT, up[0].mT), magnitude)
 
     def magnitude(self) -> Tensor:
         """m / ||W + B A||, [O]."""

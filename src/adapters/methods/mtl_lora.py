@@ -73,6 +73,7 @@ class MTLLoRA(LoRA):
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"mtl_lora": MTLLoRAConfig()}
     variant = "mtl_lora"
     shareable: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
+    per_expert = False
 
     def make_matrices(self) -> None:
         config: MTLLoRAConfig = self.config

@@ -7,6 +7,7 @@
     places=["all"]                      every place of the layers at which the method can act
     places=["ffn.down.in"]              what a linear map reads, instead of what it makes, for methods that can (IA3)
     places=["encoder.layer.*.dense"]    module paths, or patterns over them, of linear maps and norms
+    places=["*.experts.down_proj"]      paths of parameters that hold the linear maps of many experts
     places="attn.q+attn.o"              the same as a list of the parts
 
 A config whose `places` is None says where by its flags (`selfattn_lora`, `mh_adapter`, `layers`, ...).
@@ -23,7 +24,7 @@ from typing import Any
 
 from adapters.errors import ConfigError, UnsupportedError, choices
 from adapters.sites.layers import in_short, layers_of, require_layers
-from adapters.sites.resolve import SITES, AffineSite, LinearSite, Site
+from adapters.sites.resolve import SITES, AffineSite, ExpertsSite, LinearSite, Site
 from adapters.sites.roles import ROLES
 
 ALL, ALL_LINEAR = "all", "all-linear"
@@ -46,10 +47,13 @@ class Pattern:
         if self.layers is not None and site.layer not in self.layers:
             return False
         if self.place in (ALL, ALL_LINEAR):
-            return (self.place == ALL or isinstance(site, LinearSite)) and site.layer >= 0
+            named = bool(role) or not isinstance(site, ExpertsSite)
+            return (self.place == ALL or isinstance(site, LinearSite)) and named and site.layer >= 0
         if role and fnmatchcase(role, self.place):
             return True
-        return isinstance(site, AffineSite) and fnmatchcase(site.path, self.place)
+        if isinstance(site, ExpertsSite) and not self.place.endswith(f".{site.parameter}"):
+            return False  # "*" means modules: parameters are meant where their name is written out
+        return isinstance(site, AffineSite) and fnmatchcase(site.address, self.place)
 
 
 @cache
@@ -143,24 +147,32 @@ def choose(method: Any, config: Any, sites: Sequence[Site], refused: dict[str, s
 
 def able(method: Any, sites: Iterable[Site]) -> list[Site]:
     """The sites at which a method can act: those of its kind that have what it needs."""
-    return [site for site in sites if isinstance(site, method.site_type) and method.lacks(site) is None]
+    return [site for site in sites if isinstance(site, method.site_type) and lacking(method, site) is None]
+
+
+def lacking(method: Any, site: Site) -> str | None:
+    """What a method needs that a site of its kind does not have, in a word; None if nothing."""
+    if isinstance(site, ExpertsSite) and not method.per_expert:
+        return "linear map of its own (its experts are packed into one parameter)"
+    return method.lacks(site)  # type: ignore[no-any-return]
 
 
 def _check_lacks(entry: Pattern, text: str, method: Any, sites: Sequence[Site], model: str) -> None:
     """Raise UnsupportedError if an entry names places of a method's kind that lack what it needs."""
     named = [site for site in sites if isinstance(site, method.site_type)]
     named = [site for site in named if any(entry.matches(site, role) for role in roles_of(site))]
-    if lacking := {method.lacks(site) for site in named}:
+    if missing := {word for site in named if (word := lacking(method, site)) is not None}:
         raise UnsupportedError(
-            f"{method.__name__} cannot act at {text!r} in {model}, which has no {' and no '.join(sorted(lacking))} "
+            f"{method.__name__} cannot act at {text!r} in {model}, which has no {' and no '.join(sorted(missing))} "
             f"there. Places for {method.__name__}:\n{listing(able(method, sites))}"
         )
 
 
 def _no_kind(method: Any, sites: Sequence[Site], refused: dict[str, str], model: str) -> str:
     kind = method.site_type.__name__
-    lacking = {method.lacks(site) for site in sites if isinstance(site, method.site_type)}
-    with_it = f" with a {' and a '.join(sorted(lacking))}" if lacking else ""
+    words = (lacking(method, site) for site in sites if isinstance(site, method.site_type))
+    missing = {word for word in words if word is not None}
+    with_it = f" with a {' and a '.join(sorted(missing))}" if missing else ""
     reasons = [f"{role}: {reason}" for role, reason in refused.items() if SITES[ROLES[role].kind] is method.site_type]
     because = f" ({'; '.join(reasons)})" if reasons else ""
     return (
@@ -197,12 +209,12 @@ def listing(sites: Iterable[Site]) -> str:
     """One line per role: its name, how many places have it, the module path of the first, the flag that means it."""
     found: dict[str, list[Site]] = {}
     for site in sites:
-        found.setdefault(site.role or site.path, []).append(site)
+        found.setdefault(site.role or site.address, []).append(site)
     lines = []
     for role, group in found.items():
         first = group[0]
         flag = f"  ({first.location})" if first.role and first.location != role else ""
-        lines.append(f"  {role:<12} {len(group):>3} x  {first.path if first.role else 'no role'}{flag}")
+        lines.append(f"  {role:<12} {len(group):>3} x  {first.address if first.role else 'no role'}{flag}")
     return "\n".join(lines)
 
 
@@ -234,7 +246,9 @@ def output_columns(config: Any, site: LinearSite) -> tuple[Chosen, ...]:
 
 
 def _flagged_parts(config: Any, site: LinearSite) -> tuple[str, ...]:
-    return tuple(part for part in site.parts if part.rpartition(".")[2] in config.attn_matrices)
+    """Flags name the letters of an attention, and ffn.up but not ffn.gate."""
+    named = {"up", *config.attn_matrices}
+    return tuple(part for part in site.parts if part.rpartition(".")[2] in named)
 
 
 def flagged(method: Any, config: Any, sites: Sequence[Site], chosen: Sequence[Site]) -> Any:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.call import CALL
-from adapters.methods.base import AdapterModule, AffineAdapter, LinearAdapter, gate, new_gate
+from adapters.methods.base import AdapterModule, AffineAdapter, Effect, LinearAdapter, gate, new_gate
 from adapters.methods.config import (
     AdapterConfig,
     Rule,
@@ -101,6 +101,7 @@ class WeightUpdate(LinearAdapter):
     """
 
     directed = True
+    per_expert = True
     scaling: float = 1.0
 
     def __init__(self, config: Any, site: LinearSite, name: str, columns: tuple[Chosen, ...]) -> None:
@@ -127,8 +128,25 @@ class WeightUpdate(LinearAdapter):
             yield self.columns[0], factors
             return
         *first, last = factors
-        own = [*(factor.chunk(len(self.columns)) for factor in first), last.split(self.widths)]
+        own = [*(factor.chunk(len(self.columns), -2) for factor in first), last.split(self.widths, -2)]
         yield from zip(self.columns, zip(*own))
+
+    def wide(self) -> Factors:
+        """`factors` as those of one map for all outputs: each part's columns of the last one, zeros elsewhere."""
+        factors = self.factors()
+        if self.whole:
+            return factors
+        *first, last = factors
+        lead, count = last.shape[:-2], len(self.columns) if first else 1
+        wide = last.new_zeros(*lead, self.out_features, last.shape[-1] * count)
+        for i, (columns, own) in enumerate(self.parts(factors)):
+            start = i * last.shape[-1] if first else 0
+            wide[..., columns, start : start + last.shape[-1]] = own[-1]
+        return (*first, wide)
+
+    def effect(self) -> Effect:
+        first, *rest = self.wide()
+        return Effect((first * self.scaling if self.scaling != 1 else first, *rest))
 
     def bare(self) -> bool:
         """Whether the update is linear in x: no gate, no dropout."""

@@ -12,6 +12,7 @@ from adapters.errors import ConfigError, UnsupportedError, choices
 from adapters.methods import METHODS
 from adapters.methods.base import AdapterModule, init_seed
 from adapters.methods.config import AdapterConfig, ConfigUnion, members_of
+from adapters.methods.experts import new_adapter
 from adapters.methods.places import check_layers, choose, flagged
 from adapters.runtime.empty import Empty
 from adapters.runtime.hooks import HookedSite
@@ -135,7 +136,7 @@ class Builder:
         for hooked in chosen:
             site = hooked.site
             with init_seed(config):
-                module = method(config, site, name)
+                module = new_adapter(method, config, site, name)
             module.bind(shared)
             path = ".".join(filter(None, (site.path, method.container)))
             placed = self.placed(module, site, config)

@@ -24,10 +24,11 @@ from adapters.composition.steps import Adapter, Step
 from adapters.errors import UnsupportedError
 from adapters.methods.base import AdapterModule
 from adapters.methods.state import HiddenState, LinearState, ResidualState
-from adapters.runtime import attention, softmax
+from adapters.runtime import attention, experts, softmax
 from adapters.sites.resolve import (
     AttentionSite,
     EmbeddingSite,
+    ExpertsSite,
     LayerSite,
     LinearSite,
     NormSite,
@@ -195,6 +196,25 @@ class HookedNorm(HookedLinear):
     """Replaces the output of a normalisation layer."""
 
     site_type = NormSite  # type: ignore[assignment]
+
+
+class HookedExperts(HookedSite[ExpertsSite]):
+    """Changes the weights with which a module of experts multiplies, while it runs."""
+
+    site_type = ExpertsSite
+
+    def register(self, tap: str) -> Any:
+        if tap == "extent":
+            assert self.site.layer_module is not None
+            return self.site.layer_module.register_forward_pre_hook(self.on_layer, with_kwargs=True)
+        return experts.Serving(self)
+
+    def planned(self, step: Step) -> Plan:
+        return Plan(("weights", "extent") if experts.divides(step) else ("weights",), step, None)
+
+    def on_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states = args[0] if args else kwargs["hidden_states"]
+        CALL.now.extent = states.shape[0], states.shape[1]
 
 
 def _alone(step: Step) -> Any:
@@ -466,6 +486,7 @@ class HookedPrompt(HookedSite[PromptSite]):
 KINDS: tuple[type[HookedSite[Any]], ...] = (
     HookedLinear,
     HookedNorm,
+    HookedExperts,
     HookedResidual,
     HookedAttention,
     HookedLayer,

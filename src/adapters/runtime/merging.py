@@ -15,7 +15,6 @@ from adapters.methods import METHODS
 from adapters.methods.base import AffineAdapter
 from adapters.runtime.engine import Engine
 from adapters.runtime.hooks import HookedSite
-from adapters.sites.linear import assign
 
 
 @torch.no_grad()
@@ -96,6 +95,6 @@ def unmerge(engine: Engine, name: str | None = None) -> None:
 def _write(hooked: HookedSite[Any], weight: Tensor | None, bias: Tensor | None) -> None:
     """Give a linear map or norm this weight, None for the one it has, and this bias."""
     if weight is not None:
-        assign(hooked.site.module, weight, bias)
+        hooked.site.assign(weight, bias)
     elif bias is not None:
         hooked.site.bias.copy_(bias)

@@ -6,16 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from adapters.errors import UnsupportedError, choices
-from adapters.sites.linear import features, is_linear, weight_of
+from adapters.errors import MergeError, UnsupportedError, choices
+from adapters.sites.linear import assign, features, is_linear, weight_of
 from adapters.sites.roles import ROLES, Kind
 from adapters.sites.spec import (
     At,
     Attention,
     Branch,
     Columns,
+    Experts,
     LayerList,
     LayerSpec,
     Linear,
@@ -50,6 +52,11 @@ class Site:
     module: nn.Module
     call: Turn | None = field(default=None, kw_only=True)
 
+    @property
+    def address(self) -> str:
+        """The path by which people name it."""
+        return self.path
+
 
 @dataclass(eq=False)
 class AffineSite(Site):
@@ -69,6 +76,10 @@ class AffineSite(Site):
     def bias(self) -> Tensor | None:
         """The bias [O], None where the module adds none."""
         return getattr(self.module, "bias", None)
+
+    def assign(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Overwrite weight and bias, in the form in which they are given here."""
+        assign(self.module, weight, bias)
 
 
 @dataclass(eq=False)
@@ -97,6 +108,93 @@ class LinearSite(AffineSite):
     @property
     def weight(self) -> Tensor:
         return weight_of(self.module)
+
+
+ADAPTED = "adapted"
+"""Child of a module of packed experts below which the adapters of its parameters stand, by their names."""
+
+
+@dataclass(eq=False)
+class ExpertsSite(LinearSite):
+    """The linear maps of E experts, packed into one parameter of `module`; widths are those of one expert.
+
+    A parameter that is one matrix, as those of routers are, is that of a single expert.
+
+    Attributes:
+        parameter: Its name.
+        transposed: Whether it is stored as [E, I, O] and not as [E, O, I].
+        layer_module: The layer: what it is given tells rows and positions, which experts no longer know.
+    """
+
+    parameter: str = ""
+    transposed: bool = False
+    layer_module: nn.Module | None = None
+
+    @property
+    def address(self) -> str:
+        return self.path.replace(f".{ADAPTED}.", ".")
+
+    @property
+    def stored(self) -> Tensor:
+        """The parameter, as it is stored."""
+        return self.module.get_parameter(self.parameter)
+
+    @property
+    def experts(self) -> int:
+        """E, the number of experts."""
+        return self.stored.shape[0] if self.stored.dim() > 2 else 1
+
+    @property
+    def in_features(self) -> int:
+        return self.stored.shape[-2 if self.transposed else -1]
+
+    @property
+    def out_features(self) -> int:
+        return self.stored.shape[-1 if self.transposed else -2]
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights [E, O, I]."""
+        stored = self.stored
+        if not stored.dtype.is_floating_point:
+            raise MergeError(
+                f"{self.address} is stored in a packed form, which has no [E, O, I] weights to read. Use a method that "
+                "only needs inputs and outputs, or load the base model in 16 or 32 bit."
+            )
+        stored = stored if stored.dim() > 2 else stored[None]
+        return stored.mT if self.transposed else stored
+
+    @property
+    def stored_bias(self) -> Tensor | None:
+        """The parameter that is added to what the weights give, as it is stored."""
+        name = "bias" if self.parameter == "weight" else f"{self.parameter}_bias"
+        return self.module._parameters.get(name)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The biases [E, O], None where there are none."""
+        return None if self.stored_bias is None else self.stored_bias.view(self.experts, self.out_features)
+
+    @torch.no_grad()
+    def assign(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight.copy_(weight)
+        if bias is not None and self.bias is not None:
+            self.bias.copy_(bias)
+
+    def of_one(self, weight: Tensor) -> LinearSite:
+        """The site of one of the experts, whose weight [O, I] is given."""
+        return LinearSite(self.role, self.location, self.layer, self.address, OneMap(weight), self.columns)
+
+
+class OneMap(nn.Module):
+    """Stands for the linear map of one expert, which is no module."""
+
+    bias = None
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.__dict__["weight"] = weight
+        self.out_features, self.in_features = weight.shape
 
 
 @dataclass(eq=False)
@@ -280,6 +378,8 @@ def _others(base: nn.Module, sites: list[Site], numbers: dict[str, int]) -> Iter
     for path, module in base.named_modules():
         if id(module) in known or not path:
             continue
+        if type(module).__module__.partition(".")[0] != "torch":
+            yield from _packed(base, path, module, numbers)
         if is_linear(module):
             kind: type[Site] = LinearSite
         elif "Norm" in type(module).__name__ and getattr(getattr(module, "weight", None), "dim", int)() == 1:
@@ -288,6 +388,25 @@ def _others(base: nn.Module, sites: list[Site], numbers: dict[str, int]) -> Iter
             continue
         layer = next((number for start, number in numbers.items() if path.startswith(start)), -1)
         yield kind("", path, layer, path, module)
+
+
+def _packed(base: nn.Module, path: str, module: nn.Module, numbers: dict[str, int]) -> Iterator[ExpertsSite]:
+    """The matrices that a module of a layer holds as parameters of its own, of which nobody said what they are.
+
+    Each is taken as [E, O, I], or [O, I] (a router), unless the module says that it is transposed.
+    """
+    within = next((start for start in numbers if path.startswith(start)), None)
+    for name, stored in module._parameters.items():
+        packed = stored is not None and (
+            (stored.dim() == 3 and len(stored) > 1) or (stored.dim() == 2 and name == "weight")
+        )
+        if within is None or not packed:
+            continue
+        layer, transposed = base.get_submodule(within[:-1]), getattr(module, "is_transposed", False) is True
+        yield ExpertsSite(
+            *("", f"{path}.{name}", numbers[within], f"{path}.{ADAPTED}.{name}", module),
+            *({}, name, transposed, layer),
+        )
 
 
 def _root(path: str) -> str:
@@ -352,16 +471,47 @@ class _Layer:
         return role, location, self.number, f"{self.path}.{path}" if path else self.path
 
     def _linear(self, role: str, place: Linear) -> LinearSite:
+        if isinstance(place, Experts):
+            return self._experts(role, place)
         module = self.find(place.path, role)
         if not is_linear(module):
             raise UnsupportedError(
                 f"{_called(self.layers.base)}: {self.path}.{place.path}, which should be {role}, is a "
                 f"{type(module).__name__} and no linear map."
             )
-        parts = {name: other for name, other in self.spec.places.items() if _same_map(place, other)}
-        columns = {name: self._columns(name, part.columns) for name, part in parts.items() if part.columns}  # type: ignore[union-attr]
+        columns = self._parts(place)
         flagged = {name: own for name, own in self.layers.names.columns.items() if name in columns}
-        return LinearSite(*self._named("+".join(parts), place.path), module, columns, flagged, call=place.call)
+        return LinearSite(*self._named(self._roles(place), place.path), module, columns, flagged, call=place.call)
+
+    def _experts(self, role: str, place: Experts) -> ExpertsSite:
+        owner, _, name = place.path.rpartition(".")
+        module = self.find(owner, role)
+        stored = module._parameters.get(name)
+        if stored is None or stored.dim() != 3:
+            raise UnsupportedError(
+                f"{_called(self.layers.base)}: {self.path}.{place.path}, which should be {role}, is no parameter "
+                "[experts, outputs, inputs]."
+            )
+        named = self._named(self._roles(place), f"{owner}.{ADAPTED}.{name}")
+        return ExpertsSite(
+            *named, module, self._parts(place), parameter=name, transposed=place.transposed, layer_module=self.module
+        )
+
+    def _roles(self, place: Linear) -> str:
+        """The roles of a map, joined."""
+        return "+".join(name for name, other in self.spec.places.items() if _same_map(place, other))
+
+    def _parts(self, place: Linear) -> dict[str, Columns]:
+        """The columns of the roles of a fused projection."""
+        parts = {name: other for name, other in self.spec.places.items() if _same_map(place, other)}
+        return {name: self._columns(name, part.columns) for name, part in parts.items() if part.columns}  # type: ignore[union-attr]
+
+    def _features(self, place: Linear, role: str) -> tuple[int, int]:
+        """Widths of a linear map, or of those of experts."""
+        if isinstance(place, Experts):
+            site = self._experts(role, place)
+            return site.in_features, site.out_features
+        return features(self.find(place.path, role))
 
     def _columns(self, role: str, columns: Columns) -> Columns:
         """`columns`, with the number of its stretches read from the layer."""
@@ -403,7 +553,7 @@ class _Layer:
         bias = _find(base, place.position_bias, base, "the model", role) if place.position_bias else None
         module, told = self.find(place.path, role), place.heads is not None
         query, key = (None if told else self._linear_at(f"{kind}.{part}") for part in "qk")
-        hidden = self._width(kind) if query is None else features(self.find(query.path, role))[0]
+        hidden = self._width(kind) if query is None else self._features(query, role)[0]
         pool = self.layers.names.pool(role, self.layers.layers.stack)
         widths = self._width_of(role, key), self._width_of(role, query)
         named = self._named(role, place.path)
@@ -413,7 +563,7 @@ class _Layer:
         """Width of a projection, of its own columns if it is fused; 0 if there is none."""
         if place is None:
             return 0
-        width = features(self.find(place.path, role))[1]
+        width = self._features(place, role)[1]
         if place.columns is None:
             return width
         chosen = self._columns(role, place.columns).of_width(width)
@@ -436,10 +586,10 @@ class _Layer:
         sources = {"attn": ("attn.o",), "cross": ("cross.o",), "ffn": ("ffn.down",)}
         for name in (*sources.get(role, ()), "ffn.down", "attn.o", "cross.o"):
             if (linear := self._linear_at(name)) is not None:
-                return features(self.find(linear.path, role))[1]
+                return self._features(linear, role)[1]
         for name in ("attn.q", "ffn.up"):
             if (linear := self._linear_at(name)) is not None:
-                return features(self.find(linear.path, role))[0]
+                return self._features(linear, role)[0]
         for name in ("ffn.norm", "attn.norm"):
             if isinstance(norm := self.spec.places.get(name), Norm):
                 return int(self.find(norm.path, role).get_parameter("weight").shape[0])

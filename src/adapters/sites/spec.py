@@ -88,6 +88,19 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Experts(Linear):
+    """The linear maps of all experts, packed into one parameter [E, O, I], by whose path they are named.
+
+    Args:
+        path: The parameter: "mlp.experts.down_proj".
+        columns: As in `Linear`, of every expert.
+        transposed: Whether it is stored as [E, I, O].
+    """
+
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
 class Branch:
     """A residual branch, whose output h is added to the residual input x.
 

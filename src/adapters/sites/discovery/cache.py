@@ -15,16 +15,17 @@ from huggingface_hub import constants
 from torch import nn
 
 from adapters.sites.discovery.trace import plain_class
-from adapters.sites.spec import At, Attention, Branch, Columns, LayerList, LayerSpec, Linear, ModelSpec, Norm
+from adapters.sites.spec import At, Attention, Branch, Columns, Experts, LayerList, LayerSpec, Linear, ModelSpec, Norm
 
-FORMAT = 1
+FORMAT = 2
 """Increased when discovery finds more, or specs are written otherwise: files of other formats are not read."""
 
 FOLDER = "ADAPTERS_SPEC_CACHE"
 """Environment variable: the folder; empty for none."""
 
 KINDS = {
-    kind.__name__: kind for kind in (At, Attention, Branch, Columns, LayerList, LayerSpec, Linear, ModelSpec, Norm)
+    kind.__name__: kind
+    for kind in (At, Attention, Branch, Columns, Experts, LayerList, LayerSpec, Linear, ModelSpec, Norm)
 }
 VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "_attn_implementation")
 """What a config says that changes nothing about where things are."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from adapters.sites.discovery.attentions import Core, cores
 from adapters.sites.discovery.columns import as_columns, reaching
+from adapters.sites.discovery.experts import is_experts, places_in
 from adapters.sites.discovery.graph import PASSED, SCALED, Call, Graph, Node, Region, Value, is_linear_map
 from adapters.sites.discovery.places import Addresses
 from adapters.sites.discovery.residual import ADD, Stream, Sum, follow, last_map, parts
@@ -67,6 +68,7 @@ class _Reader:
         self.found.widths["layer"] = self.graph.tensors[end].shape[-1]
         stream = follow(self.region, end)
         self._attentions(stream)
+        self._experts()
         self._branches(stream)
         return self.found
 
@@ -253,8 +255,18 @@ class _Reader:
 
     # -------------------------------------------------------------------------------------------- feed-forward
 
+    def _experts(self) -> None:
+        """The linear maps of packed experts: beside these, a router or an expert for all tokens has no role."""
+        modules = {call.path: call for call in self.addresses.inside if is_experts(call.module)}
+        if len(modules) == 1:
+            (call,) = modules.values()
+            self.found.places.update(places_in(call.module, self.addresses.path(call)))
+            self.refuse("the activation of the experts does not tell which columns are which", "ffn.up")
+
     def _feed_forward(self, value: Value, x: Value) -> None:
         """The linear maps of the block, if they are two (up, down) or three (up, gate, down), and all that it has."""
+        if "ffn.down" in self.found.places:
+            return
         maps = self.region.linears(value, x)
         down = last_map(self.region, value, x)
         if not maps or down is None:
