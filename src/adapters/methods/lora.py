@@ -58,6 +58,9 @@ class LoRAConfig(AdapterConfig):
         init_weights_seed: Seed set before each module is initialised; None leaves the generator alone.
         use_gating: Multiply the update by a learned gate between 0 and 1 per sequence, instead of alpha / r.
         use_dora: Train direction and magnitude of the weights apart (DoRA).
+        dora_form: What DoRA's magnitude multiplies: the "output" with its bias, m / ||W + B A|| * (W x + b + s B A x) for
+            s = alpha / r, or the "weight" alone as in the paper, m / ||W + s B A|| * (W x + s B A x) + b.
+        vera_diagonal: Let VeRA's two trained matrices be diagonal, as in the paper.
         vera_d: Start of VeRA's inner vector, a float; None for no VeRA.
         vera_b: Start of VeRA's outer vector, a float; None for no VeRA.
         dtype: Name of the adapter's torch dtype, such as "bfloat16"; None for the default.
@@ -88,7 +91,10 @@ class LoRAConfig(AdapterConfig):
     dtype: str | None = None
     places: str | list[str] | None = None
     gate_attended: bool = True
+    dora_form: str = "output"
+    vera_diagonal: bool = False
 
+    newer: ClassVar[tuple[str, ...]] = ("dora_form", "vera_diagonal")
     flags: ClassVar[tuple[str, ...]] = WeightUpdateConfig.flags
     rules: ClassVar[Mapping[str, Rule]] = {  # the fields themselves are not inherited, because files keep their order
         **WeightUpdateConfig.rules,
@@ -99,6 +105,8 @@ class LoRAConfig(AdapterConfig):
         "use_dora": flag,
         "vera_d": nothing | decimal,
         "vera_b": nothing | decimal,
+        "dora_form": one_of("output", "weight"),
+        "vera_diagonal": flag,
     }
 
     @property
@@ -218,8 +226,10 @@ class DoRA(LoRA):
 
         y = m / ||W + B A|| * (W x + b + (alpha / r) * B A x)             norms over the rows of [O, I]
 
-    Paper: Liu et al. 2024, arXiv:2402.09353. We differ: the norm is taken of the unscaled product B A, as in the
-    adapters that were trained so far; with the default alpha = r there is no difference.
+    Paper: Liu et al. 2024, arXiv:2402.09353. We differ: the norm is taken of the unscaled product B A, and m multiplies
+    the bias too, as in the adapters that were trained so far. With `dora_form="weight"` it is the paper's
+
+        y = m / ||W + (alpha / r) * B A|| * (W x + (alpha / r) * B A x) + b
     """
 
     paper = "arXiv:2402.09353"
@@ -250,18 +260,25 @@ class DoRA(LoRA):
             wide[columns, i * rank : (i + 1) * rank] = part
         return a, wide
 
-    def _fold(self) -> tuple[Tensor, Tensor, Tensor]:
-        """m / ||W + B A|| [O], A transposed [1, I, n r], (alpha / r) * m / ||W + B A|| * B transposed [1, n r, O]."""
+    def _fold(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What a call needs, for the magnitude M = m / ||W + B A|| [O]: M, A transposed [1, I, n r], (alpha / r) * M * B
+        transposed [1, n r, O], and (1 - M) * b [O], what brings the bias back if M does not multiply it.
+        """
         a, b = self.wide()
-        norm: Tensor = (weight_of(self.site.module) + b @ a).norm(dim=1)
+        update = b @ a if self.config.dora_form == "output" else self.scaling * (b @ a)
+        norm: Tensor = (weight_of(self.site.module) + update).norm(dim=1)
         magnitude = self.m.weight.squeeze(1) / norm
-        return magnitude, a.mT.unsqueeze(0), (b.mT * (self.scaling * magnitude)).unsqueeze(0)
+        own = self.config.dora_form == "weight" and self.site.bias is not None
+        rest = (1 - magnitude) * self.site.bias if own else None
+        return magnitude, a.mT.unsqueeze(0), (b.mT * (self.scaling * magnitude)).unsqueeze(0), rest
 
     def magnitude(self) -> Tensor:
         """m / ||W + B A||, [O]."""
         return self._folded()[0]  # type: ignore[no-any-return]
 
     def run(self, state: LinearState) -> LinearState:
+        if self.config.dora_form == "weight":
+            return AffineAdapter.run(self, state)
         return replace(super().run(state), magnitude=self.magnitude().view(1, 1, -1))
 
     def delta(self, x: Tensor, state: LinearState) -> Tensor:
@@ -271,10 +288,14 @@ class DoRA(LoRA):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if not (self.bare() and x.dtype is y.dtype is self.m.weight.dtype and y.is_contiguous()):
-            return ((y + self.update(x, x)) * self.magnitude()).to(y.dtype)
-        folded: tuple[Tensor, Tensor, Tensor] = self._folded()
-        magnitude, down, up = folded
+            magnitude, _, _, rest = self._folded()
+            y, dtype = (y + self.update(x, x)) * magnitude, y.dtype
+            return (y if rest is None else y + rest).to(dtype)
+        folded: tuple[Tensor, Tensor, Tensor, Tensor | None] = self._folded()
+        magnitude, down, up, rest = folded
         y = y.mul_(magnitude) if self.may_write(y) and not torch.is_grad_enabled() else y * magnitude
+        if rest is not None:
+            y = y + rest
         if torch.compiler.is_compiling():
             return y + x @ down @ up
         add_product(as_one(y), as_one(x), (down, up))
@@ -288,6 +309,8 @@ class DoRA(LoRA):
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         magnitude = self.magnitude()
         merged, _ = super().merged(weight, bias)
+        if self.config.dora_form == "weight":
+            return magnitude[:, None] * merged, bias
         return magnitude[:, None] * merged, bias if bias is None else magnitude * bias
 
     @property
