@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from adapters.errors import MergeError
 from adapters.methods.base import AffineAdapter
 from adapters.methods.carriers import LoRALayer as LoRALayer
 from adapters.methods.carriers import LoRALinear as LoRALinear
@@ -60,6 +61,7 @@ class LoRAConfig(AdapterConfig):
         use_dora: Train direction and magnitude of the weights apart (DoRA).
         dora_form: What DoRA's magnitude multiplies: the "output" with its bias, m / ||W + B A|| * (W x + b + s B A x) for
             s = alpha / r, or the "weight" alone as in the paper, m / ||W + s B A|| * (W x + s B A x) + b.
+        use_bias: Train an addition d to the output too, y = W x + b + (alpha / r) * B A x + d; for LoRA alone.
         vera_diagonal: Let VeRA's two trained matrices be diagonal, as in the paper.
         vera_d: Start of VeRA's inner vector, a float; None for no VeRA.
         vera_b: Start of VeRA's outer vector, a float; None for no VeRA.
@@ -92,9 +94,10 @@ class LoRAConfig(AdapterConfig):
     places: str | list[str] | None = None
     gate_attended: bool = True
     dora_form: str = "output"
+    use_bias: bool = False
     vera_diagonal: bool = False
 
-    newer: ClassVar[tuple[str, ...]] = ("dora_form", "vera_diagonal")
+    newer: ClassVar[tuple[str, ...]] = ("dora_form", "use_bias", "vera_diagonal")
     flags: ClassVar[tuple[str, ...]] = WeightUpdateConfig.flags
     rules: ClassVar[Mapping[str, Rule]] = {  # the fields themselves are not inherited, because files keep their order
         **WeightUpdateConfig.rules,
@@ -106,6 +109,7 @@ class LoRAConfig(AdapterConfig):
         "vera_d": nothing | decimal,
         "vera_b": nothing | decimal,
         "dora_form": one_of("output", "weight"),
+        "use_bias": flag,
         "vera_diagonal": flag,
     }
 
@@ -124,6 +128,8 @@ class LoRAConfig(AdapterConfig):
         super().__post_init__()
         if self.composition_mode == "scale" and self.r != 1:
             raise self._error("r", "With composition_mode 'scale' it can only be 1.")
+        if self.use_bias and (self.kind != "lora" or self.use_gating):
+            raise self._error("use_bias", "Only LoRA without a gate trains an addition to the output.")
         if self.composition_mode == "scale" and self.dropout:
             warnings.warn(f"{type(self).__name__}: dropout does nothing with composition_mode 'scale'.", stacklevel=4)
         idle = [name for name in self.attn_matrices if name not in ("q", "k", "v")]
@@ -162,7 +168,8 @@ class LoRA(WeightUpdate):
         y = W x + b + (alpha / r) * B A x               gated: y = W x + b + g(x) * B A x
 
     A is [r, I], B is [O, r]. At a fused projection (GPT-2's `c_attn`) A and B hold one block per adapted part, and
-    parts that are not adapted stay as they are. In a `Stack` the next adapter reads the update of the last one.
+    parts that are not adapted stay as they are. In a `Stack` the next adapter reads the update of the last one. With
+    `use_bias` the update has one more term, d [O].
 
     Paper: Hu et al. 2021, arXiv:2106.09685. Gate: Mao et al. 2022, arXiv:2110.07577.
     """
@@ -177,6 +184,7 @@ class LoRA(WeightUpdate):
         super().__init__(config, site, name, output_columns(config, site))
         self.scaling = config.alpha / config.r
         self.make_matrices()
+        self.bias = nn.Parameter(torch.zeros(site.out_features)) if config.use_bias else None
 
     def make_matrices(self) -> None:
         """Create the trained tensors."""
@@ -200,6 +208,39 @@ class LoRA(WeightUpdate):
 
     def factors(self) -> Factors:
         return self.tensor("lora_A"), self.tensor("lora_B")
+
+    def wide(self) -> tuple[Tensor, Tensor]:
+        """A [n r, I] and B [O, n r] of n adapted parts: each part's columns of B, zeros elsewhere."""
+        a, b = self.factors()
+        if self.whole:
+            return a, b
+        wide = b.new_zeros(self.out_features, len(a))
+        for i, (columns, (_, part)) in enumerate(self.parts((a, b))):
+            rank = part.shape[1]
+            wide[columns, i * rank : (i + 1) * rank] = part
+        return a, wide
+
+    def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
+        update = super().update(x, gate_input)
+        return update if self.bias is None else update + self.tensor("bias")
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().forward(x, y) if self.bias is None else (y + self.update(x, x)).to(y.dtype)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        weight, bias = super().merged(weight, bias)
+        if self.bias is None:
+            return weight, bias
+        if bias is None:
+            raise MergeError(
+                f"Adapter {self.name!r} adds to the output of {self.site.path} (use_bias), which has no bias that this could "
+                "go into. Keep it as an adapter."
+            )
+        return weight, bias + self.tensor("bias")
+
+    @property
+    def signature(self) -> tuple[Any, ...] | None:
+        return super().signature if self.bias is None else None
 
 
 def init_matrices(a: Tensor | None, b: Tensor, scheme: str) -> None:
@@ -248,17 +289,6 @@ class DoRA(LoRA):
     def bind(self, shared: nn.Module | None) -> None:
         super().bind(shared)
         self._folded = Derived(self._fold, *self.sources(), base=self.site.module)
-
-    def wide(self) -> tuple[Tensor, Tensor]:
-        """A [n r, I] and B [O, n r] of n adapted parts: each part's columns of B, zeros elsewhere."""
-        a, b = self.factors()
-        if self.whole:
-            return a, b
-        wide = b.new_zeros(self.out_features, len(a))
-        for i, (columns, (_, part)) in enumerate(self.parts((a, b))):
-            rank = part.shape[1]
-            wide[columns, i * rank : (i + 1) * rank] = part
-        return a, wide
 
     def _fold(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """What a call needs, for the magnitude M = m / ||W + B A|| [O]: M, A transposed [1, I, n r], (alpha / r) * M * B
