@@ -19,7 +19,6 @@ from adapters.checkpoint.peft.saving import write_peft
 from adapters.checkpoint.undo import Before
 from adapters.errors import ConfigError, choices
 
-
 OURS, OF_PEFT = "adapters", "peft"
 FORMATS = (OURS, OF_PEFT)
 """Formats in which an adapter can be saved."""

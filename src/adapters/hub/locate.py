@@ -202,8 +202,8 @@ def wanted_files(
             chosen += [f"{place}{kind.config}", *[f"{place}{w}" for w in weights if f"{place}{w}" in files][:1]]
     chosen = [file for file in dict.fromkeys(chosen) if file in files]
     first = needs.config if isinstance(needs, CheckpointKind) else needs
-    weights = {f"{prefix}{w}" for kind in _forms(needs) for w in kind.weights} if first != needs else set()
-    lacks_weights = first != needs and not weights.intersection(chosen)
+    found = {f"{prefix}{w}" for kind in _forms(needs) for w in kind.weights}.intersection(chosen)
+    lacks_weights = isinstance(needs, CheckpointKind) and not found
     if f"{prefix}{first}" not in chosen or lacks_weights:
         raise CheckpointNotFound(_lacking(repo, files, needs, inner))
     return chosen

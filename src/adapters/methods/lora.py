@@ -30,7 +30,7 @@ from adapters.methods.derived import Derived
 from adapters.methods.parts import as_one, watched
 from adapters.methods.places import output_columns
 from adapters.methods.state import LinearState
-from adapters.methods.weight_update import Factors, WeightUpdate, WeightUpdateConfig, add_product, wants_site
+from adapters.methods.weight_update import Factors, WeightUpdate, WeightUpdateConfig, add_product, meet, wants_site
 from adapters.sites.linear import weight_of
 from adapters.sites.resolve import LinearSite
 
@@ -59,8 +59,9 @@ class LoRAConfig(AdapterConfig):
         init_weights_seed: Seed set before each module is initialised; None leaves the generator alone.
         use_gating: Multiply the update by a learned gate between 0 and 1 per sequence, instead of alpha / r.
         use_dora: Train direction and magnitude of the weights apart (DoRA).
-        dora_form: What DoRA's magnitude multiplies: the "output" with its bias, m / ||W + B A|| * (W x + b + s B A x) for
-            s = alpha / r, or the "weight" alone as in the paper, m / ||W + s B A|| * (W x + s B A x) + b.
+        dora_form: What DoRA's magnitude multiplies, with s = alpha / r: the "output" and its bias,
+            m / ||W + B A|| * (W x + b + s B A x), or as in the paper the "weight" alone,
+            m / ||W + s B A|| * (W x + s B A x) + b.
         use_bias: Train an addition d to the output too, y = W x + b + (alpha / r) * B A x + d; for LoRA alone.
         vera_diagonal: Let VeRA's two trained matrices be diagonal, as in the paper.
         vera_d: Start of VeRA's inner vector, a float; None for no VeRA.
@@ -146,8 +147,7 @@ class LoRAConfig(AdapterConfig):
 
     def meets(self, other: AdapterConfig) -> bool:
         """Whether two configs adapt the same linear map."""
-        both = [flag for flag in self.flags if self[flag] and other[flag]]
-        return both not in ([], ["selfattn_lora"]) or bool(both and set(self.attn_matrices) & {*other["attn_matrices"]})
+        return meet(self, other)
 
 
 @dataclass(eq=False)
@@ -233,7 +233,8 @@ class LoRA(WeightUpdate):
             return weight, bias
         if bias is None:
             raise MergeError(
-                f"Adapter {self.name!r} adds to the output of {self.site.path} (use_bias), which has no bias that this could "
+                f"Adapter {self.name!r} adds to the output of {self.site.path} (use_bias), which has no bias that "
+                "this could "
                 "go into. Keep it as an adapter."
             )
         return weight, bias + self.tensor("bias")
@@ -291,15 +292,15 @@ class DoRA(LoRA):
         self._folded = Derived(self._fold, *self.sources(), base=self.site.module)
 
     def _fold(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """What a call needs, for the magnitude M = m / ||W + B A|| [O]: M, A transposed [1, I, n r], (alpha / r) * M * B
-        transposed [1, n r, O], and (1 - M) * b [O], what brings the bias back if M does not multiply it.
+        """M = m / ||W + B A|| [O], A transposed [1, I, n r], (alpha / r) * M * B transposed [1, n r, O],
+        and (1 - M) * b [O], which brings the bias back where M does not multiply it.
         """
         a, b = self.wide()
         update = b @ a if self.config.dora_form == "output" else self.scaling * (b @ a)
         norm: Tensor = (weight_of(self.site.module) + update).norm(dim=1)
         magnitude = self.m.weight.squeeze(1) / norm
-        own = self.config.dora_form == "weight" and self.site.bias is not None
-        rest = (1 - magnitude) * self.site.bias if own else None
+        bias = self.site.bias if self.config.dora_form == "weight" else None
+        rest = None if bias is None else (1 - magnitude) * bias
         return magnitude, a.mT.unsqueeze(0), (b.mT * (self.scaling * magnitude)).unsqueeze(0), rest
 
     def magnitude(self) -> Tensor:

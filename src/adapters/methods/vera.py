@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.methods.base import MethodModule
 from adapters.methods.config import AdapterConfig

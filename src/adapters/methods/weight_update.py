@@ -86,6 +86,16 @@ class WeightUpdateConfig(AdapterConfig):
         "places": place_patterns,
     }
 
+    def meets(self, other: AdapterConfig) -> bool:
+        """Whether two configs adapt the same linear map."""
+        return meet(self, other)
+
+
+def meet(one: AdapterConfig, other: AdapterConfig) -> bool:
+    """Whether the flags of two configs may choose one linear map."""
+    both = [flag for flag in one.flags if one[flag] and other[flag]]
+    return both not in ([], ["selfattn_lora"]) or bool(both and {*one["attn_matrices"]} & {*other["attn_matrices"]})
+
 
 class WeightUpdate(LinearAdapter):
     """A method that adds a matrix to the weight.

@@ -72,8 +72,8 @@ class AdapterFileVerbs(ActivationVerbs):
     ) -> str:
         """Load an adapter from a folder, an archive or the hub in use (`adapters.hub.use`), ours or one of PEFT.
 
-        If the model has an adapter of this name and config, its weights are replaced. An adapter of PEFT, whose files have
-        no name, is called as the last part of the path or of the repository's name.
+        If the model has an adapter of this name and config, its weights are replaced. An adapter of PEFT, whose files
+        have no name, is called as the last part of the path or of the repository's name.
 
         Args:
             adapter_name_or_path: A folder or archive, a URL of an archive, or a repository such as "org/name". Where

@@ -16,8 +16,8 @@ TARGETS: dict[str, list[str]] = {
     "distilbert": ["q_lin", "v_lin", "lin2"],
     "gpt2": ["c_attn", "mlp.c_proj"],
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), LLAMA),
-    **dict.fromkeys(("t5", "t5-gated", "mt5"), ["q", "v", "wo"]),
-    **dict.fromkeys(("bart", "mbart"), ["q_proj", "v_proj", "fc2"]),
+    **{key: ["q", "v", "wo"] for key in ("t5", "t5-gated", "mt5")},
+    **{key: ["q_proj", "v_proj", "fc2"] for key in ("bart", "mbart")},
     "vit": ["q_proj", "v_proj", "fc2"],
 }
 NORMS = {
@@ -29,8 +29,6 @@ NORMS = {
     **dict.fromkeys(("bart", "mbart"), r".*layer_norm"),
     "vit": r".*layernorm_(before|after)",
 }
-BIASED = [name for name in TINY_MODELS if name not in ("llama", "mistral", "qwen3", "t5", "t5-gated", "mt5")]
-
 Make = Callable[[str], Any]
 CASES: dict[str, Make] = {
     "lora": lambda name: peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS[name]),
@@ -43,7 +41,9 @@ CASES: dict[str, Make] = {
         rank_pattern={TARGETS[name][0]: 2, rf".*1.*{TARGETS[name][-1]}": 5},
         alpha_pattern={TARGETS[name][-1]: 3},
     ),
-    "one layer": lambda name: peft.LoraConfig(r=4, target_modules=TARGETS[name], layers_to_transform=[1]),
+    "one layer": lambda name: peft.LoraConfig(
+        r=4, target_modules=TARGETS[name], layers_to_transform=[1], layers_pattern=["layers", "layer", "h", "block"]
+    ),
     "all-linear": lambda name: peft.LoraConfig(r=2, target_modules="all-linear"),
     "pissa": lambda name: peft.LoraConfig(r=2, init_lora_weights="pissa", target_modules=TARGETS[name]),
     "olora": lambda name: peft.LoraConfig(r=2, init_lora_weights="olora", target_modules=TARGETS[name]),
@@ -53,8 +53,12 @@ CASES: dict[str, Make] = {
     "all biases": lambda name: peft.LoraConfig(r=4, bias="all", target_modules=TARGETS[name]),
     "lora_bias": lambda name: peft.LoraConfig(r=4, lora_alpha=12, lora_bias=True, target_modules=TARGETS[name]),
     "ia3": lambda name: peft.IA3Config(target_modules=TARGETS[name], feedforward_modules=TARGETS[name][-1:]),
-    "loha": lambda name: peft.LoHaConfig(r=3, alpha=5, target_modules=TARGETS[name], rank_pattern={TARGETS[name][0]: 2}),
-    "lokr": lambda name: peft.LoKrConfig(r=2, alpha=3, target_modules=TARGETS[name], alpha_pattern={TARGETS[name][0]: 2}),
+    "loha": lambda name: peft.LoHaConfig(
+        r=3, alpha=5, target_modules=TARGETS[name], rank_pattern={TARGETS[name][0]: 2}
+    ),
+    "lokr": lambda name: peft.LoKrConfig(
+        r=2, alpha=3, target_modules=TARGETS[name], alpha_pattern={TARGETS[name][0]: 2}
+    ),
     "lokr, both": lambda name: peft.LoKrConfig(
         r=1, alpha=3, decompose_both=True, decompose_factor=4, target_modules=TARGETS[name]
     ),
@@ -65,7 +69,9 @@ CASES: dict[str, Make] = {
     "oft, constrained": lambda name: peft.OFTConfig(
         oft_block_size=4, coft=True, eps=0.5, use_cayley_neumann=False, target_modules=TARGETS[name]
     ),
-    "adalora": lambda name: peft.AdaLoraConfig(init_r=4, target_r=2, lora_alpha=6, total_step=10, target_modules=TARGETS[name]),
+    "adalora": lambda name: peft.AdaLoraConfig(
+        init_r=4, target_r=2, lora_alpha=6, total_step=10, target_modules=TARGETS[name]
+    ),
     "vera": lambda name: peft.VeraConfig(r=4, target_modules=TARGETS[name]),
     "vera, drawn": lambda name: peft.VeraConfig(
         r=4, target_modules=TARGETS[name], save_projection=False, projection_prng_key=7
@@ -80,12 +86,10 @@ CASES: dict[str, Make] = {
 EXACT = ("lora", "lora, odd", "rslora", "patterns", "one layer", "all-linear", "mica")
 """Cases of which not a bit differs."""
 
-PAIRS = [
-    (case, name)
-    for case in CASES
-    for name in TINY_MODELS
-    if (case != "lora_bias" or name in BIASED) and not (case == "olora" and name == "gpt2")  # PEFT's is for nn.Linear
-]
+LINEAR_ALONE = ("olora", "loha", "lokr", "lokr, both", "oft", "oft, inverse", "oft, constrained")
+NOT_SHARED = {*((case, "gpt2") for case in LINEAR_ALONE), ("all biases", "vit")}
+"""What PEFT has for nn.Linear alone, and the bias of a convolution."""
+PAIRS = [(case, name) for case in CASES for name in TINY_MODELS if (case, name) not in NOT_SHARED]
 
 
 def theirs(case: str, name: str, task: str = "base", **changes: Any) -> Any:

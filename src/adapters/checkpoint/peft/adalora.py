@@ -95,7 +95,7 @@ class AdaLoRATranslator(Translator):
             "orth_reg_weight": "orthogonality",
         }
         options = {
-            theirs: self.common(modules, theirs, lambda module, ours=ours: module.config[ours])  # type: ignore[misc]
+            theirs: self.common(modules, theirs, lambda module, ours=ours: module.config[ours])
             for theirs, ours in named.items()
         }
         options |= {"init_r": most, "lora_alpha": most, "total_step": options["tinit"] + options["tfinal"] + 1}

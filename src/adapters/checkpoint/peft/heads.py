@@ -78,7 +78,9 @@ def load(
         labels = weight.shape[0]
     config, own = convert_static_head(source, tensors, model.config, name, num_labels=labels)
     start = f"heads.{name}."
-    add_flexible(model, name, config, {key.removeprefix(start): tensor for key, tensor in own.items()}, what, True, None)
+    add_flexible(
+        model, name, config, {key.removeprefix(start): tensor for key, tensor in own.items()}, what, True, None
+    )
 
 
 def _fill(model: Any, tensors: Mapping[str, Tensor], before: Before, what: str) -> None:
@@ -86,11 +88,14 @@ def _fill(model: Any, tensors: Mapping[str, Tensor], before: Before, what: str) 
     base = {id(parameter) for parameter in model._engine.base.parameters()}
     if tied := sorted(name for name in tensors if id(own[name]) in base):
         raise CheckpointError(
-            f"{what} holds {', '.join(tied)}, which in this model is the embedding too (tie_word_embeddings). Open the model "
+            f"{what} holds {', '.join(tied)}, which in this model is the embedding too (tie_word_embeddings). Open "
+            "the model "
             "with tie_word_embeddings=False, or load without head (with_head=False)."
         )
     result = match({name: own[name] for name in tensors}, tensors, lambda key: False)
-    result.check(f"The head of {what[:1].lower()}{what[1:]}", hint="Open the model with the num_labels of the checkpoint.")
+    result.check(
+        f"The head of {what[:1].lower()}{what[1:]}", hint="Open the model with the num_labels of the checkpoint."
+    )
     before.keep(target for target, _ in result.pairs.values())
     result.copy()
 

@@ -72,7 +72,8 @@ def load_peft(
     kind = type_of(saved, {**TRANSLATORS, **prompts.TRANSLATORS}, what)
     if name in engine.config:
         raise CheckpointError(
-            f"There is an adapter {name!r} already. Pass load_as to give the one in {folder} another name, or delete it."
+            f"There is an adapter {name!r} already. Pass load_as to give the one in {folder} another name, or delete "
+            "it."
         )
     require_layers(leave_out or (), engine.sites, "leave_out")
     if kind in prompts.TRANSLATORS:
@@ -145,7 +146,8 @@ def _read(
     _check_targets(options, found, targeted, strict)
     if not found:
         raise CheckpointError(
-            f"{what} has no tensor of the type {translator.peft_type}, whose names end with: {', '.join(translator.parts)}. "
+            f"{what} has no tensor of the type {translator.peft_type}, whose names end with: "
+            f"{', '.join(translator.parts)}. "
             f"It has: {', '.join(sorted(tensors)[:5])}, ..."
         )
     members = translator.read(options, found, shared)
@@ -160,14 +162,19 @@ def _read(
     return placed[0] if len(placed) == 1 else ConfigUnion(*placed), own, {**others, **odd}, start
 
 
-def _check_targets(options: Options, found: Sequence[Found], targeted: set[str] | None, strict: bool) -> None:
+def _check_targets(options: Options, found: Sequence[Found], targeted: Mapping[AffineSite, str], strict: bool) -> None:
     """Raise CheckpointError if the config means modules that have no tensors, or tensors are of others."""
     if not targeted:  # the config does not say, or says it of a class with other names
         return
-    names = {id(module.site): module.name for module in found}
-    missing = sorted(targeted - set(names.values()))
-    beyond = sorted(set(names.values()) - targeted)
-    problems = {"lacks tensors for modules that its config means": missing, "has tensors for modules that its config does not mean": beyond}
+    there = {module.site for module in found}
+    problems = {
+        "lacks tensors for modules that its config means": sorted(
+            n for site, n in targeted.items() if site not in there
+        ),
+        "has tensors for modules that its config does not mean": sorted(
+            m.name for m in found if m.site not in targeted
+        ),
+    }
     for words, modules in problems.items():
         if modules:
             some = ", ".join(modules[:5]) + (f" and {len(modules) - 5} more" if len(modules) > 5 else "")
@@ -220,9 +227,7 @@ def _entry(place: str, site: AffineSite, inward: bool) -> str:
     return f"{place}{INPUT if inward else WHOLE if fused else ''}"
 
 
-def _named(
-    engine: Engine, name: str, members: Sequence[Member], configs: Sequence[AdapterConfig]
-) -> dict[str, Tensor]:
+def _named(engine: Engine, name: str, members: Sequence[Member], configs: Sequence[AdapterConfig]) -> dict[str, Tensor]:
     """The tensors of all members by their names on disk."""
     result: dict[str, Tensor] = {}
     with_shared = [member for member in members if member.shared]

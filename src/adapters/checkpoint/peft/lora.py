@@ -54,7 +54,8 @@ class LoRATranslator(Translator):
     refused: ClassVar[Mapping[str, str]] = {
         "use_qalora": f"QALoRA pools the input of its layers, which no method here does. {MERGE}",
         "use_bdlora": f"Block-diagonal matrices are not among our methods. {MERGE}",
-        "arrow_config": "Arrow routes between several LoRA adapters: load these one by one, and combine them with Route.",
+        "arrow_config": "Arrow routes between several LoRA adapters: load these one by one, and combine them with "
+        "Route.",
         "kasa_config": f"KaSA changes the base model's weights. {MERGE}",
         "monteclora_config": f"MonteCLoRA samples its matrices, which no method here does. {MERGE}",
         "alora_invocation_tokens": "Activated LoRA acts behind certain tokens alone, which no method here does.",
@@ -94,14 +95,14 @@ class LoRATranslator(Translator):
         for (rank, alpha), tensors in kinds.items():
             size = {"r": rank, "alpha": alpha, "dropout": options["lora_dropout"]}
             if options["use_dora"] and options["lora_bias"]:
-                raise CheckpointError(f"{options.what} has lora_bias together with use_dora, which no method here has. {MERGE}")
+                raise CheckpointError(
+                    f"{options.what} has lora_bias together with use_dora, which no method here has. {MERGE}"
+                )
             config = DoRAConfig(**size, dora_form="weight") if options["use_dora"] else LoRAConfig(**size)
             members.append(Member(config.replace(use_bias=True) if options["lora_bias"] else config, tensors))
         return members
 
-    def with_biases(
-        self, options: Options, members: list[Member], biases: dict[AffineSite, Tensor]
-    ) -> list[Member]:
+    def with_biases(self, options: Options, members: list[Member], biases: dict[AffineSite, Tensor]) -> list[Member]:
         if options["use_dora"]:
             return super().with_biases(options, members, biases)
         result = []
@@ -139,9 +140,12 @@ class LoRATranslator(Translator):
         start = str(options["init_lora_weights"]).lower()
         if start.startswith(("pissa_niter", "corda", "loftq", "lora_ga")):
             raise CheckpointError(
-                f"{options.what}: init_lora_weights is {start!r}: training began with a part of the base model's weights, "
-                "which cannot be told from the file. Save it in PEFT with path_initial_model_for_weight_conversion, which "
-                "makes it a LoRA for the unchanged model; or, if the base model was saved as it was changed, open that one "
+                f"{options.what}: init_lora_weights is {start!r}: training began with a part of the base model's "
+                "weights, "
+                "which cannot be told from the file. Save it in PEFT with path_initial_model_for_weight_conversion, "
+                "which "
+                "makes it a LoRA for the unchanged model; or, if the base model was saved as it was changed, open "
+                "that one "
                 "and set init_lora_weights to true in adapter_config.json."
             )
         if start not in ("pissa", "olora"):
@@ -175,7 +179,10 @@ class LoRATranslator(Translator):
             "init_lora_weights": True,
             "use_rslora": False,
         }
-        patterns = {"rank_pattern": ("r", sizes), "alpha_pattern": ("lora_alpha", scales)}
+        patterns: dict[str, tuple[str, Mapping[AffineSite, Any]]] = {
+            "rank_pattern": ("r", sizes),
+            "alpha_pattern": ("lora_alpha", scales),
+        }
         biases = {module.site: module.bias for module in modules if module.bias is not None}
         if any(site.bias is None for site in biases):
             options["lora_bias"] = True

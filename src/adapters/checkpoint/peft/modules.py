@@ -65,7 +65,9 @@ class Modules:
         if site is None:
             raise CheckpointError(self._absent(path, start, what))
         if site.call is not None:
-            raise CheckpointError(f"{what} has tensors for {path}, which this model calls {site.call[1]} times in a layer.")
+            raise CheckpointError(
+                f"{what} has tensors for {path}, which this model calls {site.call[1]} times in a layer."
+            )
         return site
 
     def _absent(self, path: str, start: str, what: str) -> str:
@@ -81,7 +83,8 @@ class Modules:
         else:
             last = Counter(name.rpartition(".")[2] for name, site in self.sites.items() if isinstance(site, LinearSite))
             return (
-                f"{what} has tensors for the module {path}, but this {type(root).__name__} has no such module. Linear maps "
+                f"{what} has tensors for the module {path}, but this {type(root).__name__} has no such module. Linear "
+                "maps "
                 f"are called otherwise here. {choices(path.rpartition('.')[2], sorted(last))}"
             )
         return (
@@ -89,14 +92,12 @@ class Modules:
             "(PeftModel.from_pretrained(...).merge_and_unload()), save that model and open it here."
         )
 
-    def targeted(self, options: Options, start: str, kind: type[AffineSite]) -> set[str] | None:
-        """The names of all modules of a kind that the config means; None where it does not say."""
-        wanted = options["target_modules"]
-        if wanted is None:
-            return None
+    def targeted(self, options: Options, start: str, kind: type[AffineSite]) -> dict[AffineSite, str]:
+        """The modules of a kind that the config means, and their names; none where it does not say."""
+        if options["target_modules"] is None:
+            return {}
         named = {f"{start}{path}": site for path, site in self.sites.items() if isinstance(site, kind)}
-        found = {id(named[name]): name for name in named if is_target(options, name)}
-        return {name for name in found.values()}
+        return {site: name for name, site in named.items() if is_target(options, name)}
 
 
 def is_target(options: Options, name: str) -> bool:

@@ -38,7 +38,8 @@ class OFTTranslator(Translator):
     def read(self, options: Options, found: Sequence[Found], shared: Mapping[str, Tensor]) -> list[Member]:
         if options["oft_block_size"] is None or any("oft_r" in module.tensors for module in found):
             raise CheckpointError(
-                f"{options.what} is of an OFT before version 0.14 of PEFT, which computed something else (the config has no "
+                f"{options.what} is of an OFT before version 0.14 of PEFT, which computed something else (the config "
+                "has no "
                 "oft_block_size): PEFT reads it no more either. Merge it with PEFT 0.13, or train it again."
             )
         series = options["use_cayley_neumann"]
@@ -65,7 +66,7 @@ class OFTTranslator(Translator):
 
     def write(self, modules: Sequence[Any]) -> Written:
         of = {
-            name: self.common(modules, name, lambda module, name=name: module.config[name])  # type: ignore[misc]
+            name: self.common(modules, name, lambda module, name=name: module.config[name])
             for name in ("block_size", "block_share", "neumann_terms", "dropout", "eps")
         }
         terms = of["neumann_terms"]

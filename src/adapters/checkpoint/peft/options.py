@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.errors import CheckpointError, choices
-from adapters.methods.config import Rule, flag, integer, list_of, nothing, number, one_of, real, text
+from adapters.methods.config import Rule, flag, integer, list_of, number, one_of, real, text
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,9 @@ SHARED: Mapping[str, Option] = {
 """Options that types have in common."""
 
 dropout = Option(number(0, 1), 0.0)
-bias = Option(one_of("none", "all", "lora_only", "vera_only", "oft_only", "boft_only", "vblora_only", "randlora_only"), "none")
+bias = Option(
+    one_of("none", "all", "lora_only", "vera_only", "oft_only", "boft_only", "vblora_only", "randlora_only"), "none"
+)
 
 
 class Options(Mapping[str, Any]):
@@ -91,7 +93,12 @@ class Options(Mapping[str, Any]):
             if given.get(name) not in _NOTHING:
                 raise CheckpointError(f"{what}: {name} is {given[name]!r}. {reason}")
         for name, value in given.items():
-            if name not in self.values_ and name not in HISTORY | history and name not in refused and value not in _NOTHING:
+            if (
+                name not in self.values_
+                and name not in HISTORY | history
+                and name not in refused
+                and value not in _NOTHING
+            ):
                 logger.warning("%s: the option %s is not known here, and %r is ignored.", what, name, value)
 
     def __getitem__(self, name: str) -> Any:
@@ -149,12 +156,14 @@ def type_of(saved: Mapping[str, Any], types: Mapping[str, Any], what: str) -> st
 
 
 ELSEWHERE = (
-    "Merge it in PEFT (PeftModel.from_pretrained(...).merge_and_unload()), save that model and open it here, or train one "
+    "Merge it in PEFT (PeftModel.from_pretrained(...).merge_and_unload()), save that model and open it here, or train "
+    "one "
     "of the other types."
 )
 UNREAD = {
     "MULTITASK_PROMPT_TUNING": "It multiplies prompts of several tasks: save the product of one task as PROMPT_TUNING.",
-    "ADAPTION_PROMPT": "It is a prefix with a gate inside the attention, which no method here has; it cannot be merged either.",
+    "ADAPTION_PROMPT": "It is a prefix with a gate inside the attention, which no method here has; it cannot be "
+    "merged either.",
     "XLORA": "It routes between several LoRA adapters: load these one by one, and combine them with Route.",
     "POLY": "It routes between several LoRA adapters per task: save one task's mixture as LORA in PEFT.",
     "CPT": "It learns context tokens with a loss of its own: PROMPT_TUNING is the nearest that can be read.",

@@ -49,7 +49,8 @@ class ProductTranslator(Translator):
             alpha = by_pattern(options["alpha_pattern"], module.name, options["alpha"])
             if any(other != rank for other in self.ranks(module)):
                 raise CheckpointError(
-                    f"{options.what}: the tensors of {module.name} have rank {self.ranks(module)}, but its config says {rank}."
+                    f"{options.what}: the tensors of {module.name} have rank {self.ranks(module)}, but its config "
+                    f"says {rank}."
                 )
             own = {f"updates.0.{self.inner[part]}": tensor for part, tensor in module.tensors.items()}
             kinds.setdefault((rank, alpha), {})[module.site] = own
@@ -64,7 +65,10 @@ class ProductTranslator(Translator):
             tensors[module.site] = {outer[name]: tensor for name, tensor in module.updates[0].named_parameters()}
         sizes = {module.site: module.config.r for module in modules}
         scales = {module.site: module.config.alpha for module in modules}
-        patterns = {"rank_pattern": ("r", sizes), "alpha_pattern": ("alpha", scales)}
+        patterns: dict[str, tuple[str, Mapping[AffineSite, Any]]] = {
+            "rank_pattern": ("r", sizes),
+            "alpha_pattern": ("alpha", scales),
+        }
         return Written(self.more(modules), tensors, patterns=patterns)
 
     def more(self, modules: Sequence[Any]) -> dict[str, Any]:

@@ -47,7 +47,9 @@ class Prompt(NamedTuple):
     others: dict[str, Tensor]
 
 
-def read(engine: Engine, kind: str, saved: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str, what: str) -> Prompt:
+def read(
+    engine: Engine, kind: str, saved: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str, what: str
+) -> Prompt:
     """Our config and tensors, of an adapter that is to be called `name`.
 
     Raises:
@@ -83,7 +85,8 @@ def _refuse_positions(base: nn.Module, what: str) -> None:
     if (table := counted_positions(base)) is not None:
         raise UnsupportedError(
             f"{what}: PEFT's prompts and prefixes take positions away from the sequence, which starts behind them in "
-            f"{table}; here it starts at position 0, so that the model would compute something else. Merge is not possible "
+            f"{table}; here it starts at position 0, so that the model would compute something else. Merge is not "
+            "possible "
             "either; train a prefix or prompt here, or use a model with rotary or relative positions."
         )
 
@@ -114,131 +117,105 @@ def _write_prompt(engine: Engine, modules: Sequence[Any]) -> Written:
 # Prefixes
 
 
-def _sites(engine: Engine) -> tuple[list[AttentionSite], list[AttentionSite]]:
-    """The attentions in whose caches PEFT puts prefixes: self attentions and cross attentions of the decoder."""
-    sites = [hooked.site for hooked in engine.hooked if isinstance(hooked.site, AttentionSite)]
-    cross = [site for site in sites if site.role.startswith("cross")]
-    layers = {site.layer for site in cross}
-    own = [site for site in sites if not site.role.startswith("cross") and (site.layer in layers or not cross)]
-    return own, cross
+def _sites(engine: Engine, what: str) -> list[AttentionSite]:
+    """The attentions in whose caches PEFT puts prefixes, in the order of the layers.
 
-
-def _slots(engine: Engine) -> dict[AttentionSite, int]:
-    """Place -> number of the slot of its keys in the row of a file; that of its values follows.
-
-    Slots 2j and 2j + 1 are those of layer j. Where there is cross attention, layer j reads four slots from 4j on, and
-    those of its 2 L slots begin again behind the last.
+    Raises:
+        UnsupportedError: the model counts positions otherwise than by turning queries and keys.
     """
-    own, cross = _sites(engine)
-    if not cross:
-        return {site: 2 * number for number, site in enumerate(own)}
-    count = 2 * len(own)
-    slots = {site: 4 * number % count for number, site in enumerate(own)}
-    return slots | {site: (4 * number + 2) % count for number, site in enumerate(cross)}
+    _refuse_positions(engine.base, what)
+    sites = [hooked.site for hooked in engine.hooked if isinstance(hooked.site, AttentionSite)]
+    if not sites or any(site.role != "attn.core" for site in sites) or not _rotary(engine):
+        raise UnsupportedError(
+            f"{what}: a prefix of PEFT stands in the cache of a decoder, and what it means depends on how the model "
+            "counts "
+            f"positions. For decoders with rotary positions it is known; {type(engine.base).__name__} is none (T5 "
+            "adds a bias "
+            "by distance, to prefixes too in PEFT, but not here). Train a prefix here."
+        )
+    return sites
+
+
+def _rotary(engine: Engine) -> Any:
+    """The module that computes a model's rotary positions, or None."""
+    return next((m for m in engine.base.modules() if "RotaryEmbedding" in type(m).__name__), None)
 
 
 def _read_prefix(engine: Engine, prefix: Tensor, name: str, what: str) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    _refuse_positions(engine.base, what)
-    slots = _slots(engine)
-    own, cross = _sites(engine)
-    width = _width(engine, slots, what)
-    if prefix.shape[1] != 2 * len(own) * width:
+    sites = _sites(engine, what)
+    width = _width(sites, what)
+    if prefix.shape[1] != 2 * len(sites) * width:
         raise CheckpointError(
-            f"{what}: {EMBEDDINGS} is {tuple(prefix.shape)}, but {len(own)} layers of this model with keys and values of "
-            f"{width} numbers need {2 * len(own) * width} columns."
+            f"{what}: {EMBEDDINGS} is {tuple(prefix.shape)}, but {len(sites)} layers of this model with keys and "
+            "values of "
+            f"{width} numbers need {2 * len(sites) * width} columns."
         )
-    cut = prefix.view(len(prefix), -1, width)
-    turned = _turning(engine, len(prefix), back=True, what=what)
+    slots = prefix.view(len(prefix), -1, width).unbind(1)  # keys of layer 0, values of layer 0, keys of layer 1, ...
     rows: dict[str, list[Tensor]] = {}
-    for site, slot in slots.items():
-        keys = turned(site, cut[:, slot])
-        rows.setdefault(site.location, []).extend((keys, cut[:, slot + 1]))
-    config = PrefixTuningConfig(
-        flat=True, prefix_length=len(prefix), encoder_prefix=not cross, cross_prefix=bool(cross)
-    )
+    for site, keys, values in zip(sites, slots[::2], slots[1::2]):
+        rows.setdefault(site.location, []).extend((_turned(engine, site, keys, -len(prefix), what), values))
     start = f"{PrefixTuning.shared_container}.{name}"
-    return config, {f"{start}.{place}.control_trans": torch.cat(parts, 1).reshape(-1) for place, parts in rows.items()}
+    tensors = {f"{start}.{place}.control_trans": torch.cat(parts, 1).reshape(-1) for place, parts in rows.items()}
+    return PrefixTuningConfig(flat=True, prefix_length=len(prefix)), tensors
 
 
-def _width(engine: Engine, slots: Mapping[AttentionSite, int], what: str) -> int:
-    widths = {site.num_heads * size for site in slots for size in (site.head_dim, site.value_dim)}
+def _width(sites: Sequence[AttentionSite], what: str) -> int:
+    widths = {site.num_heads * size for site in sites for size in (site.head_dim, site.value_dim)}
     if len(widths) != 1:
-        raise UnsupportedError(f"{what}: prefixes of PEFT are of one width, and this model has keys and values of {widths}.")
+        raise UnsupportedError(
+            f"{what}: prefixes of PEFT are of one width, and this model has keys and values of {widths}."
+        )
     return widths.pop()
 
 
-def _turning(engine: Engine, length: int, back: bool, what: str) -> Callable[[AttentionSite, Tensor], Tensor]:
-    """What makes keys in front of a sequence at position 0 of keys in front of one at position `length`, or back.
+def _turned(engine: Engine, site: AttentionSite, keys: Tensor, positions: int, what: str) -> Tensor:
+    """Keys [P, H * head_dim] of a prefix, turned by so many positions.
 
-    Rotary positions turn queries and keys but no prefix: R(p + P) q . k = R(p) q . R(-P) k.
+    Rotary positions turn queries and keys, but no prefix. PEFT's sequence starts at position P, ours at 0, and
+    R(p + P) q . k = R(p) q . R(-P) k.
     """
-    rotary = [module for module in engine.base.modules() if "RotaryEmbedding" in type(module).__name__]
-    if not rotary:
-        if any(site.position_bias is None for site in _slots(engine)):
-            raise UnsupportedError(
-                f"{what}: it cannot be told how {type(engine.base).__name__} counts positions, which decides what a prefix "
-                "of PEFT means. Those with rotary positions, or with relative ones as T5 has them, can be read."
-            )
-        return lambda site, keys: keys
-    module: Any = rotary[0]
-
-    def turn(site: AttentionSite, keys: Tensor) -> Tensor:
-        apply = getattr(sys.modules[type(site.module).__module__], "apply_rotary_pos_emb", None)
-        by_head = keys.float().view(len(keys), -1, site.head_dim).transpose(0, 1)[None]
-        device = next(engine.base.parameters()).device
-        try:
-            cos, sin = module(by_head.to(device), torch.tensor([[length]], device=device))
-            if apply is None or cos.shape[-1] != site.head_dim:
-                raise TypeError
-            size = (cos.square() + sin.square()).sqrt()
-            cos, sin = cos / size, (-sin if back else sin) / size
-            turned: Tensor = apply(by_head, by_head, cos.to("cpu"), sin.to("cpu"))[1]
-        except (TypeError, ValueError, RuntimeError, AttributeError):
-            raise UnsupportedError(
-                f"{what}: the rotary positions of {type(engine.base).__name__} are of a kind for which it is not known how "
-                "a prefix of PEFT turns with them. Train a prefix here."
-            ) from None
-        return turned[0].transpose(0, 1).reshape(len(keys), -1).to(keys.dtype)
-
-    return turn
+    apply = getattr(sys.modules[type(site.module).__module__], "apply_rotary_pos_emb", None)
+    by_head = keys.float().view(len(keys), -1, site.head_dim).transpose(0, 1)[None]
+    device = next(engine.base.parameters()).device
+    try:
+        cos, sin = _rotary(engine)(by_head.to(device), torch.tensor([[abs(positions)]], device=device))
+        if apply is None or cos.shape[-1] != site.head_dim:
+            raise TypeError
+        size = (cos.square() + sin.square()).sqrt()  # some kinds of rotary positions scale what they turn
+        cos, sin = cos / size, (sin if positions > 0 else -sin) / size
+        turned: Tensor = apply(by_head, by_head, cos.to(by_head.device), sin.to(by_head.device))[1]
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        raise UnsupportedError(
+            f"{what}: the rotary positions of {type(engine.base).__name__} are of a kind for which it is not known "
+            "how a "
+            "prefix of PEFT turns with them. Train a prefix here."
+        ) from None
+    return turned[0].transpose(0, 1).reshape(len(keys), -1).to(keys.dtype)
 
 
 @torch.no_grad()
 def _write_prefix(engine: Engine, modules: Sequence[Any]) -> Written:
-    name, length = modules[0].name, modules[0].config.prefix_length
-    what = f"Adapter {name!r}"
-    _refuse_positions(engine.base, what)
-    slots = _slots(engine)
-    placed = {module.site: module for module in modules}
-    if any(module.config.use_gating for module in modules) or placed.keys() != slots.keys():
+    what, length = f"Adapter {modules[0].name!r}", modules[0].config.prefix_length
+    sites, placed = _sites(engine, what), {module.site: module for module in modules}
+    if any(module.config.use_gating for module in modules) or placed.keys() != set(sites):
         raise UnsupportedError(
-            f"{what} has a gate, or acts at other attentions than those in whose caches PEFT puts prefixes: all self "
-            "attentions of a decoder, and its cross attentions if it has some. Those of encoders have none there."
+            f"{what} has a gate, or leaves layers out: PEFT's prefixes have none, and stand in all layers of a decoder."
         )
-    own, cross = _sites(engine)
-    width = _width(engine, slots, what)
-    turned = _turning(engine, length, back=False, what=what)
-    cut: list[Tensor | None] = [None] * (2 * len(own))
-    for site, slot in slots.items():
-        keys, values = (part[0].transpose(0, 1).reshape(length, -1) for part in placed[site]())
-        for number, part in ((slot, turned(site, keys.cpu())), (slot + 1, values.cpu())):
-            if (there := cut[number]) is not None and not torch.equal(there, part):
-                raise UnsupportedError(
-                    f"{what} has other prefixes in every layer, and PEFT repeats those of the first half of an "
-                    "encoder-decoder's layers in the second."
-                )
-            cut[number] = part
-    filled = [torch.zeros(length, width) if part is None else part for part in cut]
+    width = _width(sites, what)
+    parts = []
+    for site in sites:
+        keys, values = (part[0].transpose(0, 1).reshape(length, -1).cpu() for part in placed[site]())
+        parts += [_turned(engine, site, keys, length, what), values]
     options = {
         "num_virtual_tokens": length,
         "token_dim": width,
-        "num_layers": len(own),
-        "num_attention_heads": own[0].num_heads,
-        "num_transformer_submodules": 2 if cross else 1,
+        "num_layers": len(sites),
+        "num_attention_heads": sites[0].num_heads,
+        "num_transformer_submodules": 1,
         "encoder_hidden_size": width,
         "prefix_projection": False,
     }
-    return Written(options, {}, {EMBEDDINGS: torch.cat(filled, 1)})
+    return Written(options, {}, {EMBEDDINGS: torch.cat(parts, 1)})
 
 
 TRANSLATORS: Mapping[str, Callable[[Engine, Tensor, str, str], tuple[AdapterConfig, dict[str, Tensor]]]] = {

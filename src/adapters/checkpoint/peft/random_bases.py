@@ -104,7 +104,8 @@ class VeRATranslator(Translator):
             return matrix
         if not torch.equal(matrix, matrix.diagonal().diag()):
             raise UnsupportedError(
-                f"Adapter {module.name!r} has full matrices between those that its layers share, and PEFT's VeRA diagonal "
+                f"Adapter {module.name!r} has full matrices between those that its layers share, and PEFT's VeRA "
+                "diagonal "
                 "ones. Train it with vera_diagonal=True."
             )
         return matrix.diagonal()
@@ -114,8 +115,8 @@ class RandLoRATranslator(Translator):
     """Sums of scaled random matrices.
 
     PEFT stores all B_j in one tensor [D, n, r], and takes from it for a module with n terms the first n * r columns, of
-    which column k * n + j belongs to row k of A in term j. So modules with different numbers of terms read different B_j:
-    each number makes a member of its own.
+    which column k * n + j belongs to row k of A in term j. So modules with different numbers of terms read different
+    B_j: each number makes a member of its own.
     """
 
     peft_type = "RANDLORA"
@@ -141,7 +142,8 @@ class RandLoRATranslator(Translator):
         both = {**{name: t for module in found for name, t in module.tensors.items() if name in "AB"}, **shared}
         if len(both) != 2:
             raise CheckpointError(
-                f"{options.what} was saved without its random matrices (save_projection=False), which PEFT draws with a "
+                f"{options.what} was saved without its random matrices (save_projection=False), which PEFT draws with "
+                "a "
                 "precision that depends on the machine. Save it in PEFT with save_projection=True."
             )
         grouped: dict[int, list[Found]] = {}
@@ -165,6 +167,7 @@ class RandLoRATranslator(Translator):
             members.append(Member(config, tensors, {"A": a, "B": b.view(long, rank, count).permute(2, 0, 1)}))
         return members
 
+    @torch.no_grad()
     def write(self, modules: Sequence[Any]) -> Written:
         tensors: dict[AffineSite, dict[str, Tensor]] = {}
         columns: dict[int, Tensor] = {}
@@ -180,9 +183,10 @@ class RandLoRATranslator(Translator):
             if count not in columns or long > len(columns[count]):
                 columns[count] = own
             rows.append(common.A)
-        most = max(columns)
-        length = max(map(len, columns.values()))
-        b = columns[most].new_zeros(length, columns[most].shape[1])
+        narrow, wide = sorted((max(m.out_features for m in modules), max(m.in_features for m in modules)))
+        rank = modules[0].config.r
+        most = terms(rank, narrow)  # PEFT's matrices are as large as the widest input and output together ask for
+        b = rows[0].new_zeros(wide, rank * most)
         for own in [columns[count] for count in sorted(columns, reverse=True)]:
             there = b[: len(own), : own.shape[1]]
             if bool(((there != 0).any(1) & (there != own).any(1)).any()):
@@ -193,20 +197,24 @@ class RandLoRATranslator(Translator):
             there.copy_(own)
         a = max(rows, key=lambda tensor: tensor.shape[1])
         if any(not torch.equal(own, a[:, : own.shape[1]]) for own in rows):
-            raise UnsupportedError("PEFT has one random matrix A for all layers of an adapter, and this one has several.")
+            raise UnsupportedError(
+                "PEFT has one random matrix A for all layers of an adapter, and this one has several."
+            )
         names = {"r": "r", "randlora_alpha": "alpha", "randlora_dropout": "dropout"}
         options = {
-            theirs: self.common(modules, theirs, lambda module, ours=ours: module.config[ours])  # type: ignore[misc]
+            theirs: self.common(modules, theirs, lambda module, ours=ours: module.config[ours])
             for theirs, ours in names.items()
         }
-        shape = len(b), most, options["r"]
-        shared = {"randlora_A": a[:, None], "randlora_B": b.view(shape)}
+        padded = a.new_zeros(rank, narrow)
+        padded[:, : a.shape[1]] = a
+        shared = {"randlora_A": padded[:, None], "randlora_B": b.view(wide, most, rank)}
         options |= {"save_projection": True, "projection_prng_key": 0}
         return Written(options, tensors, shared)
 
 
 class VBLoRATranslator(Translator):
-    """Matrices that are mixtures of the vectors of one bank. Files may hold the best mixtures in place of all logits."""
+    """Matrices that are mixtures of the vectors of one bank. Files may hold the best mixtures in place of all "
+    "logits."""
 
     peft_type = "VBLORA"
     methods = (VBLoRA,)
@@ -236,7 +244,8 @@ class VBLoRATranslator(Translator):
             site: Any = module.site
             shapes = {"A": (rank, site.in_features // length), "B": (site.out_features // length, rank)}
             tensors[module.site] = {
-                f"logits_{matrix}": self.logits(options, module, f"logits_{matrix}", shape) for matrix, shape in shapes.items()
+                f"logits_{matrix}": self.logits(options, module, f"logits_{matrix}", shape)
+                for matrix, shape in shapes.items()
             }
         config = VBLoRAConfig(
             r=rank,

@@ -20,7 +20,13 @@ from adapters.methods.bitfit import BitFit
 from adapters.runtime.engine import Engine
 from adapters.sites.resolve import AffineSite
 
-ONLY = {"LORA": "lora_only", "OFT": "oft_only", "VERA": "vera_only", "VBLORA": "vblora_only", "RANDLORA": "randlora_only"}
+ONLY = {
+    "LORA": "lora_only",
+    "OFT": "oft_only",
+    "VERA": "vera_only",
+    "VBLORA": "vblora_only",
+    "RANDLORA": "randlora_only",
+}
 """Type of PEFT -> the value of its option `bias` that means the biases of the adapted modules."""
 
 
@@ -76,7 +82,8 @@ def _written(engine: Engine, name: str, modules: Sequence[Any]) -> tuple[str, Wr
     able = [method.__name__ for t in TRANSLATORS.values() for method in t.methods]
     able += [method.__name__ for method in prompts.WRITERS]
     raise UnsupportedError(
-        f"Adapter {name!r} has modules of {', '.join(kinds)}, which no one type of PEFT has. It can hold adapters of one of: "
+        f"Adapter {name!r} has modules of {', '.join(kinds)}, which no one type of PEFT has. It can hold adapters of "
+        "one of: "
         f"{', '.join(able)}; to one of a linear map BitFit may be added."
     )
 
@@ -84,7 +91,9 @@ def _written(engine: Engine, name: str, modules: Sequence[Any]) -> tuple[str, Wr
 def _check_sites(modules: Sequence[Any], translator: Translator) -> None:
     twice = [module.site.path for module in modules if module.site.call is not None]
     if twice:
-        raise UnsupportedError(f"{translator.peft_type} cannot adapt one call of several of a module: {', '.join(twice)}.")
+        raise UnsupportedError(
+            f"{translator.peft_type} cannot adapt one call of several of a module: {', '.join(twice)}."
+        )
 
 
 def _targets(engine: Engine, known: Modules, written: Written) -> dict[str, Any]:

@@ -50,8 +50,8 @@ class Written:
     options: dict[str, Any]
     tensors: dict[AffineSite, dict[str, Tensor]]
     shared: dict[str, Tensor] = field(default_factory=dict)
-    patterns: dict[str, tuple[str, Mapping[AffineSite, Any]]] = field(default_factory=dict)
-    lists: dict[str, list[AffineSite]] = field(default_factory=dict)
+    patterns: Mapping[str, tuple[str, Mapping[AffineSite, Any]]] = field(default_factory=dict)
+    lists: Mapping[str, Sequence[AffineSite]] = field(default_factory=dict)
     biases: dict[AffineSite, Tensor] = field(default_factory=dict)
 
 
@@ -78,9 +78,7 @@ class Translator:
     parts: ClassVar[Mapping[str, str]] = {}
     shared_parts: ClassVar[Mapping[str, str]] = {}
 
-    def with_biases(
-        self, options: Options, members: list[Member], biases: dict[AffineSite, Tensor]
-    ) -> list[Member]:
+    def with_biases(self, options: Options, members: list[Member], biases: dict[AffineSite, Tensor]) -> list[Member]:
         """The members with additions to biases of the base model.
 
         Args:
@@ -93,7 +91,8 @@ class Translator:
         both = sorted(site.path for member in members for site in member.tensors if site in biases)
         if both:
             raise CheckpointError(
-                f"{options.what} trains biases of modules that it adapts too (bias={options['bias']!r}): {', '.join(both[:5])}. "
+                f"{options.what} trains biases of modules that it adapts too (bias={options['bias']!r}): "
+                f"{', '.join(both[:5])}. "
                 "Here that is possible with LORA (without use_dora) alone. Merge it in PEFT "
                 "(PeftModel.from_pretrained(...).merge_and_unload()), save that model and open it here."
             )
@@ -114,7 +113,9 @@ class Translator:
         """A tensor of a module. Raises CheckpointError if it is missing or of another shape; None: any size."""
         tensor = found.tensors.get(name)
         if tensor is None:
-            raise CheckpointError(f"{options.what} lacks the tensor {name} of {found.name}. It has: {sorted(found.tensors)}.")
+            raise CheckpointError(
+                f"{options.what} lacks the tensor {name} of {found.name}. It has: {sorted(found.tensors)}."
+            )
         agrees = len(tensor.shape) == len(shape) and all(b is None or a == b for a, b in zip(tensor.shape, shape))
         if not agrees:
             sizes = ", ".join("any" if size is None else str(size) for size in shape)
@@ -137,12 +138,16 @@ class Translator:
         """Raise UnsupportedError if a module adapts parts of a fused projection, each by itself."""
         if not module.whole:
             raise UnsupportedError(
-                f"Adapter {module.name!r} adapts parts of the fused projection {module.site.path}, each by itself, where "
-                f"PEFT adapts all of it as one. Add it with places such as '{module.site.role.partition('+')[0]}.whole'."
+                f"Adapter {module.name!r} adapts parts of the fused projection {module.site.path}, each by itself, "
+                "where "
+                "PEFT adapts all of it as one. Add it with places such as "
+                f"'{module.site.role.partition('+')[0]}.whole'."
             )
 
     @staticmethod
     def ungated(module: Any) -> None:
         """Raise UnsupportedError if a module has a gate, which PEFT does not know."""
         if getattr(module, "gate", None) is not None:
-            raise UnsupportedError(f"Adapter {module.name!r} has a gate (use_gating), which adapters of PEFT do not have.")
+            raise UnsupportedError(
+                f"Adapter {module.name!r} has a gate (use_gating), which adapters of PEFT do not have."
+            )
