@@ -134,7 +134,7 @@ def _is_ours(folder: Path) -> bool:
     with reading(folder):
         saved = read_json(folder / ADAPTER.config)
         ours = any((folder / name).is_file() for name in ADAPTER.weights)
-    return "peft_type" not in saved if ours else "config" in saved
+    return ours and "peft_type" not in saved
 
 
 def named(place: str) -> str:

@@ -143,13 +143,13 @@ def _read(
             found.append(Found(path, known.site(path, start, what), own))
         else:
             odd.update({f"{path}.{part}": tensor for part, tensor in own.items()})
-    _check_targets(options, found, targeted, strict)
     if not found:
         raise CheckpointError(
             f"{what} has no tensor of the type {translator.peft_type}, whose names end with: "
             f"{', '.join(translator.parts)}. "
             f"It has: {', '.join(sorted(tensors)[:5])}, ..."
         )
+    _check_targets(options, found, targeted, strict)
     members = translator.read(options, found, shared)
     biases, others = _biases(known, options, others, start)
     if biases:
