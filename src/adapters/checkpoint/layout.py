@@ -72,7 +72,7 @@ OWNED = {
 }
 """What blocks own, by the noun of their kind."""
 FUSION = OWNED["fusion"]
-KINDS = ADAPTER, PEFT, HEAD, *OWNED.values()
+KINDS = ADAPTER, HEAD, *OWNED.values(), PEFT
 SETUP_FILE = "adapter_setup.json"
 INTERFACE_FILE = "adapter_interface.json"
 EMBEDDING_FILE = "embedding.pt"

@@ -20,7 +20,7 @@ ADDED = 1e-5
 
 
 class AdaLoRATranslator(Translator):
-    """y = W x + lora_alpha / (r + 1e-5) * P diag(e) Q x, with the rank r that a module has in the end."""
+    """y = W x + lora_alpha / (r + 1e-5) * P diag(e) Q x, with the rank r of the beginning, however many are left."""
 
     peft_type = "ADALORA"
     methods = (AdaLoRA,)
@@ -56,7 +56,8 @@ class AdaLoRATranslator(Translator):
             }
             if rank:  # none is left where all were taken away
                 kinds.setdefault(rank, {})[module.site] = own
-        alpha = options["lora_alpha"] if options["lora_alpha"] > 0 else None
+        first = options["init_r"]
+        scaling = (options["lora_alpha"] if options["lora_alpha"] > 0 else first) / (first + ADDED)
         config = AdaLoRAConfig(
             target_r=options["target_r"],
             dropout=options["lora_dropout"],
@@ -68,8 +69,7 @@ class AdaLoRATranslator(Translator):
             orthogonality=options["orth_reg_weight"],
         )
         return [
-            Member(config.replace(r=rank, alpha=alpha_for((alpha or rank) / (rank + ADDED), rank)), tensors)
-            for rank, tensors in kinds.items()
+            Member(config.replace(r=rank, alpha=alpha_for(scaling, rank)), tensors) for rank, tensors in kinds.items()
         ]
 
     def write(self, modules: Sequence[Any]) -> Written:
@@ -78,7 +78,7 @@ class AdaLoRATranslator(Translator):
         for module in modules:
             self.ungated(module)
             self.unfused(module)
-            rest = module.scaling * (module.config.r + ADDED) / most  # PEFT scales by lora_alpha / (r + 1e-5) itself
+            rest = module.scaling * (most + ADDED) / most  # PEFT scales by lora_alpha / (r + 1e-5) itself
             tensors[module.site] = {
                 "lora_A": module.lora_A,
                 "lora_B": module.lora_B,
@@ -99,5 +99,5 @@ class AdaLoRATranslator(Translator):
             for theirs, ours in named.items()
         }
         options |= {"init_r": most, "lora_alpha": most, "total_step": options["tinit"] + options["tfinal"] + 1}
-        allocated = {site: [True] * rank for site, rank in ranks.items() if rank != most}
+        allocated = {site: [True] * rank + [False] * (most - rank) for site, rank in ranks.items() if rank != most}
         return Written(options, tensors, patterns={"rank_pattern": ("", allocated)})
