@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from adapters.composition.blocks import AdapterCompositionBlock, Average, BatchSplit, Fuse, Parallel, Split, Stack
 from adapters.errors import AdapterError, UnsupportedError
-from adapters.methods.locations import names_of
+from adapters.methods.locations import names_in
 from adapters.methods.presets import ADAPTER_CONFIG_MAP
 from adapters.model import init
 from adapters.runtime.building import Builder
@@ -175,7 +175,7 @@ def _inspected(model: Any, example_inputs: Mapping[str, Any] | None) -> Inspecti
             raise UnsupportedError(problem)
         if engine is None:
             spec = spec_for(base, example_inputs, model)
-            sites: list[Site] = resolve(base, spec, names_of(kind).location)
+            sites: list[Site] = resolve(base, spec, names_in(base))
         else:
             spec, sites = engine.spec, list(engine.sites)
     except UnsupportedError as error:

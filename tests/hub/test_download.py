@@ -125,7 +125,6 @@ def test_what_is_missing(repo: dict[str, bytes], fake: FakeHub) -> None:
         ("./none", {}, "nothing on a hub can be called so"),
         ("org/one", {"version": "v2"}, "no revision 'v2'. Allowed: main, v1"),
         ("org/nested", {}, "There is one in first: pass subfolder='first'"),
-        ("org/peft", {}, "PeftModel.from_pretrained"),
         ("org/setup", {}, "use load_adapter_setup"),
     ):
         with pytest.raises(CheckpointNotFound, match=f"(?s){said}"):

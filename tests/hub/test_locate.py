@@ -141,6 +141,7 @@ def test_arguments_of_the_past(saved: Path, caplog: pytest.LogCaptureFixture) ->
 
 def test_a_folder_of_peft(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointNotFound, match=r"format of PEFT.*peft\.PeftModel\.from_pretrained"):
+    with pytest.raises(CheckpointNotFound, match=r"does not hold adapter_config.json and"):
         locate.locate(tmp_path, ADAPTER)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    assert locate.locate(tmp_path, ADAPTER) == tmp_path

@@ -13,8 +13,15 @@ from typing import Any
 
 from adapters.checkpoint import adapters, heads, owned
 from adapters.checkpoint.atomic import reading, saving
-from adapters.checkpoint.layout import OWNED, Files, PathLike, read_json
+from adapters.checkpoint.layout import ADAPTER, OWNED, Files, PathLike, read_json
+from adapters.checkpoint.peft.loading import load_peft
+from adapters.checkpoint.peft.saving import write_peft
 from adapters.checkpoint.undo import Before
+from adapters.errors import ConfigError, choices
+
+OURS, OF_PEFT = "adapters", "peft"
+FORMATS = (OURS, OF_PEFT)
+"""Formats in which an adapter can be saved."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +44,22 @@ def save_adapter(
     loaders: Sequence[Any] | None = None,
     use_safetensors: Files = True,
     with_head: bool = True,
+    form: str = OURS,
 ) -> None:
-    """Save an adapter, and the head of its name if there is one.
+    """Save an adapter, and the head of its name if there is one, in one of the `FORMATS`.
 
     Raises:
         AdapterNameError: there is no adapter of this name.
+        ConfigError: there is no such format.
+        UnsupportedError: the format cannot hold the adapter.
     """
     model._engine.require(name)
+    if form not in FORMATS:
+        raise ConfigError(f"There is no format {form!r}. {choices(form, FORMATS)}")
     with saving(folder) as path:
+        if form == OF_PEFT:
+            write_peft(model, path, name, with_head, use_safetensors)
+            return
         adapters.write_adapter(model, path, name, meta, use_safetensors)
         if with_head and heads.has_head(model, name):
             heads.write_head(model, path, name, meta, use_safetensors)
@@ -86,9 +101,12 @@ def load_adapter(
     with_head: bool = True,
     id2label: Mapping[int, str] | None = None,
     num_labels: int | None = None,
+    given_name: str | None = None,
 ) -> str:
-    """Load the adapter of a folder, and the head beside it.
+    """Load the adapter of a folder, and the head beside it; of PEFT what lies there, if its config says so.
 
+    Args:
+        given_name: What an adapter of PEFT is called without `load_as`: its files have no name.
     Returns:
         Its name in the model.
     Raises:
@@ -100,7 +118,29 @@ def load_adapter(
         return adapters.load_adapter(model, folder, before, options.load_as, leave_out, *given)
 
     head = {"id2label": id2label, "num_labels": num_labels} if with_head else None
+    if not _is_ours(folder):
+        name = options.load_as or named(given_name or folder.name)
+
+        def load(before: Before) -> str:
+            given = (options.use_safetensors, with_head, options.strict, options.loading_info)
+            return load_peft(model, folder, before, name, leave_out, *given)
+
+        return _load(model, folder, options, load, None, lambda name: name)
     return _load(model, folder, options, load, head, lambda name: name)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether the adapter in a folder is one in our format."""
+    with reading(folder):
+        saved = read_json(folder / ADAPTER.config)
+        ours = any((folder / name).is_file() for name in ADAPTER.weights)
+    return ours and "peft_type" not in saved
+
+
+def named(place: str) -> str:
+    """The name of an adapter whose files have none, by the place where it lies: the last part of its path."""
+    last = place.rstrip("/").rpartition("/")[2] or "peft"
+    return last.translate(str.maketrans(".,", "__"))
 
 
 def load_owned(model: Any, noun: str, folder: Path, options: Loading, with_head: bool = True) -> str:

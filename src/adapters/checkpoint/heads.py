@@ -151,7 +151,7 @@ def load_head(
         start = f"heads.{stored_name}."
         own = renamed({k: t for k, t in found.items() if _is_of(k, stored_name)}, lambda key: key.removeprefix(start))
         _check_sizes(config, own, what)
-        _add(model, name, config, own, what, strict, loading_info)
+        add_flexible(model, name, config, own, what, strict, loading_info)
         if set_active:
             model.active_head = name
     warn_if_other(model._engine, saved, what)
@@ -190,7 +190,7 @@ def _flexible(
     return name, {**config, **labels}
 
 
-def _add(
+def add_flexible(
     model: Any,
     name: str,
     config: Mapping[str, Any],

@@ -5,6 +5,8 @@
         adapter.safetensors            <module path>.<container>.<adapter>.<inner name> -> tensor
         head_config.json               the prediction head that was trained with it, if any
         model_head.safetensors
+    an_adapter_of_peft/                 the same config file with other entries, see `checkpoint/peft/`
+        adapter_config.json, adapter_model.safetensors
     my_fusion/
         adapter_fusion_config.json, model_adapter_fusion.safetensors
     my_setup/
@@ -60,6 +62,7 @@ class CheckpointKind:
 
 ADAPTER = CheckpointKind("adapter", "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin")
 HEAD = CheckpointKind("prediction head", "head_config.json", "model_head.safetensors", "pytorch_model_head.bin")
+PEFT = CheckpointKind("PEFT adapter", "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 OWNED = {
     owns.noun: CheckpointKind(
         owns.title, f"{owns.stem}_config.json", f"model_{owns.stem}.safetensors", f"pytorch_model_{owns.stem}.bin"
@@ -69,7 +72,7 @@ OWNED = {
 }
 """What blocks own, by the noun of their kind."""
 FUSION = OWNED["fusion"]
-KINDS = ADAPTER, HEAD, *OWNED.values()
+KINDS = ADAPTER, HEAD, *OWNED.values(), PEFT
 SETUP_FILE = "adapter_setup.json"
 INTERFACE_FILE = "adapter_interface.json"
 EMBEDDING_FILE = "embedding.pt"

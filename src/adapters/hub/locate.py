@@ -23,6 +23,7 @@ from adapters.checkpoint.layout import (
     EMBEDDING_FILE,
     HEAD,
     KINDS,
+    PEFT,
     SETUP_FILE,
     CheckpointKind,
     PathLike,
@@ -48,8 +49,6 @@ FILES = [f for kind in KINDS for f in (kind.config, *kind.weights)] + [
     EMBEDDING_FILE,
 ]
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-PEFT_WEIGHTS = {"adapter_model.safetensors", "adapter_model.bin"}
-"""Files by which an adapter of PEFT is known."""
 SOURCES = ("local", "hf", "ah")
 
 
@@ -124,12 +123,10 @@ def _require(folder: Path, needs: CheckpointKind | str) -> None:
             return
         expected = needs
     else:
-        if holds(folder, needs):
+        if any(holds(folder, kind) for kind in _forms(needs)):
             return
         expected = f"{needs.config} and {' or '.join(needs.weights)}"
     names = sorted(entry.name for entry in folder.iterdir())[:20] if folder.is_dir() else []
-    if needs is ADAPTER and PEFT_WEIGHTS.intersection(names):
-        raise CheckpointNotFound(_of_peft(str(folder)))
     raise CheckpointNotFound(f"{folder} does not hold {expected}. It holds: {', '.join(names) or 'nothing'}.")
 
 
@@ -203,9 +200,10 @@ def wanted_files(
         for kind in _kinds(needs):
             weights = kind.weights if use_safetensors else reversed(kind.weights)
             chosen += [f"{place}{kind.config}", *[f"{place}{w}" for w in weights if f"{place}{w}" in files][:1]]
-    chosen = [file for file in chosen if file in files]
+    chosen = [file for file in dict.fromkeys(chosen) if file in files]
     first = needs.config if isinstance(needs, CheckpointKind) else needs
-    lacks_weights = isinstance(needs, CheckpointKind) and not {f"{prefix}{w}" for w in needs.weights} & {*chosen}
+    found = {f"{prefix}{w}" for kind in _forms(needs) for w in kind.weights}.intersection(chosen)
+    lacks_weights = isinstance(needs, CheckpointKind) and not found
     if f"{prefix}{first}" not in chosen or lacks_weights:
         raise CheckpointNotFound(_lacking(repo, files, needs, inner))
     return chosen
@@ -214,7 +212,14 @@ def wanted_files(
 def _kinds(needs: CheckpointKind | str) -> tuple[CheckpointKind, ...]:
     if not isinstance(needs, CheckpointKind):
         return KINDS
-    return (needs,) if needs is HEAD else (needs, HEAD)
+    return (needs,) if needs is HEAD else (*_forms(needs), HEAD)
+
+
+def _forms(needs: CheckpointKind | str) -> tuple[CheckpointKind, ...]:
+    """The kinds of checkpoint that will do: of an adapter PEFT's too."""
+    if isinstance(needs, str):
+        return ()
+    return (ADAPTER, PEFT) if needs is ADAPTER else (needs,)
 
 
 def _names(needs: CheckpointKind | str, inner: str, use_safetensors: bool) -> Iterator[str]:
@@ -223,14 +228,13 @@ def _names(needs: CheckpointKind | str, inner: str, use_safetensors: bool) -> It
     if not isinstance(needs, CheckpointKind):
         yield f"{prefix}{needs}"
     for kind in _kinds(needs):
-        yield from (f"{prefix}{kind.config}", f"{prefix}{kind.weights[not use_safetensors]}")
+        if kind is not PEFT:
+            yield from (f"{prefix}{kind.config}", f"{prefix}{kind.weights[not use_safetensors]}")
 
 
 def _lacking(repo: str, files: Sequence[str], needs: CheckpointKind | str, inner: str) -> str:
     place = f"{repo}, folder {inner!r}," if inner else repo
     shown = ", ".join(sorted(files)[:20]) or "nothing"
-    if needs is ADAPTER and {f"{inner}/{name}" if inner else name for name in PEFT_WEIGHTS} & set(files):
-        return _of_peft(place, repo)
     first = needs.config if isinstance(needs, CheckpointKind) else needs
     noun = needs.noun if isinstance(needs, CheckpointKind) else "set-up of adapters"
     parts = f"{first} and {' or '.join(needs.weights)}" if isinstance(needs, CheckpointKind) else first
@@ -239,14 +243,6 @@ def _lacking(repo: str, files: Sequence[str], needs: CheckpointKind | str, inner
     if needs is ADAPTER and SETUP_FILE in files:
         hint = " It holds a set-up: use load_adapter_setup."
     return f"{place} holds no {noun}, which is {parts}.{hint} It holds: {shown}."
-
-
-def _of_peft(place: str, source: str | None = None) -> str:
-    return (
-        f"{place} holds an adapter in the format of PEFT, which is another one than ours. Load it with "
-        f"peft.PeftModel.from_pretrained(model, {source or place!r}), into a model without adapters.init; to use "
-        "what it does here, merge it there (merge_and_unload), save that model and open it."
-    )
 
 
 def _from_url(url: str, again: bool) -> Path:

@@ -327,6 +327,9 @@ class AdapterConfig(FrozenMapping):
     flags: ClassVar[tuple[str, ...]] = ()
     """Fields that say where the adapters act if `places` is None, each the location of the sites that it means."""
 
+    newer: ClassVar[tuple[str, ...]] = ()
+    """Fields that are written only where they are not what they are by default: older readers do not know them."""
+
     def meets(self, other: AdapterConfig) -> bool:
         """Whether the flags of two configs of one method may choose the same place."""
         return True
@@ -363,6 +366,7 @@ class AdapterConfig(FrozenMapping):
     def _written(self) -> list[str]:
         """Names of the fields that go into files: those that old files lack only where they say more."""
         silent = {"places"} if self.__dict__.get("places") is None else set()
+        silent |= {name for name in self.newer if self.__dict__[name] == getattr(type(self), name)}
         if "gate_attended" in self.__dict__ and not (self.use_gating and self.gate_attended):
             silent.add("gate_attended")
         return [name for name in super()._written() if name not in silent]

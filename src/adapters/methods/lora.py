@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from adapters.errors import MergeError
 from adapters.methods.base import AffineAdapter, Effect
 from adapters.methods.carriers import LoRALayer as LoRALayer
 from adapters.methods.carriers import LoRALinear as LoRALinear
@@ -29,7 +30,7 @@ from adapters.methods.derived import Derived
 from adapters.methods.parts import as_one, watched
 from adapters.methods.places import output_columns
 from adapters.methods.state import LinearState
-from adapters.methods.weight_update import Factors, WeightUpdate, WeightUpdateConfig, add_product, wants_site
+from adapters.methods.weight_update import Factors, WeightUpdate, WeightUpdateConfig, add_product, meet, wants_site
 from adapters.sites.linear import weight_of
 from adapters.sites.resolve import LinearSite
 
@@ -58,6 +59,11 @@ class LoRAConfig(AdapterConfig):
         init_weights_seed: Seed set before each module is initialised; None leaves the generator alone.
         use_gating: Multiply the update by a learned gate between 0 and 1 per sequence, instead of alpha / r.
         use_dora: Train direction and magnitude of the weights apart (DoRA).
+        dora_form: What DoRA's magnitude multiplies, with s = alpha / r: the "output" and its bias,
+            m / ||W + B A|| * (W x + b + s B A x), or as in the paper the "weight" alone,
+            m / ||W + s B A|| * (W x + s B A x) + b.
+        use_bias: Train an addition d to the output too, y = W x + b + (alpha / r) * B A x + d; for LoRA alone.
+        vera_diagonal: Let VeRA's two trained matrices be diagonal, as in the paper.
         vera_d: Start of VeRA's inner vector, a float; None for no VeRA.
         vera_b: Start of VeRA's outer vector, a float; None for no VeRA.
         dtype: Name of the adapter's torch dtype, such as "bfloat16"; None for the default.
@@ -88,7 +94,11 @@ class LoRAConfig(AdapterConfig):
     dtype: str | None = None
     places: str | list[str] | None = None
     gate_attended: bool = True
+    dora_form: str = "output"
+    use_bias: bool = False
+    vera_diagonal: bool = False
 
+    newer: ClassVar[tuple[str, ...]] = ("dora_form", "use_bias", "vera_diagonal")
     flags: ClassVar[tuple[str, ...]] = WeightUpdateConfig.flags
     rules: ClassVar[Mapping[str, Rule]] = {  # the fields themselves are not inherited, because files keep their order
         **WeightUpdateConfig.rules,
@@ -99,6 +109,9 @@ class LoRAConfig(AdapterConfig):
         "use_dora": flag,
         "vera_d": nothing | decimal,
         "vera_b": nothing | decimal,
+        "dora_form": one_of("output", "weight"),
+        "use_bias": flag,
+        "vera_diagonal": flag,
     }
 
     @property
@@ -116,6 +129,8 @@ class LoRAConfig(AdapterConfig):
         super().__post_init__()
         if self.composition_mode == "scale" and self.r != 1:
             raise self._error("r", "With composition_mode 'scale' it can only be 1.")
+        if self.use_bias and (self.kind != "lora" or self.use_gating):
+            raise self._error("use_bias", "Only LoRA without a gate trains an addition to the output.")
         if self.composition_mode == "scale" and self.dropout:
             warnings.warn(f"{type(self).__name__}: dropout does nothing with composition_mode 'scale'.", stacklevel=4)
         idle = [name for name in self.attn_matrices if name not in ("q", "k", "v")]
@@ -132,8 +147,7 @@ class LoRAConfig(AdapterConfig):
 
     def meets(self, other: AdapterConfig) -> bool:
         """Whether two configs adapt the same linear map."""
-        both = [flag for flag in self.flags if self[flag] and other[flag]]
-        return both not in ([], ["selfattn_lora"]) or bool(both and set(self.attn_matrices) & {*other["attn_matrices"]})
+        return meet(self, other)
 
 
 @dataclass(eq=False)
@@ -154,7 +168,8 @@ class LoRA(WeightUpdate):
         y = W x + b + (alpha / r) * B A x               gated: y = W x + b + g(x) * B A x
 
     A is [r, I], B is [O, r]. At a fused projection (GPT-2's `c_attn`) A and B hold one block per adapted part, and
-    parts that are not adapted stay as they are. In a `Stack` the next adapter reads the update of the last one.
+    parts that are not adapted stay as they are. In a `Stack` the next adapter reads the update of the last one. With
+    `use_bias` the update has one more term, d [O].
 
     Paper: Hu et al. 2021, arXiv:2106.09685. Gate: Mao et al. 2022, arXiv:2110.07577.
     """
@@ -169,6 +184,7 @@ class LoRA(WeightUpdate):
         super().__init__(config, site, name, output_columns(config, site))
         self.scaling = config.alpha / config.r
         self.make_matrices()
+        self.bias = nn.Parameter(torch.zeros(site.out_features)) if config.use_bias else None
 
     def make_matrices(self) -> None:
         """Create the trained tensors."""
@@ -192,6 +208,40 @@ class LoRA(WeightUpdate):
 
     def factors(self) -> Factors:
         return self.tensor("lora_A"), self.tensor("lora_B")
+
+    def wide(self) -> tuple[Tensor, Tensor]:
+        """A [n r, I] and B [O, n r] of n adapted parts: each part's columns of B, zeros elsewhere."""
+        a, b = self.factors()
+        if self.whole:
+            return a, b
+        wide = b.new_zeros(self.out_features, len(a))
+        for i, (columns, (_, part)) in enumerate(self.parts((a, b))):
+            rank = part.shape[1]
+            wide[columns, i * rank : (i + 1) * rank] = part
+        return a, wide
+
+    def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
+        update = super().update(x, gate_input)
+        return update if self.bias is None else update + self.tensor("bias")
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().forward(x, y) if self.bias is None else (y + self.update(x, x)).to(y.dtype)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        weight, bias = super().merged(weight, bias)
+        if self.bias is None:
+            return weight, bias
+        if bias is None:
+            raise MergeError(
+                f"Adapter {self.name!r} adds to the output of {self.site.path} (use_bias), which has no bias that "
+                "this could "
+                "go into. Keep it as an adapter."
+            )
+        return weight, bias + self.tensor("bias")
+
+    @property
+    def signature(self) -> tuple[Any, ...] | None:
+        return super().signature if self.bias is None else None
 
 
 def init_matrices(a: Tensor | None, b: Tensor, scheme: str) -> None:
@@ -218,8 +268,10 @@ class DoRA(LoRA):
 
         y = m / ||W + B A|| * (W x + b + (alpha / r) * B A x)             norms over the rows of [O, I]
 
-    Paper: Liu et al. 2024, arXiv:2402.09353. We differ: the norm is taken of the unscaled product B A, as in the
-    adapters that were trained so far; with the default alpha = r there is no difference.
+    Paper: Liu et al. 2024, arXiv:2402.09353. We differ: the norm is taken of the unscaled product B A, and m multiplies
+    the bias too, as in the adapters that were trained so far. With `dora_form="weight"` it is the paper's
+
+        y = m / ||W + (alpha / r) * B A|| * (W x + (alpha / r) * B A x) + b
     """
 
     paper = "arXiv:2402.09353"
@@ -239,15 +291,20 @@ class DoRA(LoRA):
         super().bind(shared)
         self._folded = Derived(self._fold, *self.sources(), base=self.site.module)
 
-    def _fold(self) -> tuple[Tensor, Tensor, Tensor]:
-        """m / ||W + B A|| [O], A transposed [1, I, n r], (alpha / r) * m / ||W + B A|| * B transposed [1, n r, O]."""
+    def _fold(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """M = m / ||W + B A|| [O], A transposed [1, I, n r], (alpha / r) * M * B transposed [1, n r, O],
+        and (1 - M) * b [O], which brings the bias back where M does not multiply it.
+        """
         a, b = self.wide()
-        norm: Tensor = (weight_of(self.site.module) + b @ a).norm(dim=1)
+        update = b @ a if self.config.dora_form == "output" else self.scaling * (b @ a)
+        norm: Tensor = (weight_of(self.site.module) + update).norm(dim=1)
         magnitude = self.m.weight.squeeze(1) / norm
-        return magnitude, a.mT.unsqueeze(0), (b.mT * (self.scaling * magnitude)).unsqueeze(0)
+        bias = self.site.bias if self.config.dora_form == "weight" else None
+        rest = None if bias is None else (1 - magnitude) * bias
+        return magnitude, a.mT.unsqueeze(0), (b.mT * (self.scaling * magnitude)).unsqueeze(0), rest
 
     def effect(self) -> Effect:
-        magnitude, down, up = self._fold()
+        magnitude, down, up, _ = self._fold()
         return Effect((down[0].mT, up[0].mT), magnitude)
 
     def magnitude(self) -> Tensor:
@@ -255,6 +312,8 @@ class DoRA(LoRA):
         return self._folded()[0]  # type: ignore[no-any-return]
 
     def run(self, state: LinearState) -> LinearState:
+        if self.config.dora_form == "weight":
+            return AffineAdapter.run(self, state)
         return replace(super().run(state), magnitude=self.magnitude().view(1, 1, -1))
 
     def delta(self, x: Tensor, state: LinearState) -> Tensor:
@@ -264,10 +323,14 @@ class DoRA(LoRA):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if not (self.bare() and x.dtype is y.dtype is self.m.weight.dtype and y.is_contiguous()):
-            return ((y + self.update(x, x)) * self.magnitude()).to(y.dtype)
-        folded: tuple[Tensor, Tensor, Tensor] = self._folded()
-        magnitude, down, up = folded
+            magnitude, _, _, rest = self._folded()
+            y, dtype = (y + self.update(x, x)) * magnitude, y.dtype
+            return (y if rest is None else y + rest).to(dtype)
+        folded: tuple[Tensor, Tensor, Tensor, Tensor | None] = self._folded()
+        magnitude, down, up, rest = folded
         y = y.mul_(magnitude) if self.may_write(y) and not torch.is_grad_enabled() else y * magnitude
+        if rest is not None:
+            y = y + rest
         if torch.compiler.is_compiling():
             return y + x @ down @ up
         add_product(as_one(y), as_one(x), (down, up))
@@ -281,6 +344,8 @@ class DoRA(LoRA):
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         magnitude = self.magnitude()
         merged, _ = super().merged(weight, bias)
+        if self.config.dora_form == "weight":
+            return magnitude[:, None] * merged, bias
         return magnitude[:, None] * merged, bias if bias is None else magnitude * bias
 
     @property

@@ -6,6 +6,7 @@
     places=["all-linear"]               every linear map of the layers
     places=["all"]                      every place of the layers at which the method can act
     places=["ffn.down.in"]              what a linear map reads, instead of what it makes, for methods that can (IA3)
+    places=["attn.q.whole"]             all of a fused projection that has this role, as the one map that it is
     places=["encoder.layer.*.dense"]    module paths, or patterns over them, of linear maps and norms
     places=["*.experts.down_proj"]      paths of parameters that hold the linear maps of many experts
     places="attn.q+attn.o"              the same as a list of the parts
@@ -28,7 +29,7 @@ from adapters.sites.resolve import SITES, AffineSite, ExpertsSite, LinearSite, S
 from adapters.sites.roles import ROLES
 
 ALL, ALL_LINEAR = "all", "all-linear"
-INPUT = ".in"
+INPUT, WHOLE = ".in", ".whole"
 ENTRY = r"(?:(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*):)?([^:+,\s]+)"
 """Form of an entry: layers and a colon, if any, and a place."""
 _ENTRY = re.compile(ENTRY)
@@ -36,11 +37,15 @@ _ENTRY = re.compile(ENTRY)
 
 @dataclass(frozen=True)
 class Pattern:
-    """One entry of `places`: what it matches, the layers it is for (None: all), and whether it means their input."""
+    """One entry of `places`: what it matches, the layers it is for (None: all), and whether it means their input.
+
+    `whole` entries mean a fused projection as one map, others those of its parts that they name.
+    """
 
     place: str
     layers: frozenset[int] | None
     inward: bool = False
+    whole: bool = False
 
     def matches(self, site: Site, role: str) -> bool:
         """Whether it means the role `role` (one of several, at a fused projection) of `site`."""
@@ -70,8 +75,9 @@ def pattern(text: str) -> Pattern:
         if first:
             layers.update(range(int(first), int(last or first) + 1))
     place = found[2]
-    inward = place.endswith(INPUT)
-    return Pattern(place.removesuffix(INPUT), frozenset(layers) if found[1] else None, inward)
+    inward, whole = place.endswith(INPUT), place.endswith(WHOLE)
+    place = place.removesuffix(INPUT).removesuffix(WHOLE)
+    return Pattern(place, frozenset(layers) if found[1] else None, inward, whole)
 
 
 def is_places(value: Any) -> bool:
@@ -99,8 +105,18 @@ def names_inputs(config: Any) -> bool:
 
 def chosen_roles(config: Any, site: Site, inward: bool = False) -> tuple[str, ...]:
     """Those roles of `site` that the `places` of a config name."""
+    if names_whole(config, site, inward):
+        return roles_of(site)
     entries = patterns(config, inward).values()
     return tuple(role for role in roles_of(site) if any(entry.matches(site, role) for entry in entries))
+
+
+def names_whole(config: Any, site: Site, inward: bool = False) -> bool:
+    """Whether the `places` of a config name all of `site` as one map, though it may be a fused projection."""
+    if getattr(config, "places", None) is None:
+        return False
+    entries = [entry for entry in patterns(config, inward).values() if entry.whole]
+    return any(entry.matches(site, role) for entry in entries for role in roles_of(site))
 
 
 def selects(config: Any, site: Site) -> bool | None:
@@ -236,7 +252,7 @@ def count(columns: Chosen) -> int:
 
 def output_columns(config: Any, site: LinearSite) -> tuple[Chosen, ...]:
     """The output columns that are adapted: all, or those of the chosen roles of a fused projection."""
-    if not site.parts:
+    if not site.parts or names_whole(config, site):
         return (slice(0, site.out_features),)
     if getattr(config, "places", None) is None:
         parts, columns = _flagged_parts(config, site), {**site.columns, **site.flagged}

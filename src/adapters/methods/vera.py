@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.methods.base import MethodModule
 from adapters.methods.config import AdapterConfig
@@ -24,7 +24,7 @@ class VeraConfig(LoRAConfig):
         y = W x + (alpha / r) * L_b B L_d A x
 
     Paper: Kopiczko et al. 2024, arXiv:2310.11454. We differ: L_b and L_d are full matrices that start
-    diagonal, as in the checkpoints of the AdapterHub ecosystem. Fields as in `LoRAConfig`.
+    diagonal, as in the checkpoints of the AdapterHub ecosystem, unless vera_diagonal is set. Fields as in `LoRAConfig`.
     """
 
     vera_d: float | None = 0.1
@@ -67,10 +67,10 @@ class VeRA(LoRA):
         y = W x + b + (alpha / r) * V_B B V_D A x
 
     A [r, I] and B [O, r] are shared and frozen; V_D [r, r] starts as vera_d * identity, V_B [O, O] as vera_b *
-    identity. Narrower sites use the first rows and columns.
+    identity; with `vera_diagonal` they are their diagonals [r] and [O]. Narrower sites use the first rows and columns.
 
     Paper: Kopiczko et al. 2023, arXiv:2310.11454. We differ: V_D and V_B are full matrices, as in the adapters that
-    were trained so far, not diagonal ones.
+    were trained so far, unless `vera_diagonal` asks for the diagonal ones of the paper.
     """
 
     paper = "arXiv:2310.11454"
@@ -81,8 +81,9 @@ class VeRA(LoRA):
 
     def make_matrices(self) -> None:
         config: LoRAConfig = self.config
-        self.vera_D = nn.Parameter(torch.eye(config.r) * (config.vera_d or 0.0))
-        self.vera_B = nn.Parameter(torch.eye(self.width) * (config.vera_b or 0.0))
+        start = torch.ones if config.vera_diagonal else torch.eye
+        self.vera_D = nn.Parameter(start(config.r) * (config.vera_d or 0.0))
+        self.vera_B = nn.Parameter(start(self.width) * (config.vera_b or 0.0))
 
     @classmethod
     def shared(cls, config: LoRAConfig, sites: list[LinearSite]) -> nn.Module:
@@ -97,8 +98,13 @@ class VeRA(LoRA):
 
     def _multiply(self) -> Factors:
         fixed: Any = self.common
-        down = self.tensor("vera_D") @ fixed.lora_A[:, : self.in_features]
-        return down.repeat(len(self.columns), 1), self.tensor("vera_B") @ fixed.lora_B[: self.width]
+        down = _scaled(self.tensor("vera_D"), fixed.lora_A[:, : self.in_features])
+        return down.repeat(len(self.columns), 1), _scaled(self.tensor("vera_B"), fixed.lora_B[: self.width])
+
+
+def _scaled(by: Tensor, matrix: Tensor) -> Tensor:
+    """A matrix times another from the left, of which there may be the diagonal alone."""
+    return by[:, None] * matrix if by.dim() == 1 else by @ matrix
 
 
 class DVoRA(DoRA, VeRA):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from math import frexp
 from typing import Any, ClassVar
 
 import torch
@@ -85,6 +86,16 @@ class WeightUpdateConfig(AdapterConfig):
         "places": place_patterns,
     }
 
+    def meets(self, other: AdapterConfig) -> bool:
+        """Whether two configs adapt the same linear map."""
+        return meet(self, other)
+
+
+def meet(one: AdapterConfig, other: AdapterConfig) -> bool:
+    """Whether the flags of two configs may choose one linear map."""
+    both = [flag for flag in one.flags if one[flag] and other[flag]]
+    return both not in ([], ["selfattn_lora"]) or bool(both and {*one["attn_matrices"]} & {*other["attn_matrices"]})
+
 
 class WeightUpdate(LinearAdapter):
     """A method that adds a matrix to the weight.
@@ -109,7 +120,7 @@ class WeightUpdate(LinearAdapter):
         self.columns, self.widths = columns, [count(chosen) for chosen in columns]
         self.width = sum(self.widths)
         self.in_features, self.out_features = site.in_features, site.out_features
-        self.whole = not site.parts
+        self.whole = columns == (slice(0, site.out_features),)
         self.adjacent = all(isinstance(chosen, slice) for chosen in columns)
         self.gate = new_gate(site.in_features, len(columns)) if config.use_gating else None
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
@@ -356,8 +367,10 @@ def add_product(out: Tensor, x: Tensor, factors: Factors, scaling: float = 1.0) 
         x = torch.bmm(x, factor)
     if scaling == 1:
         out.baddbmm_(x, last)
-    else:
+    elif frexp(scaling)[0] == 0.5:  # a power of two: nothing is rounded by it, wherever it comes in
         out.baddbmm_(x, last, alpha=scaling)
+    else:
+        out.add_(torch.bmm(x, last).mul_(scaling))
 
 
 class DenseUpdate(WeightUpdate):

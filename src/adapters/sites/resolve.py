@@ -405,7 +405,9 @@ def _packed(base: nn.Module, path: str, module: nn.Module, numbers: dict[str, in
         layer, transposed = base.get_submodule(within[:-1]), getattr(module, "is_transposed", False) is True
         yield ExpertsSite(
             *("", f"{path}.{name}", numbers[within], f"{path}.{ADAPTED}.{name}", module),
-            *({}, name, transposed, layer),
+            parameter=name,
+            transposed=transposed,
+            layer_module=layer,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ class AdapterFileVerbs(ActivationVerbs):
         custom_weights_loaders: Sequence[Any] | None = None,
         use_safetensors: Files = True,
         with_head: bool = True,
+        format: str = bundles.OURS,
     ) -> None:
         """Save an adapter: its config and its tensors.
 
@@ -40,10 +42,13 @@ class AdapterFileVerbs(ActivationVerbs):
             use_safetensors: Write adapter.safetensors (True), pytorch_adapter.bin (False), which `adapters` 1.x reads
                 without being told to read the other, or "both".
             with_head: Save the prediction head of the same name too, or the head of a plain class.
+            format: "adapters", or "peft" for files that `peft.PeftModel.from_pretrained` opens, and that compute the
+                same there (docs/peft.md); `meta_dict` and `custom_weights_loaders` have no place in those.
         Raises:
             AdapterNameError: there is no adapter of this name.
+            UnsupportedError: no adapter of PEFT computes what this one does.
         """
-        options = (meta_dict, custom_weights_loaders, use_safetensors, with_head)
+        options = (meta_dict, custom_weights_loaders, use_safetensors, with_head, format)
         bundles.save_adapter(self, save_directory, adapter_name, *options)
 
     def load_adapter(
@@ -65,9 +70,10 @@ class AdapterFileVerbs(ActivationVerbs):
         source: str | None = None,
         **kwargs: Any,
     ) -> str:
-        """Load an adapter from a folder, an archive or the hub in use (`adapters.hub.use`).
+        """Load an adapter from a folder, an archive or the hub in use (`adapters.hub.use`), ours or one of PEFT.
 
-        If the model has an adapter of this name and config, its weights are replaced.
+        If the model has an adapter of this name and config, its weights are replaced. An adapter of PEFT, whose files
+        have no name, is called as the last part of the path or of the repository's name.
 
         Args:
             adapter_name_or_path: A folder or archive, a URL of an archive, or a repository such as "org/name". Where
@@ -99,7 +105,8 @@ class AdapterFileVerbs(ActivationVerbs):
         base_model = self.config.name_or_path  # type: ignore[attr-defined]
         folder = locate(adapter_name_or_path, ADAPTER, version, base_model=base_model, **choice, **kwargs)
         options = bundles.Loading(load_as, set_active, use_safetensors, strict, loading_info, custom_weights_loaders)
-        return bundles.load_adapter(self, folder, options, leave_out, with_head, id2label, num_labels)
+        name = os.fspath(adapter_name_or_path)
+        return bundles.load_adapter(self, folder, options, leave_out, with_head, id2label, num_labels, name)
 
     def save_all_adapters(
         self,
