@@ -48,7 +48,7 @@ def make_adapter_model_class(model_type: str) -> type[Any]:
         model_type: A key of `MODEL_KINDS`.
     """
     kind = MODEL_KINDS[model_type]
-    base = getattr(transformers, f"{kind.name}Model")
+    base = getattr(transformers, kind.base)
     family = next(parent for parent in base.__mro__ if parent.__name__.endswith("PreTrainedModel"))
     heads = HeadModel if kind.shift is None else EncoderDecoderHeadModel
     parents = (heads, AdapterModelMixin, family)
@@ -62,7 +62,7 @@ def make_adapter_model_class(model_type: str) -> type[Any]:
     forward.__signature__ = make_signature(base)  # type: ignore[attr-defined]
     content = {
         "__module__": __name__,
-        "__doc__": f"{kind.name}Model with adapters and flexible prediction heads. See `HeadModel`.",
+        "__doc__": f"{kind.base} with adapters and flexible prediction heads. See `HeadModel`.",
         "base_model_class": base,
         "head_types": kind.head_types,
         "pooling": None if kind.pooling is None else staticmethod(kind.pooling),

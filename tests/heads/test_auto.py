@@ -29,7 +29,7 @@ def test_class_of_each_type(model_type: str) -> None:
     assert getattr(auto, cls.__name__) is cls
     assert pickle.loads(pickle.dumps(cls)) is cls
     model = cls(config)
-    base = getattr(transformers, cls.__name__.replace("AdapterModel", "Model"))
+    base = getattr(transformers, auto.MODEL_KINDS[model_type].base)
     assert isinstance(model.base_model, base) and str(type(model.base_model)) == str(base)
     assert model.can_generate() == auto.MODEL_KINDS[model_type].generates
     names = list(inspect.signature(model.forward).parameters)

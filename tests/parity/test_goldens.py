@@ -56,7 +56,7 @@ OTHERWISE: dict[str, tuple[str, str]] = {
         "CompositionError",
         "refused when it is set, not in the forward pass",
     ),
-    r"^roberta__full_static_RobertaForMaskedLM$": ("main/", "the bias of the last layer is that of the checkpoint"),
+    r"__full_static_(Albert|Roberta)ForMaskedLM$": ("main/", "the bias of the last layer is that of the checkpoint"),
     r"^llama__generate__": ("gen/", "a generated token sees all tokens before it"),
 }
 """Pattern of case -> where we differ from the recordings on purpose, and what we do there."""

@@ -116,14 +116,16 @@ class HeadModel(_Base):
         if scales_decoder(self.config):
             outputs["last_hidden_state"] = states * self.config.d_model**-0.5
 
+        mask = self._output_mask(for_base.get("attention_mask"), states.size(1))
+        seen = {**for_base, "attention_mask": mask}
+
         def cls_vector(head: PredictionHead) -> Tensor:
             named = (head.config.get("structure") or {}).get("pooling")
             pool = type(self).pooling if named is None else POOLINGS[named]
             if pool is None:
                 return classification_vector(head, outputs, None)
-            return pool(self.config, unscaled, for_base)
+            return pool(self.config, unscaled, seen)
 
-        mask = for_base.get("attention_mask")
         return self.forward_head(
             outputs,
             head_name=heads,
@@ -133,6 +135,14 @@ class HeadModel(_Base):
             task_ids=tasks,
             **for_heads,
         )
+
+    def _output_mask(self, mask: Tensor | None, length: int) -> Tensor | None:
+        """The attention mask of the base model's output: of frames, where a sound has more values than those."""
+        frames = getattr(self.base_model, "_get_feature_vector_attention_mask", None)
+        if mask is None or mask.dim() != 2 or mask.size(1) == length or frames is None:
+            return mask
+        found: Tensor = frames(length, mask)
+        return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in HEAD_MODULES and isinstance(value, nn.Module):

@@ -35,8 +35,8 @@ from adapters.sites.discovery.twin import divisor, plain_torch, randomised, shru
 
 TASKS = {
     "seq2seq_lm": ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ"),
-    "classification": ("SEQUENCE_CLASSIFICATION",),
-    "tagging": ("TOKEN_CLASSIFICATION",),
+    "classification": ("SEQUENCE_CLASSIFICATION", "AUDIO_CLASSIFICATION"),
+    "tagging": ("TOKEN_CLASSIFICATION", "AUDIO_FRAME_CLASSIFICATION"),
     "question_answering": ("QUESTION_ANSWERING",),
     "multiple_choice": ("MULTIPLE_CHOICE",),
     "causal_lm": ("CAUSAL_LM",),
@@ -186,7 +186,7 @@ class _Reading:
 
     def _find_base(self) -> tuple[tuple[str, ...], nn.Module]:
         """Names of the children that are the base model, and the module that gives its output."""
-        base_class = getattr(transformers, f"{self.kind.name}Model")
+        base_class = getattr(transformers, self.kind.base)
         children = dict(self.model.named_children())
         for name, child in children.items():
             if type(child) is base_class:
