@@ -15,6 +15,7 @@ import adapters
 from adapters import auto
 from adapters.auto import ADAPTER_MODEL_MAPPING, AutoAdapterModel
 from adapters.heads.language_modeling import scales_decoder, ties_embeddings
+from adapters.sites.discovery.twin import randomised
 from adapters.sites.specs import SPECS
 from tests.heads.models import CONFIGS, WIDTH, add_head, inputs_for, tiny, tiny_config
 from tests.zoo import inputs_of, small_config
@@ -105,6 +106,42 @@ def test_a_head_that_is_left_out_is_named(tmp_path: Any, caplog: pytest.LogCaptu
     with caplog.at_level("WARNING", "adapters"):
         model = AutoAdapterModel.from_pretrained(tmp_path)
     assert "BertForPreTraining is left out" in caplog.text and "no flexible head" in caplog.text and not model.heads
+
+
+def test_frames_of_padding_do_not_count(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    plain = randomised(transformers.Wav2Vec2ForSequenceClassification(small_config("wav2vec2"))).eval()
+    plain.save_pretrained(tmp_path)
+    model = AutoAdapterModel.from_pretrained(tmp_path).eval()
+    sounds, mask = torch.randn(2, 4000), torch.ones(2, 4000).long()
+    mask[1, 1600:] = 0
+    with torch.no_grad():
+        want, got = (one(sounds, attention_mask=mask).logits for one in (plain, model))
+        unmasked = model(sounds).logits
+    torch.testing.assert_close(got, want)
+    assert not torch.allclose(got, unmasked, atol=1e-3)
+
+
+@pytest.mark.parametrize("model_type", ["moonshine", "speech_to_text", "whisper"])
+def test_recognisers_of_speech_generate_and_train(model_type: str, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    names = transformers.models.auto.modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
+    plain = randomised(getattr(transformers, names[model_type])(small_config(model_type))).eval()
+    plain.save_pretrained(tmp_path)
+    model = AutoAdapterModel.from_pretrained(tmp_path).eval()
+    given = inputs_of(plain)
+    labels = given.pop("decoder_input_ids")
+    loss = model(**given, labels=labels).loss
+    if model_type != "moonshine":  # which has no padding token, by which its own class shifts labels
+        torch.testing.assert_close(loss, plain(**given, labels=labels).loss)
+    given.pop("attention_mask", None)
+    options = {"max_new_tokens": 4, "do_sample": False, "decoder_input_ids": labels[:, :1]}
+    want = transformers.GenerationMixin.generate(plain, **given, **options)
+    assert torch.equal(model.generate(**given, **options), want)
+    model.add_adapter("a", config="lora")
+    model.train_adapter("a")
+    model(**given, labels=labels).loss.backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if ".loras." in name)
 
 
 def test_unknown_config_is_refused() -> None:

@@ -281,6 +281,10 @@ class _Reading:
             passed = self.steps[self.steps.index(linear) + 1 : self.steps.index(following)]
             norm = next((step for step in passed if isinstance(step.module, nn.LayerNorm)), None)
             target = following.given if norm is None else norm.given
+            if norm is None and linear.out.dim() > target.dim():  # pooled here, which `_pool` finds out
+                functions.append(None)
+                norms.append(None)
+                continue
             fits = [name for name in self._activations() if _same(_activated(name, linear.out), target)]
             if not fits or (norm is not None and not _same(norm.out, following.given)):
                 raise UnsupportedError(f"{following.name} reads something else than {linear.name} and an activation.")
