@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import AutoConfig
 
 import adapters
 from adapters import auto
 from adapters.auto import ADAPTER_MODEL_MAPPING, AutoAdapterModel
+from adapters.errors import UnsupportedError
 from adapters.heads.language_modeling import scales_decoder, ties_embeddings
 from adapters.sites.discovery.twin import randomised
 from adapters.sites.specs import SPECS
@@ -144,9 +144,12 @@ def test_recognisers_of_speech_generate_and_train(model_type: str, tmp_path: Any
     assert all(p.grad is not None for name, p in model.named_parameters() if ".loras." in name)
 
 
-def test_unknown_config_is_refused() -> None:
-    with pytest.raises(ValueError, match="Unrecognized configuration"):
-        AutoAdapterModel.from_config(AutoConfig.for_model("clip"))
+def test_types_without_tasks_have_no_heads() -> None:
+    model = AutoAdapterModel.from_config(small_config("clip")).eval()
+    given = inputs_of(model.base_model)
+    assert torch.equal(model(**given).logits_per_image, model.base_model(**given).logits_per_image)
+    with pytest.raises(UnsupportedError, match="for none of the tasks that heads are for"):
+        model.add_classification_head("h")
 
 
 @pytest.mark.parametrize("model_type", CONFIGS)

@@ -111,6 +111,8 @@ class HeadModel(_Base):
         flatten_choices(for_base)
         self._complete_decoder_inputs(for_base, for_heads.get("labels"), heads)
         outputs: ModelOutput = self.base_model(**for_base, return_dict=True)
+        if not heads and not scales_decoder(self.config):
+            return self.forward_head(outputs, return_dict=return_dict, **for_heads)
         states: Tensor = outputs[0]
         unscaled = copy.copy(outputs)
         if scales_decoder(self.config):

@@ -41,7 +41,7 @@ TASKS = {
     "multiple_choice": ("MULTIPLE_CHOICE",),
     "causal_lm": ("CAUSAL_LM",),
     "masked_lm": ("MASKED_LM",),
-    "image_classification": ("IMAGE_CLASSIFICATION",),
+    "image_classification": ("IMAGE_CLASSIFICATION", "VIDEO_CLASSIFICATION"),
 }
 """Type of a flexible head -> the tasks of transformers that it is for. The first that names a class is the class's."""
 
