@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import transformers
 from transformers import GenerationMixin
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
-    MODEL_MAPPING_NAMES,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES as DUAL_ENCODERS,
-)
 
 from adapters.checkpoint.atomic import finish
+from adapters.heads.kinds import MODEL_KINDS
 from adapters.heads.model import (
     EncoderDecoderHeadModel,
     HeadModel,
@@ -30,8 +19,6 @@ from adapters.heads.model import (
     argument_names,
     make_signature,
 )
-from adapters.heads.pooling import Pooling, last_eos, last_token
-from adapters.heads.shifting import Shift, last_token_first, start_token_first
 from adapters.model import AdapterModelMixin
 
 if TYPE_CHECKING:
@@ -51,73 +38,6 @@ if TYPE_CHECKING:
     MBartAdapterModel: type[Any]
     ViTAdapterModel: type[Any]
 
-CLASSIFICATION = ("classification", "multilabel_classification")
-ENCODER_HEADS = (
-    *CLASSIFICATION,
-    "tagging",
-    "multiple_choice",
-    "question_answering",
-    "dependency_parsing",
-    "masked_lm",
-    "causal_lm",
-)
-DECODER_HEADS = (*CLASSIFICATION, "tagging", "question_answering", "causal_lm")
-ENCODER_DECODER_HEADS = (*CLASSIFICATION, "question_answering", "seq2seq_lm")
-IMAGE_HEADS = ("image_classification",)
-
-
-@dataclass(frozen=True)
-class ModelKind:
-    """What distinguishes the model with flexible heads of one model type from those of others.
-
-    Args:
-        name: Stem of its classes in transformers: `<name>Model`, `<name>PreTrainedModel`.
-        head_types: Heads it supports.
-        pooling: Vector per row for classification; None: position 0 or the pooler.
-        shift: Default decoder inputs of encoder-decoder models.
-        generates: Whether it has `generate`.
-    """
-
-    name: str
-    head_types: tuple[str, ...]
-    pooling: Pooling | None = None
-    shift: Shift | None = None
-    generates: bool = True
-
-
-SHIFTS: dict[str, Shift] = {"mbart": last_token_first, "plbart": last_token_first}
-"""Encoder-decoders whose decoder does not start with a token of its own."""
-
-
-def _kind(model_type: str, name: str) -> ModelKind | None:
-    """The kind of a model type, by the tasks that transformers has classes for; None for those of none of them."""
-    if model_type in DUAL_ENCODERS:
-        return ModelKind(name, (), generates=False)
-    if model_type in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
-        return ModelKind(name, ("seq2seq_lm",), shift=start_token_first)
-    if model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-        return ModelKind(name, ENCODER_DECODER_HEADS, last_eos, SHIFTS.get(model_type, start_token_first))
-    if model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-        return ModelKind(name, IMAGE_HEADS, generates=False)
-    if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return ModelKind(name, ENCODER_HEADS)
-    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return ModelKind(name, DECODER_HEADS, last_token)
-    return None
-
-
-def _kinds() -> dict[str, ModelKind]:
-    kinds = {}
-    for model_type, names in MODEL_MAPPING_NAMES.items():
-        name = names if isinstance(names, str) else names[0]
-        if name.endswith("Model") and (kind := _kind(model_type, name.removesuffix("Model"))) is not None:
-            kinds[model_type] = kind
-    return kinds
-
-
-MODEL_KINDS = _kinds()
-"""Model type of a config -> its kind. Not there: what has none of the tasks of `_kind`."""
-
 ADAPTER_MODEL_MAPPING_NAMES = {kind: f"{row.name}AdapterModel" for kind, row in MODEL_KINDS.items()}
 
 
@@ -128,7 +48,7 @@ def make_adapter_model_class(model_type: str) -> type[Any]:
         model_type: A key of `MODEL_KINDS`.
     """
     kind = MODEL_KINDS[model_type]
-    base = getattr(transformers, f"{kind.name}Model")
+    base = getattr(transformers, kind.base)
     family = next(parent for parent in base.__mro__ if parent.__name__.endswith("PreTrainedModel"))
     heads = HeadModel if kind.shift is None else EncoderDecoderHeadModel
     parents = (heads, AdapterModelMixin, family)
@@ -142,7 +62,7 @@ def make_adapter_model_class(model_type: str) -> type[Any]:
     forward.__signature__ = make_signature(base)  # type: ignore[attr-defined]
     content = {
         "__module__": __name__,
-        "__doc__": f"{kind.name}Model with adapters and flexible prediction heads. See `HeadModel`.",
+        "__doc__": f"{kind.base} with adapters and flexible prediction heads. See `HeadModel`.",
         "base_model_class": base,
         "head_types": kind.head_types,
         "pooling": None if kind.pooling is None else staticmethod(kind.pooling),

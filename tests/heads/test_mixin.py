@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.utils.generic import ModelOutput
 
 from adapters.composition.blocks import BatchSplit, Parallel, Stack
 from adapters.heads import MultiHeadOutput, registry
@@ -313,15 +314,19 @@ def test_inverse_is_hooked_onto_heads_in_any_order() -> None:
 def test_last_token() -> None:
     config = tiny("gpt2").config
     states = torch.arange(12.0).view(2, 6, 1)
+
+    def last(states: torch.Tensor, inputs: dict[str, torch.Tensor]) -> list[float]:
+        return last_token(config, ModelOutput(last_hidden_state=states), inputs).view(-1).tolist()
+
     ids = torch.tensor([[5, 1, 6, EOS, 1, 1], [1, 1, 5, 6, 7, EOS]])
-    assert last_token(config, states, {"input_ids": ids}).view(-1).tolist() == [2.0, 11.0]
-    assert last_token(config, states.repeat(2, 1, 1), {"input_ids": ids}).view(-1).tolist() == [2.0, 11.0] * 2
+    assert last(states, {"input_ids": ids}) == [2.0, 11.0]
+    assert last(states.repeat(2, 1, 1), {"input_ids": ids}) == [2.0, 11.0] * 2
     longer = torch.cat([torch.zeros(2, 3, 1), states], 1)
-    assert last_token(config, longer, {"input_ids": ids}).view(-1).tolist() == [2.0, 11.0]
+    assert last(longer, {"input_ids": ids}) == [2.0, 11.0]
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1] * 6])
-    assert last_token(config, states, {"attention_mask": mask}).view(-1).tolist() == [2.0, 11.0]
+    assert last(states, {"attention_mask": mask}) == [2.0, 11.0]
     config.pad_token_id = None
-    assert last_token(config, states, {"input_ids": ids}).view(-1).tolist() == [5.0, 11.0]
+    assert last(states, {"input_ids": ids}) == [5.0, 11.0]
 
 
 def test_eos_is_needed() -> None:

@@ -28,6 +28,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "activation_function": ("tangent", 3, ["tanh"]),
     "id2label": (["no", "yes"], {"no": "yes"}, {0: ["no"]}, 2),
     "label2id": ([0, 1], {"no": "zero"}, {"no": None}, 2),
+    "structure": ([], {"inner_size": 0}, {"pooling": "best"}, {"scale": -1}, {"norm_eps": float("inf")}, {"width": 3}),
     **dict.fromkeys(("multilabel", "use_pooler", "bias", "layer_norm", "shift_labels"), (None, "yes", 1, 0.0, [])),
 }
 OF_TYPE = {head_type: kind for kind, head_type in reversed(PAIRS)}

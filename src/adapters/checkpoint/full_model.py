@@ -25,7 +25,7 @@ from transformers.utils.hub import cached_file
 
 from adapters.checkpoint.adapters import add_stored, match_adapter
 from adapters.checkpoint.atomic import finish, saving
-from adapters.checkpoint.heads import SUFFIX, has_flexible_heads
+from adapters.checkpoint.heads import has_flexible_heads
 from adapters.checkpoint.layout import INTERFACE_FILE, PathLike, read_json, write_interface
 from adapters.checkpoint.names import (
     CONTAINERS,
@@ -41,7 +41,7 @@ from adapters.checkpoint.names import (
 from adapters.checkpoint.tensors import load_pickle, not_plain
 from adapters.errors import CheckpointError
 from adapters.heads.model import HUB, load_config
-from adapters.heads.static import STATIC_HEADS, convert_static_head
+from adapters.heads.static import CLASSES, convert_static_head, find_static_head
 from adapters.methods.config import AdapterConfig
 from adapters.methods.interface import AdapterModelInterface
 from adapters.runtime import merging
@@ -155,12 +155,12 @@ def _of_flexible(model: Any, own: Mapping[str, Any], state: Mapping[str, Tensor]
     start = f"{model.base_model_prefix}."
     if not any(key.startswith(start) for key in state):
         state = renamed(state, lambda name: start + name if start + name in own else name)
-    stem, name = type(model).__name__.removesuffix(SUFFIX), model.active_head
+    model_type, name = model.config.model_type, model.active_head
     kind = model.heads[name].head_type if isinstance(name, str) else None
     head = {key: tensor for key, tensor in state.items() if key not in own}
-    for static, row in STATIC_HEADS.items():
-        parts = [part for part in row.modules if part is not None]
-        if static.startswith(stem) and row.head_type == kind and all(_has(head, part) for part in parts):
+    for static in (static for static, task in CLASSES.items() if task == (kind, model_type)):
+        parts = filter(None, find_static_head(static, model.config).modules)
+        if all(_has(head, part) for part in parts):
             _, converted = convert_static_head(static, head, model.config, name)
             return {**{key: tensor for key, tensor in state.items() if key in own}, **converted}
     return state

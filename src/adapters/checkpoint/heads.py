@@ -21,13 +21,12 @@ from adapters.heads.mixin import FlexibleHeadsMixin
 from adapters.heads.options import wrong_option
 from adapters.heads.registry import HEADS
 from adapters.heads.static import convert_static_head, find_static_head
+from adapters.heads.structure import ENCODER_DECODER
 from adapters.runtime.empty import Empty
 from adapters.runtime.engine import Engine
 
 logger = logging.getLogger(__name__)
 
-ENCODER_DECODER = ("encoder", "decoder", "shared")
-"""Children of classes like T5ForConditionalGeneration that are the base model; the others are the head."""
 OLD_SUFFIX, SUFFIX = "ModelWithHeads", "AdapterModel"
 """Ends of names of classes with flexible heads, formerly and now."""
 
@@ -309,7 +308,7 @@ def load_head_beside(
         name = saved["name"]
     try:
         if has_flexible_heads(model) and saved.get("config") is None:
-            find_static_head(str(saved.get("model_class")))
+            find_static_head(str(saved.get("model_class")), model.config)
         elif not has_flexible_heads(model) and not static_head(model):
             return None
         else:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 from adapters.call import CALL, Call
 from adapters.composition.fusion import AdapterFusion as BertFusion
-from adapters.errors import ConfigError, choices
-from adapters.heads.static import STATIC_HEADS, static_head_config, static_key_mapping
+from adapters.errors import ConfigError, UnsupportedError, choices
+from adapters.heads.static import CLASSES, find_static_head, static_head_config, static_key_mapping
 from adapters.methods import METHODS
 from adapters.methods.bottleneck import Bottleneck as Adapter
 from adapters.methods.carriers import AdapterLayerBase
@@ -142,11 +142,27 @@ def init_adapters_config(model: Any, model_config: Any = None, adapters_config: 
     init(model, adapters_config)
 
 
-STATIC_TO_FLEX_HEAD_MAP: Mapping[str, Mapping[str, Any]] = {
-    name: {"config": {"head_type": row.head_type, **row.options}, "layers": list(row.modules)}
-    for name, row in STATIC_HEADS.items()
-}
-"""Class of Transformers -> config of the flexible head that its own one becomes, and where its layers come from."""
+class _StaticHeads(Mapping[str, Mapping[str, Any]]):
+    """What is read from a class when it is asked for."""
+
+    def __getitem__(self, name: str) -> Mapping[str, Any]:
+        try:
+            row = find_static_head(name)
+        except UnsupportedError as error:
+            raise KeyError(str(error)) from error
+        return {"config": {"head_type": row.head_type, **row.options}, "layers": list(row.modules)}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(CLASSES)
+
+    def __len__(self) -> int:
+        return len(CLASSES)
+
+
+STATIC_TO_FLEX_HEAD_MAP: Mapping[str, Mapping[str, Any]] = _StaticHeads()
+"""Class of Transformers -> config of the flexible head that its own one becomes, and where its layers come from.
+
+KeyError for a class of which no flexible head can do the same, as for one that is not there."""
 
 
 def get_head_config_and_rename_list(

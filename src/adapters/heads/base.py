@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.utils.generic import ModelOutput
 
@@ -18,6 +18,7 @@ from adapters.errors import HeadError
 from adapters.heads.options import check_options, label_map
 from adapters.heads.outputs import MultiHeadOutput as MultiHeadOutput
 from adapters.heads.outputs import returned
+from adapters.heads.pooling import text_config
 
 IGNORE = -100
 """Label of positions that do not count in a loss."""
@@ -80,12 +81,14 @@ class PredictionHead(_Modules):
         count = options.get("num_labels", options.get("num_choices"))
         labels = None if count is None else label_map(id2label, label2id, count)
         plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in options.items()}
+        if plain.get("structure", True) is None:
+            del plain["structure"]
         return {"head_type": self.head_type, **plain, "label2id": labels}
 
     def build(self, model: PreTrainedModel) -> None:
         """Creates the modules that `config` describes, initialised like the model's own.
 
-            (Dropout, Linear(D, D), activation) x (layers - 1), Dropout, Linear(D, L)
+            (Dropout, Linear(D, D), activation, [LayerNorm]) x (layers - 1), Dropout, Linear(D, L)
 
         Args:
             model: The model the head is for; width, dropout, device, dtype and mode are taken from it.
@@ -93,12 +96,17 @@ class PredictionHead(_Modules):
             HeadError: the config lacks an option, or one has a value that no head can have.
         """
         check_options(self.name, self.config)
-        width = hidden_size(model)
+        structure = self.config.get("structure") or {}
+        width = structure.get("input_size") or hidden_size(model)
+        inner = structure.get("inner_size") or width_of(model.config) or width
         outputs = 1 if "num_choices" in self.config else self._option("num_labels")
         dropout = dropout_probability(self.config, model)
         modules: list[nn.Module] = []
         for _ in range(self._option("layers") - 1):
-            modules += [nn.Dropout(dropout), nn.Linear(width, width), *self._activation()]
+            modules += [nn.Dropout(dropout), nn.Linear(width, inner), *self._activation()]
+            if structure.get("layer_norm"):
+                modules.append(nn.LayerNorm(inner, eps=structure.get("norm_eps") or norm_eps(model.config)))
+            width = inner
         modules += [nn.Dropout(dropout), nn.Linear(width, outputs, bias=self.config.get("bias", True))]
         for index, module in enumerate(modules):
             self.add_module(str(index), module)
@@ -207,6 +215,7 @@ class PositionHead(PredictionHead):
         id2label: Names of the scores.
         dropout_prob: Before each layer; None takes the model's.
         label2id: `id2label` the other way round, as stored.
+        structure: What differs from the usual layers (`heads/options.py`); heads of plain classes may have that.
     Raises:
         HeadError: an option has a value that no head can have.
     """
@@ -223,6 +232,7 @@ class PositionHead(PredictionHead):
         id2label: Mapping[int, str] | None = None,
         dropout_prob: float | None = None,
         label2id: Mapping[str, int] | None = None,
+        structure: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(head_name)
         self.config = self.describe(
@@ -232,6 +242,7 @@ class PositionHead(PredictionHead):
             layers=layers,
             activation_function=activation_function,
             dropout_prob=dropout_prob,
+            structure=structure,
         )
         self.build(model)
 
@@ -244,8 +255,34 @@ def dropout_probability(config: Mapping[str, Any], model: PreTrainedModel) -> fl
 
 
 def hidden_size(model: PreTrainedModel) -> int:
-    """Width of the base model's output."""
-    return int(model.config.hidden_size)
+    """Width of the base model's output, as its config says it.
+
+    Raises:
+        HeadError: the config does not say it.
+    """
+    if (width := width_of(model.config)) is None:
+        raise HeadError(
+            f"The config of {type(model).__name__} does not say how wide its output is. "
+            "Give the head structure={'input_size': ...}."
+        )
+    return width
+
+
+def width_of(config: Any) -> int | None:
+    """Width of a base model's output: one width for all layers, or that of the last stage; None if it is not said."""
+    for part in (config, text_config(config)):
+        for name in ("hidden_size", "d_model"):
+            if isinstance(size := getattr(part, name, None), int):
+                return size
+        for name in ("hidden_sizes", "embed_dims"):
+            if isinstance(sizes := getattr(part, name, None), list | tuple) and sizes:
+                return int(sizes[-1])
+    return None
+
+
+def norm_eps(config: PreTrainedConfig) -> float:
+    """The epsilon of the norms in heads."""
+    return float(getattr(config, "layer_norm_eps", None) or 1e-12)
 
 
 def averaged(

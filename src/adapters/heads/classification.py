@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
@@ -46,6 +47,7 @@ class ClassificationHead(RowHead):
         bias: Whether the last layer has one.
         dropout_prob: Before each layer; None takes the model's.
         label2id: `id2label` the other way round, as stored.
+        structure: What differs from the usual layers (`heads/options.py`); heads of plain classes may have that.
     Raises:
         HeadError: an option has a value that no head can have.
     """
@@ -64,6 +66,7 @@ class ClassificationHead(RowHead):
         bias: bool = True,
         dropout_prob: float | None = None,
         label2id: Mapping[str, int] | None = None,
+        structure: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(head_name)
         self.config = self.describe(
@@ -75,6 +78,7 @@ class ClassificationHead(RowHead):
             use_pooler=use_pooler,
             bias=bias,
             dropout_prob=dropout_prob,
+            structure=structure,
         )
         self.build(model)
 
@@ -104,6 +108,7 @@ class ImageClassificationHead(RowHead):
         bias: Whether the last layer has one.
         dropout_prob: Before each layer; None takes the model's.
         label2id: `id2label` the other way round, as stored.
+        structure: What differs from the usual layers (`heads/options.py`); heads of plain classes may have that.
     Raises:
         HeadError: an option has a value that no head can have.
     """
@@ -124,6 +129,7 @@ class ImageClassificationHead(RowHead):
         bias: bool = True,
         dropout_prob: float | None = None,
         label2id: Mapping[str, int] | None = None,
+        structure: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(head_name)
         self.config = self.describe(
@@ -136,6 +142,7 @@ class ImageClassificationHead(RowHead):
             use_pooler=use_pooler,
             bias=bias,
             dropout_prob=dropout_prob,
+            structure=structure,
         )
         self.build(model)
 
@@ -147,12 +154,12 @@ def classification_vector(head: PredictionHead, outputs: ModelOutput, cls_output
     if not head.config.get("use_pooler"):
         states: Tensor = outputs[0]
         return states[:, 0]
-    pooled: Tensor | None = outputs.get("pooler_output")
-    if pooled is None:
+    if (pooled := outputs.get("pooler_output")) is None:
         raise HeadError(
             f"Head {head.name!r} has use_pooler=True, but this model has no pooler. Add the head with use_pooler=False."
         )
-    return pooled
+    vector: Tensor = pooled.flatten(1)
+    return vector
 
 
 def label_loss(logits: Tensor, labels: Tensor, multilabel: bool = False, count: Tensor | int | None = None) -> Tensor:

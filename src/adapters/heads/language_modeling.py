@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput, Seq2SeqLMOutput
+from transformers.utils.generic import ModelOutput
 
-from adapters.heads.base import IGNORE, LabelledHead, averaged, hidden_size, pad_labels
+from adapters.heads.base import IGNORE, LabelledHead, averaged, hidden_size, norm_eps, pad_labels
 from adapters.heads.options import check_options
+from adapters.heads.pooling import text_config
 
 
 class LanguageModelingHead(LabelledHead):
@@ -36,12 +38,13 @@ class LanguageModelingHead(LabelledHead):
         """Creates the modules that `config` describes; the last weight is tied if the model ties its own."""
         check_options(self.name, self.config)
         width = hidden_size(model)
+        structure = self.config.get("structure") or {}
         inner = self.config.get("embedding_size") or getattr(model.config, "embedding_size", None) or width
         modules: list[nn.Module] = []
         for layer in range(self._option("layers") - 1):
             modules += [nn.Linear(inner if layer else width, inner), *self._activation()]
             if self.config["layer_norm"]:
-                modules.append(nn.LayerNorm(inner, eps=getattr(model.config, "layer_norm_eps", None) or 1e-12))
+                modules.append(nn.LayerNorm(inner, eps=structure.get("norm_eps") or norm_eps(model.config)))
         modules.append(nn.Linear(inner, self.config["vocab_size"], bias=self.config["bias"]))
         for index, module in enumerate(modules):
             self.add_module(str(index), module)
@@ -83,6 +86,14 @@ class LanguageModelingHead(LabelledHead):
                 self.untie()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def predict(self, outputs: ModelOutput, cls_output: Tensor | None) -> Tensor:
+        structure = self.config.get("structure") or {}
+        logits = self.run(outputs[0])
+        if (scale := structure.get("scale")) is not None:
+            logits = logits * scale
+        cap = structure.get("cap")
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
     def loss_of(self, logits: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
         return token_loss(logits, pad_labels(labels, logits.size(1)), self.config["shift_labels"], count)
 
@@ -102,6 +113,7 @@ class MaskedLMHead(LanguageModelingHead):
         shift_labels: Whether labels are those of the next position.
         id2label: Not used; token heads have no label names.
         label2id: Not used.
+        structure: What differs from the usual layers (`heads/options.py`); heads of plain classes may have that.
     Raises:
         HeadError: an option has a value that no head can have.
     """
@@ -122,16 +134,18 @@ class MaskedLMHead(LanguageModelingHead):
         shift_labels: bool = False,
         id2label: Mapping[int, str] | None = None,
         label2id: Mapping[str, int] | None = None,
+        structure: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(head_name)
         self.config = self.describe(
-            vocab_size=vocab_size or model.config.vocab_size,
+            vocab_size=vocab_size or text_config(model.config).vocab_size,
             embedding_size=embedding_size or getattr(model.config, "embedding_size", None) or hidden_size(model),
             layers=layers,
             activation_function=activation_function,
             layer_norm=layer_norm,
             bias=bias,
             shift_labels=shift_labels,
+            structure=structure,
         )
         self.build(model)
 
@@ -152,6 +166,7 @@ class CausalLMHead(LanguageModelingHead):
         id2label: Not used; token heads have no label names.
         dropout_prob: Kept for files; this head has no dropout.
         label2id: Not used.
+        structure: What differs from the usual layers (`heads/options.py`); heads of plain classes may have that.
     Raises:
         HeadError: an option has a value that no head can have.
     """
@@ -173,10 +188,11 @@ class CausalLMHead(LanguageModelingHead):
         id2label: Mapping[int, str] | None = None,
         dropout_prob: float | None = None,
         label2id: Mapping[str, int] | None = None,
+        structure: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(head_name)
         self.config = self.describe(
-            vocab_size=vocab_size or model.config.vocab_size,
+            vocab_size=vocab_size or text_config(model.config).vocab_size,
             embedding_size=embedding_size or getattr(model.config, "embedding_size", None) or hidden_size(model),
             layers=layers,
             activation_function=activation_function,
@@ -184,6 +200,7 @@ class CausalLMHead(LanguageModelingHead):
             bias=bias,
             shift_labels=shift_labels,
             dropout_prob=dropout_prob,
+            structure=structure,
         )
         self.build(model)
 
@@ -202,6 +219,7 @@ class Seq2SeqLMHead(LanguageModelingHead):
         shift_labels: Whether labels are those of the next position.
         id2label: Not used; token heads have no label names.
         label2id: Not used.
+        structure: What differs from the usual layers (`heads/options.py`); heads of plain classes may have that.
     Raises:
         HeadError: an option has a value that no head can have.
     """
@@ -221,15 +239,17 @@ class Seq2SeqLMHead(LanguageModelingHead):
         shift_labels: bool = False,
         id2label: Mapping[int, str] | None = None,
         label2id: Mapping[str, int] | None = None,
+        structure: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(head_name)
         self.config = self.describe(
-            vocab_size=vocab_size or model.config.vocab_size,
+            vocab_size=vocab_size or text_config(model.config).vocab_size,
             layers=layers,
             activation_function=activation_function,
             layer_norm=layer_norm,
             bias=bias,
             shift_labels=shift_labels,
+            structure=structure,
         )
         self.build(model)
 

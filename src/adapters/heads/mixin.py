@@ -55,9 +55,13 @@ class FlexibleHeadsMixin(AddHeadMethods, RunHeadsMixin):
     def _make_head(self, head_type: str, head_name: str, options: Mapping[str, Any]) -> PredictionHead:
         """A new head for this model, which does not have it yet."""
         if head_type in HEADS and head_type not in self.head_types:
+            known = f"It supports: {', '.join(self.head_types)}."
+            none = (
+                "Its base model is for none of the tasks that heads are for; adapters work without head, and "
+                "add_custom_head takes heads of your own."
+            )
             raise UnsupportedError(
-                f"{type(self).__name__} does not support head type {head_type!r}. "
-                f"It supports: {', '.join(self.head_types) or 'none'}."
+                f"{type(self).__name__} does not support head type {head_type!r}. {known if self.head_types else none}"
             )
         head = find_factory(head_type, self.custom_heads)(self, head_name, **options)
         if not isinstance(head, PredictionHead):

@@ -15,24 +15,24 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import ModelOutput, TransformersKwargs
 
-from adapters.errors import HeadError, choices
+from adapters.errors import HeadError, UnsupportedError, choices
 from adapters.heads.base import PredictionHead
 from adapters.heads.classification import classification_vector
 from adapters.heads.language_modeling import scales_decoder
 from adapters.heads.mixin import MULTILABEL, FlexibleHeadsMixin
 from adapters.heads.output_embeddings import Heads, head_names
-from adapters.heads.pooling import Pooling
+from adapters.heads.pooling import POOLINGS, Pooling
 from adapters.heads.registry import HEADS
 from adapters.heads.running import LABELS
 from adapters.heads.shifting import Shift
 from adapters.heads.static import (
     DEFAULT_HEAD,
     HEAD_MODULES,
-    STATIC_HEADS,
+    find_static_head,
     static_head_config,
     static_key_mapping,
-    static_scale,
 )
+from adapters.heads.structure import StaticHead
 from adapters.runtime.arguments import UnknownArgument, refuse_adapter_names
 from adapters.runtime.entry import REPORTS
 
@@ -111,17 +111,23 @@ class HeadModel(_Base):
         flatten_choices(for_base)
         self._complete_decoder_inputs(for_base, for_heads.get("labels"), heads)
         outputs: ModelOutput = self.base_model(**for_base, return_dict=True)
+        if not heads and not scales_decoder(self.config):
+            return self.forward_head(outputs, return_dict=return_dict, **for_heads)
         states: Tensor = outputs[0]
+        unscaled = copy.copy(outputs)
         if scales_decoder(self.config):
             outputs["last_hidden_state"] = states * self.config.d_model**-0.5
 
+        mask = self._output_mask(for_base.get("attention_mask"), states.size(1))
+        seen = {**for_base, "attention_mask": mask}
+
         def cls_vector(head: PredictionHead) -> Tensor:
-            pool = type(self).pooling
+            named = (head.config.get("structure") or {}).get("pooling")
+            pool = type(self).pooling if named is None else POOLINGS[named]
             if pool is None:
                 return classification_vector(head, outputs, None)
-            return pool(self.config, states, for_base)
+            return pool(self.config, unscaled, seen)
 
-        mask = for_base.get("attention_mask")
         return self.forward_head(
             outputs,
             head_name=heads,
@@ -131,6 +137,14 @@ class HeadModel(_Base):
             task_ids=tasks,
             **for_heads,
         )
+
+    def _output_mask(self, mask: Tensor | None, length: int) -> Tensor | None:
+        """The attention mask of the base model's output: of frames, where a sound has more values than those."""
+        frames = getattr(self.base_model, "_get_feature_vector_attention_mask", None)
+        if mask is None or mask.dim() != 2 or mask.size(1) == length or frames is None:
+            return mask
+        found: Tensor = frames(length, mask)
+        return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in HEAD_MODULES and isinstance(value, nn.Module):
@@ -197,33 +211,39 @@ class HeadModel(_Base):
         if path is None:
             return super().from_pretrained(path, *model_args, **kwargs)
         config, kwargs = load_config(cls.config_class, path, kwargs)
-        static = static_class(config)
-        if static is None:
-            cls._say_what_stays(config)
+        if (static := cls._static_head(config)) is None:
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
-        options = static_head_config(static, config.label2id, config.num_labels)
+        name = config.architectures[0]
+        options = static_head_config(name, config.label2id, config.num_labels, config)
         if config.problem_type == MULTILABEL and options["head_type"] == "classification":
             options["head_type"] = "multilabel_classification"
         elif config.problem_type == MULTILABEL and options["head_type"] == "image_classification":
             options["multilabel"] = True
+        renames = static_key_mapping(name, DEFAULT_HEAD, config) | _base_mapping(static, cls.base_model_prefix)
         config.prediction_heads = {DEFAULT_HEAD: options}
-        renames = static_key_mapping(static, DEFAULT_HEAD) | _base_mapping(static, cls.base_model_prefix)
         kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **renames}
         loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
-        finish_static(loaded[0] if isinstance(loaded, tuple) else loaded, renames)
+        finish_static(loaded[0] if isinstance(loaded, tuple) else loaded, static, renames)
         return loaded
 
     @classmethod
-    def _say_what_stays(cls, config: PreTrainedConfig) -> None:
-        """Tell that a checkpoint has a head which is not taken over."""
-        for name in config.architectures or []:
-            if name not in (cls.__name__, cls.base_model_class.__name__) and not name.endswith("AdapterModel"):
-                logger.warning(
-                    "The head of %s is left out: it cannot become a flexible head yet. Open the checkpoint with "
-                    "transformers.%s and adapters.init to keep it, or add a head with one of the add_..._head methods.",
-                    name,
-                    name,
-                )
+    def _static_head(cls, config: PreTrainedConfig) -> StaticHead | None:
+        """The head of the plain class that wrote the checkpoint of a config; None if it has none, or none to take."""
+        name = next(iter(config.architectures or ()), "")
+        own = (cls.__name__, cls.base_model_class.__name__, "")
+        if name in own or name.endswith("AdapterModel") or getattr(config, "prediction_heads", None):
+            return None
+        try:
+            return find_static_head(name, config)
+        except UnsupportedError as error:
+            logger.warning(
+                "The head of %s is left out. %s Open the checkpoint with transformers.%s and adapters.init to keep it, "
+                "or add a head with one of the add_..._head methods.",
+                name,
+                error,
+                name,
+            )
+            return None
 
     # What the HF Trainer asks of a model or its class
 
@@ -333,25 +353,23 @@ def _was_tied(raw: Mapping[str, Any]) -> bool:
     return raw.get("tie_word_embeddings") is True and major.isdigit() and int(major) < 5
 
 
-def static_class(config: PreTrainedConfig) -> str | None:
-    """Name of the plain class that wrote the checkpoint of this config, if its head can be converted."""
-    names = config.architectures or []
-    has_heads = bool(getattr(config, "prediction_heads", None))
-    return names[0] if names and names[0] in STATIC_HEADS and not has_heads else None
-
-
-def _base_mapping(static: str, prefix: str) -> dict[str, str]:
-    base = STATIC_HEADS[static].base
-    return {} if base is None else {rf"^{re.escape(base)}\.": f"{prefix}."}
+def _base_mapping(static: StaticHead, prefix: str) -> dict[str, str]:
+    """What renames the base model's tensors, where a class has it under another attribute."""
+    if len(static.base) != 1 or static.base == (prefix,):
+        return {}
+    return {rf"^{re.escape(static.base[0])}\.": f"{prefix}."}
 
 
 @torch.no_grad()
-def finish_static(model: Any, renames: Mapping[str, str]) -> None:
-    """After a plain class's checkpoint was read: adjusts the head's scale; saving will keep the new names."""
+def finish_static(model: Any, static: StaticHead, renames: Mapping[str, str]) -> None:
+    """After a plain class's checkpoint was read: adjusts scale and biases; saving will keep the new names."""
     head = cast(PredictionHead, model.heads[DEFAULT_HEAD])
     layer = head[-1]
     assert isinstance(layer, nn.Linear)
-    layer.weight.mul_(static_scale(head.config["head_type"], model.config))
+    if static.factor != 1:
+        layer.weight.mul_(static.factor)
+    for name in static.zeros:
+        head.get_parameter(name).zero_()
     conversions = getattr(model, "_weight_conversions", None)
     if conversions is not None:
         model._weight_conversions = [c for c in conversions if not set(c.source_patterns) & set(renames)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
@@ -27,6 +28,7 @@ class MultipleChoiceHead(LabelledHead):
         use_pooler: Take the model's pooler output instead of the state of its first position.
         dropout_prob: Before each layer; None takes the model's.
         label2id: `id2label` the other way round, as stored.
+        structure: What differs from the usual layers (`heads/options.py`); heads of plain classes may have that.
     Raises:
         HeadError: an option has a value that no head can have.
     """
@@ -46,6 +48,7 @@ class MultipleChoiceHead(LabelledHead):
         use_pooler: bool = False,
         dropout_prob: float | None = None,
         label2id: Mapping[str, int] | None = None,
+        structure: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(head_name)
         self.config = self.describe(
@@ -56,6 +59,7 @@ class MultipleChoiceHead(LabelledHead):
             activation_function=activation_function,
             use_pooler=use_pooler,
             dropout_prob=dropout_prob,
+            structure=structure,
         )
         self.build(model)
 

@@ -9,7 +9,8 @@ from typing import Any
 from transformers.activations import ACT2FN
 
 from adapters.errors import HeadError, choices
-from adapters.methods.config import Rule, flag, nothing, text
+from adapters.heads.pooling import POOLINGS
+from adapters.methods.config import Rule, flag, nothing, one_of, text
 
 MOST_LABELS = 1_000_000
 MOST_LAYERS = 100
@@ -28,7 +29,30 @@ def _is_probability(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
 
 
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < float("inf")
+
+
+_POSITIVE = Rule("a number above 0", _is_positive, {"type": "number", "exclusiveMinimum": 0})
 _PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
+STRUCTURE: Mapping[str, Rule] = {
+    "input_size": _count(WIDEST),
+    "inner_size": _count(WIDEST),
+    "layer_norm": flag,
+    "norm_eps": _POSITIVE,
+    "pooling": one_of(*POOLINGS),
+    "scale": _POSITIVE,
+    "cap": _POSITIVE,
+}
+"""Entries of `structure`: widths of the first and of the layers between, norms behind those and their epsilon, the
+vector per row that is read, and for tokens logits = cap * tanh(scale * logits / cap)."""
+
+
+def _is_structure(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(n in STRUCTURE and STRUCTURE[n].holds(v) for n, v in value.items())
+
+
+_ENTRIES = "; ".join(f"{name}: {rule.allowed}" for name, rule in STRUCTURE.items())
 RULES: Mapping[str, Rule] = {
     "head_type": text,
     "num_labels": _count(MOST_LABELS),
@@ -43,6 +67,7 @@ RULES: Mapping[str, Rule] = {
     "bias": flag,
     "layer_norm": flag,
     "shift_labels": flag,
+    "structure": Rule(f"a dict of ({_ENTRIES})", _is_structure, {"type": "object"}) | nothing,
 }
 """Option of a head, or field of its config -> the values that it may have. Custom heads may have others."""
 

@@ -18,7 +18,8 @@ def start_token_first(config: PreTrainedConfig, ids: Tensor) -> Tensor:
     """T5 and BART: the decoder's start token, then all ids but the last."""
     start = ids.new_full((ids.size(0), 1), config.decoder_start_token_id)
     shifted = torch.cat([start, ids[:, :-1]], dim=1)
-    return shifted.masked_fill(shifted == IGNORE, config.pad_token_id)
+    pad = getattr(config, "pad_token_id", None)
+    return shifted.masked_fill(shifted == IGNORE, config.decoder_start_token_id if pad is None else pad)
 
 
 def last_token_first(config: PreTrainedConfig, ids: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from adapters.checkpoint.heads import SUFFIX, add_flexible, has_flexible_heads, 
 from adapters.checkpoint.names import match
 from adapters.checkpoint.undo import Before
 from adapters.errors import CheckpointError, UnsupportedError
-from adapters.heads.static import HEAD_MODULES, STATIC_HEADS, convert_static_head
+from adapters.heads.static import HEAD_MODULES, convert_static_head, find_static_head
 
 logger = logging.getLogger(__name__)
 
@@ -64,16 +64,13 @@ def load(
         return
     stem = type(model).__name__.removesuffix(SUFFIX)
     source = f"{stem}{CLASSES.get(str(saved.get('task_type')), '')}"
-    if source not in STATIC_HEADS:
-        logger.warning(
-            "Adapter %r is loaded without its prediction head: no flexible head is known for the task_type %r of %s.",
-            name,
-            saved.get("task_type"),
-            stem,
-        )
+    try:
+        static = find_static_head(source, model.config)
+    except UnsupportedError as error:
+        logger.warning("Adapter %r is loaded without its prediction head: %s", name, error)
         return
     labels = max((tensor.shape[0] for key, tensor in tensors.items() if key.endswith("bias")), default=None)
-    last = [key for key in STATIC_HEADS[source].modules if key][-1]
+    last = [key for key in static.modules if key][-1]
     if (weight := tensors.get(f"{last}.weight")) is not None:
         labels = weight.shape[0]
     config, own = convert_static_head(source, tensors, model.config, name, num_labels=labels)
@@ -128,9 +125,12 @@ def _flexible(model: Any, name: str) -> tuple[list[str], dict[str, Tensor]]:
     head = model._get_head(name)
     stem = type(model).__name__.removesuffix(SUFFIX)
     for task in LABELLED:
-        static = STATIC_HEADS.get(f"{stem}{CLASSES[task]}")
         config = dict(head.config)
-        if static is None or config.get("head_type") != static.head_type:
+        try:
+            static = find_static_head(f"{stem}{CLASSES[task]}", model.config)
+        except UnsupportedError:
+            continue
+        if config.get("head_type") != static.head_type:
             continue
         if all(config.get(option, value) == value for option, value in static.options.items()):
             tensors = {
