@@ -76,6 +76,7 @@ class ModelKind:
         pooling: Vector per row for classification; None: position 0 or the pooler.
         shift: Default decoder inputs of encoder-decoder models.
         generates: Whether it has `generate`.
+        base: What its base model is called, if not `<name>Model`.
     """
 
     name: str
@@ -83,6 +84,12 @@ class ModelKind:
     pooling: Pooling | None = None
     shift: Shift | None = None
     generates: bool = True
+    base: str = ""
+
+    @property
+    def base_name(self) -> str:
+        """Name of the class of its base model."""
+        return self.base or f"{self.name}Model"
 
 
 SHIFTS: dict[str, Shift] = {"mbart": last_token_first, "plbart": last_token_first}
@@ -112,7 +119,8 @@ def _kinds() -> dict[str, ModelKind]:
         name = names if isinstance(names, str) else names[0]
         if name.endswith("Model") and (kind := _kind(model_type, name.removesuffix("Model"))) is not None:
             kinds[model_type] = kind
-    return kinds
+    generation = ModelKind("BertGeneration", ("masked_lm", "causal_lm"), base="BertGenerationEncoder")
+    return {**kinds, "bert-generation": generation}
 
 
 MODEL_KINDS = _kinds()
@@ -128,7 +136,7 @@ def make_adapter_model_class(model_type: str) -> type[Any]:
         model_type: A key of `MODEL_KINDS`.
     """
     kind = MODEL_KINDS[model_type]
-    base = getattr(transformers, f"{kind.name}Model")
+    base = getattr(transformers, kind.base_name)
     family = next(parent for parent in base.__mro__ if parent.__name__.endswith("PreTrainedModel"))
     heads = HeadModel if kind.shift is None else EncoderDecoderHeadModel
     parents = (heads, AdapterModelMixin, family)
