@@ -25,8 +25,8 @@ from adapters.runtime.active import Setup
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.building import Builder
 from adapters.runtime.entry import Entry
-from adapters.runtime.natives import silence
 from adapters.runtime.hooks import HookedEmbedding, HookedLayer, HookedPrompt, HookedSite, hooked_sites
+from adapters.runtime.natives import silence
 from adapters.runtime.owned import Owned
 from adapters.runtime.parts import Part, Parts
 from adapters.runtime.programs import Program, Programs

@@ -6,9 +6,7 @@ from typing import Any
 
 from adapters.sites.spec import At, Attention, Branch, Columns, LayerList, LayerSpec, Linear, ModelSpec, Norm, Place
 
-QKV: dict[str, Place] = {
-    f"attn.{part}": Linear("attn.Wqkv", Columns(i, i + 1, of=3)) for i, part in enumerate("qkv")
-}
+QKV: dict[str, Place] = {f"attn.{part}": Linear("attn.Wqkv", Columns(i, i + 1, of=3)) for i, part in enumerate("qkv")}
 LAYER: dict[str, Place] = {
     **QKV,
     "attn.core": Attention("attn"),

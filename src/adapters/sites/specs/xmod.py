@@ -1,4 +1,4 @@
-"""X-MOD: as BERT, with a norm and the model's own language adapters behind the feed-forward block. Ours replace them."""
+"""X-MOD: as BERT, with a norm and language adapters of its own behind the feed-forward block, which ours replace."""
 
 from __future__ import annotations
 
