@@ -50,6 +50,7 @@ def test_mapping_is_complete() -> None:
 
 FOUND = {
     "albert": "masked_lm",
+    "bert-generation": "causal_lm",
     "bloom": "question_answering",
     "deberta": "masked_lm",
     "deberta-v2": "classification",
@@ -64,11 +65,11 @@ FOUND = {
     "plbart": "seq2seq_lm",
     "xmod": "classification",
 }
-"""Types that nobody described, and a head that each gets."""
+"""Types that are not among `CONFIGS`, and a head that each gets."""
 
 
 @pytest.mark.parametrize("model_type", FOUND)
-def test_heads_of_types_that_were_found(model_type: str, tmp_path: Any) -> None:
+def test_heads_of_other_types(model_type: str, tmp_path: Any) -> None:
     torch.manual_seed(0)
     model = AutoAdapterModel.from_config(small_config(model_type)).eval()
     model.add_adapter("a", config="lora")

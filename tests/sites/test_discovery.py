@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedModel
 
 import adapters
+from adapters import AutoAdapterModel
 from adapters.errors import UnsupportedError
 from adapters.sites import discovery
 from adapters.sites.discovery import cache, discover
@@ -22,7 +23,7 @@ from adapters.sites.discovery.columns import as_columns
 from adapters.sites.lookup import spec_for
 from adapters.sites.resolve import resolve
 from adapters.sites.spec import At, Branch, Columns, LayerSpec, ModelSpec
-from tests.tiny import TINY_MODELS, adapter_parameters, build, infer, inputs, perturb
+from tests.tiny import BART, TINY_MODELS, adapter_parameters, build, infer, inputs, perturb
 from tests.zoo import hook_names, inputs_of, output, probe, small_model, state
 
 pytestmark = pytest.mark.versions
@@ -139,6 +140,16 @@ def test_nothing_is_changed_by_looking() -> None:
 def test_the_model_itself_says_the_same_as_its_twin() -> None:
     model = fresh()
     assert discover(model, {"input_ids": torch.arange(8)[None]}) == discover(model)
+
+
+def test_a_model_that_is_being_loaded_has_a_twin_whose_weights_are_tied(tmp_path: Path) -> None:
+    """While `from_pretrained` builds, Transformers ties none."""
+    config = AutoConfig.for_model("plbart", **{**BART, "scale_embedding": True})
+    model = AutoModel.from_config(config)
+    model.save_pretrained(tmp_path)
+    loaded = AutoAdapterModel.from_pretrained(tmp_path)
+    assert loaded._engine.spec == discover(model)
+    assert loaded._engine.spec.places["embed"] == At("encoder.layernorm_embedding")
 
 
 def test_a_large_model_needs_no_memory() -> None:

@@ -337,6 +337,11 @@ class Bottleneck(AdapterModule[ResidualState]):
     site: ResidualSite
 
     def __init__(self, config: BnConfig, site: ResidualSite, name: str) -> None:
+        if not (site.exact or config.original_ln_after):
+            raise ConfigError(
+                f"original_ln_after=False is not possible at {site.path}: what an adapter gives there passes a norm "
+                "before it is added, or x is read behind one. Leave original_ln_after=True."
+            )
         super().__init__(config, site, name)
         width = site.width
         hidden = max(1, int(width // reduction_factor(config, site.layer)))
@@ -399,7 +404,7 @@ class Bottleneck(AdapterModule[ResidualState]):
             return replace(state, query=state.x, res=state.h + state.x)
         h = res = state.h
         if config.original_ln_before:
-            h = h + state.x
+            h = h if self.site.alone else h + state.x
             if config.residual_before_ln == "post_add":
                 res = h
             if state.norm is not None:

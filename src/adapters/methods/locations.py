@@ -160,7 +160,9 @@ def _clip_tower(tower: str) -> Names:
 
 NAMES: Mapping[str, Names] = {
     # The cross attention of these decoders is one more place behind an attention.
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), Names({"cross": "mh_adapter"})),
+    **dict.fromkeys(
+        ("bert", "roberta", "xlm-roberta", "electra", "xmod", "bert-generation"), Names({"cross": "mh_adapter"})
+    ),
     "distilbert": Names({"attn.core": "self"}),
     # Swapped: adapters that were trained with `intermediate_lora` hold weights for `down_proj`.
     **dict.fromkeys(("llama", "mistral"), Names({"ffn.up": "output_lora", "ffn.down": "intermediate_lora"})),

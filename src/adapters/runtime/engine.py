@@ -26,6 +26,7 @@ from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.building import Builder
 from adapters.runtime.entry import Entry
 from adapters.runtime.hooks import HookedEmbedding, HookedLayer, HookedPrompt, HookedSite, hooked_sites
+from adapters.runtime.natives import silence
 from adapters.runtime.owned import Owned
 from adapters.runtime.parts import Part, Parts
 from adapters.runtime.programs import Program, Programs
@@ -95,6 +96,8 @@ class Engine:
         self.entry = Entry(self)
         self.replication = Replication(self)
         self.programs.default = self.programs.of(None)
+        if self.spec.natives is not None:
+            silence(base, self.spec.natives)
 
     # ----------------------------------------------------------------------------------------------- adapters
 

@@ -239,6 +239,9 @@ class HookedResidual(HookedSite[ResidualSite]):
             if isinstance(site.x_index, str):
                 return site.x_module.register_forward_pre_hook(self.on_named_x, prepend=True, with_kwargs=True)
             return site.x_module.register_forward_pre_hook(self.on_x, prepend=True)
+        if tap == "beside":
+            assert site.beside is not None
+            return site.beside.register_forward_hook(self.on_beside, prepend=True)
         if tap == "h":
             return site.module.register_forward_hook(self.on_h, prepend=True)
         assert site.norm is not None
@@ -247,25 +250,32 @@ class HookedResidual(HookedSite[ResidualSite]):
         return site.norm.register_forward_hook(self.on_normed, prepend=True)
 
     def turn(self, tap: str) -> Turn | None:
-        return {"x": self.site.x_call, "h": self.site.call}.get(tap)
+        site = self.site
+        return {"x": site.x_call, "beside": site.beside_call, "h": site.call}.get(tap, site.norm_call)
 
     def planned(self, step: Step) -> Plan:
         direct = step.module.direct() if isinstance(step, Adapter) else None
+        taps = ("x", "h") if self.site.beside is None else ("x", "beside", "h")
         if direct is not None and (direct[0] == "sum" or not self.site.swapped):
             tap, function = direct
             return (
-                Plan(("x", "h"), step, partial(self._run_branch, function))
+                Plan(taps, step, partial(self._run_branch, function))
                 if tap == "branch"
                 else Plan((tap,), step, function)
             )
-        taps = ("x", "h", "normed") if self.site.norm is not None and self.site.norm_after else ("x", "h")
-        return Plan(taps, step, partial(self._run, step))
+        normed = ("normed",) if self.site.norm is not None and self.site.norm_after else ()
+        return Plan((*taps, *normed), step, partial(self._run, step))
 
     def on_x(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         CALL.now.residual = args[self.site.x_index]  # type: ignore[index]
 
     def on_named_x(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         CALL.now.residual = kwargs[self.site.x_index]  # type: ignore[index]
+
+    def on_beside(self, module: nn.Module, args: Any, output: Any) -> None:
+        call, added = CALL.now, output[0] if isinstance(output, tuple) else output
+        assert call.residual is not None
+        call.residual = call.residual + added  # in place it would change the stream itself
 
     def on_sum(self, module: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
         plan = self.now()
@@ -510,6 +520,7 @@ RUNNING: tuple[Any, ...] = (
     HookedLinear.on_output,
     HookedLayer.on_output,
     HookedResidual.on_h,
+    HookedResidual.on_beside,
 )
 """Hooks in the order in which they run where several places are at one module: a linear map before its branch.
 

@@ -202,7 +202,8 @@ class ResidualSite(Site):
     """A residual branch: `module` returns h; x is argument `x_index` of `x_module`; `norm` follows the sum, or is None.
 
     Where `norm_after` is False, `norm` is only for adapters that normalise their input. h is what `module` returns,
-    times `scale`. Where it is `swapped`, adapters are given x for h and h for x.
+    times `scale`. Where it is `swapped`, adapters are given x for h and h for x. What `beside` returns is a part of x.
+    `alone` and `exact` as in `Branch`.
     """
 
     x_module: nn.Module | None = field(kw_only=True)
@@ -212,6 +213,11 @@ class ResidualSite(Site):
     norm_after: bool = True
     scale: float = 1.0
     swapped: bool = False
+    norm_call: Turn | None = None
+    beside: nn.Module | None = None
+    beside_call: Turn | None = None
+    alone: bool = False
+    exact: bool = True
     width: int = 0
 
 
@@ -529,7 +535,7 @@ class _Layer:
         return replace(columns, repeats=number)
 
     def _branch(self, role: str, place: Branch) -> ResidualSite:
-        x = place.x
+        x, beside = place.x, place.beside
         return ResidualSite(
             *self._named(role, self._holder(role, place)),
             self.find(place.h.path, role),
@@ -540,6 +546,11 @@ class _Layer:
             norm_after=place.norm_after,
             scale=place.scale,
             swapped=place.swapped,
+            norm_call=place.norm_call,
+            beside=None if beside is None else self.find(beside.path, role),
+            beside_call=None if beside is None else beside.call,
+            alone=place.alone,
+            exact=place.exact,
             width=self._width(role),
             call=place.h.call,
         )

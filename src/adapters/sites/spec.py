@@ -119,6 +119,11 @@ class Branch:
         scale: By what the model multiplies the output before it adds it; adapters see the product.
         swapped: Whether adapters are given x for h and h for x, as those of a family were trained (ALBERT): the model's
             sum is the same, what they read is not.
+        norm_call: Which call of the norm follows the sum, as in `At`.
+        beside: Output of a branch that runs before this one on the same stream, and counts as a part of x (GPT-J).
+        alone: Whether adapters with `original_ln_before` read h without x, as those in files do (Phi).
+        exact: False where h is not what is added to x: because it passes a norm first (Gemma 2), or because x is
+            read behind the norm of the branch (ModernBERT). Adapters without `original_ln_after` are refused there.
     """
 
     h: At
@@ -128,6 +133,10 @@ class Branch:
     holder: str = ""
     scale: float = 1.0
     swapped: bool = False
+    norm_call: Turn | None = None
+    beside: At | None = None
+    alone: bool = False
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -217,6 +226,19 @@ class LayerList:
 
 
 @dataclass(frozen=True)
+class Natives:
+    """Adapters that a model has of its own and that ours take the place of: they add nothing once it has our verbs.
+
+    Args:
+        modules: Pattern over their paths from the base model.
+        choice: The argument of a call that chooses one of them, and may then not be given.
+    """
+
+    modules: str
+    choice: str
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One model.
 
@@ -228,6 +250,7 @@ class ModelSpec:
         static_inverse: Whether maps of `embed` are undone before the output embedding of `ForX` classes too, as those
             of this family were trained. Flexible LM heads always undo them.
         copies_inside: Whether the rows of a batch may be copied in front of any layer, instead of at the model's input.
+        natives: Adapters that such models have of their own.
     """
 
     layers: tuple[LayerList, ...]
@@ -236,6 +259,7 @@ class ModelSpec:
     causal: bool = False
     static_inverse: bool = False
     copies_inside: bool = True
+    natives: Natives | None = None
 
     def __post_init__(self) -> None:
         _check(self.places, self.refused)

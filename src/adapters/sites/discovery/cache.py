@@ -15,7 +15,19 @@ from huggingface_hub import constants
 from torch import nn
 
 from adapters.sites.discovery.trace import plain_class
-from adapters.sites.spec import At, Attention, Branch, Columns, Experts, LayerList, LayerSpec, Linear, ModelSpec, Norm
+from adapters.sites.spec import (
+    At,
+    Attention,
+    Branch,
+    Columns,
+    Experts,
+    LayerList,
+    LayerSpec,
+    Linear,
+    ModelSpec,
+    Natives,
+    Norm,
+)
 
 FORMAT = 2
 """Increased when discovery finds more, or specs are written otherwise: files of other formats are not read."""
@@ -25,7 +37,7 @@ FOLDER = "ADAPTERS_SPEC_CACHE"
 
 KINDS = {
     kind.__name__: kind
-    for kind in (At, Attention, Branch, Columns, Experts, LayerList, LayerSpec, Linear, ModelSpec, Norm)
+    for kind in (At, Attention, Branch, Columns, Experts, LayerList, LayerSpec, Linear, ModelSpec, Natives, Norm)
 }
 VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "_attn_implementation")
 """What a config says that changes nothing about where things are."""

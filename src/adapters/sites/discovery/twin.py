@@ -191,7 +191,16 @@ def twin(model: nn.Module) -> nn.Module:
     with plain_torch():
         with Unfilled():
             built: nn.Module = plain_class(model)(config)
+        _tie(built)
         return randomised(built.float()).eval()
+
+
+def _tie(model: nn.Module) -> None:
+    """Let parameters be one that are one in models that are ready: inside of `from_pretrained` none are tied."""
+    tied = getattr(model, "get_expanded_tied_weights_keys", None)
+    for target, source in tied(all_submodels=True).items() if tied is not None else ():
+        owner, _, name = target.rpartition(".")
+        setattr(model.get_submodule(owner), name, model.get_parameter(source))
 
 
 @torch.no_grad()

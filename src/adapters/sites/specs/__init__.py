@@ -13,16 +13,26 @@ from adapters.sites.specs.bert import bert
 from adapters.sites.specs.clip import CLIP, CLIP_TEXT, CLIP_VISION
 from adapters.sites.specs.deberta import DEBERTA, DEBERTA_V2
 from adapters.sites.specs.distilbert import DISTILBERT
+from adapters.sites.specs.gemma import GEMMA
 from adapters.sites.specs.gpt2 import GPT2
+from adapters.sites.specs.gptj import GPTJ
 from adapters.sites.specs.llama import LLAMA, QWEN
+from adapters.sites.specs.modernbert import modernbert
+from adapters.sites.specs.phi import PHI
 from adapters.sites.specs.t5 import t5
 from adapters.sites.specs.vit import VIT
 from adapters.sites.specs.whisper import WHISPER
+from adapters.sites.specs.xmod import xmod
 
 SPECS: Mapping[str, ModelSpec | Callable[[Any], ModelSpec]] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), bert),
     "distilbert": DISTILBERT,
     "gpt2": GPT2,
+    "gptj": GPTJ,
+    "phi": PHI,
+    **dict.fromkeys(("gemma2", "gemma3_text"), GEMMA),
+    "modernbert": modernbert,
+    "xmod": xmod,
     **dict.fromkeys(("llama", "mistral"), LLAMA),
     **dict.fromkeys(("qwen2", "qwen3"), QWEN),
     **dict.fromkeys(("t5", "mt5"), t5),
