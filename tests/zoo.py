@@ -31,7 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Values without which the default config of a type, made small, is no model, or computes nothing."""
 
 DESCRIBED = ("gemma2", "gemma3_text", "gptj", "modernbert", "phi", "xmod")
-"""Types that people described because their files mean what tracing cannot know: `tests/sites/test_what_files_mean.py`."""
+"""Types described by hand, for their files mean what tracing cannot know: `tests/sites/test_what_files_mean.py`."""
 
 
 def small_config(model_type: str) -> Any:

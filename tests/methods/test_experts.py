@@ -406,6 +406,8 @@ def test_fusions_have_no_layer_inside_of_experts() -> None:
     ("config", "error", "reason"),
     [
         (LoRAConfig(use_gating=True, places=PLACES), ConfigError, "experts are given single tokens"),
+        (LoRAConfig(use_bias=True, places=PLACES), ConfigError, "use_bias and dora_form"),
+        (DoRAConfig(dora_form="weight", places=PLACES), ConfigError, "use_bias and dora_form"),
         (AdaLoRAConfig(places=PLACES), UnsupportedError, "no linear map of its own"),
         (OFTConfig(places=["ffn.down"]), UnsupportedError, "no linear map of its own"),
         (LoRAConfig(places=["*.experts.up_proj"]), ConfigError, "ffn.down"),

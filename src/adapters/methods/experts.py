@@ -48,6 +48,11 @@ class PerExpert(LinearAdapter):
                 f"use_gating cannot act at the experts of {site.address}: a gate is a mean over the positions of a "
                 "sequence, and experts are given single tokens. Leave it out there."
             )
+        if getattr(config, "use_bias", False) or getattr(config, "dora_form", "output") == "weight":
+            raise ConfigError(
+                f"use_bias and dora_form='weight' cannot act at the experts of {site.address}: of an expert's map only "
+                "the product and the output are known, not what its bias adds. Leave them out there."
+            )
         super().__init__(config, site, name)
         one = method(config, site.of_one(site.weight[0]), name)
         made_of_numbers = not any(parameter.is_meta for parameter in one.parameters())

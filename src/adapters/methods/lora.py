@@ -209,17 +209,6 @@ class LoRA(WeightUpdate):
     def factors(self) -> Factors:
         return self.tensor("lora_A"), self.tensor("lora_B")
 
-    def wide(self) -> tuple[Tensor, Tensor]:
-        """A [n r, I] and B [O, n r] of n adapted parts: each part's columns of B, zeros elsewhere."""
-        a, b = self.factors()
-        if self.whole:
-            return a, b
-        wide = b.new_zeros(self.out_features, len(a))
-        for i, (columns, (_, part)) in enumerate(self.parts((a, b))):
-            rank = part.shape[1]
-            wide[columns, i * rank : (i + 1) * rank] = part
-        return a, wide
-
     def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
         update = super().update(x, gate_input)
         return update if self.bias is None else update + self.tensor("bias")
