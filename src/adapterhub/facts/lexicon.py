@@ -12,6 +12,7 @@ from typing import Any
 
 from ..data import load
 from ..methods import library
+from . import configs
 from .taxonomy import Taxonomy
 
 __all__ = ["Concept", "Lexicon", "stem", "words_of"]
@@ -32,13 +33,15 @@ class Concept:
         label: its name on pages.
         names: its names, synonyms and abbreviations, as `words_of` spells them.
         tags: each of which an adapter of it has; none for a method.
-        config: the named config, for a method.
+        method: what the index calls it, for a method.
+        config: the named config, where it is one of several of its method.
     """
 
     kind: str
     label: str
     names: tuple[str, ...]
     tags: tuple[str, ...] = ()
+    method: str | None = None
     config: str | None = None
 
     @property
@@ -183,7 +186,8 @@ def _concepts() -> Iterator[Concept]:
         yield Concept("model", model, _names(*others), (f"base_model:{model}", *_with_owner(model)))
     for preset in library().presets.values():
         names = _names(preset.name, preset.title, *preset.aliases, *more["methods"].get(preset.name, ()))
-        yield Concept("method", preset.title, names, config=preset.name)
+        method = configs.method(preset.config)
+        yield Concept("method", preset.title, names, (), method, preset.name if preset.name != method else None)
 
 
 def _with_owner(model: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -100,27 +100,38 @@ async def remove(conn: AsyncConnection, repo_id: int) -> None:
 
 @dataclass(frozen=True)
 class _Term:
-    """A part of what is looked for: words that a text must hold, or else tags or a config that an adapter must have."""
+    """A part of what is looked for: words that a text must hold, or else what an adapter must be of.
+
+    Attributes:
+        words: all of which the text must hold.
+        tags: one of which it has, or
+        methods: it is of one of them: the method and, where it is one of several, the named config.
+    """
 
     words: tuple[str, ...]
     tags: tuple[str, ...] = ()
-    configs: tuple[str, ...] = ()
+    methods: tuple[tuple[str, str | None], ...] = ()
 
     @property
     def means(self) -> bool:
         """Whether it means something that the lexicon knows."""
-        return bool(self.tags or self.configs)
+        return bool(self.tags or self.methods)
+
+
+@lru_cache(maxsize=500)
+def _phrases(text: str) -> tuple[tuple[str, tuple[Concept, ...]], ...]:
+    return tuple(Lexicon.packaged().phrases(" ".join(_words(text))))
 
 
 def _terms(text: str) -> list[_Term]:
     """What each phrase of a text means; the words that mean nothing are one term."""
     found, plain = [], []
-    for phrase, meant in Lexicon.packaged().phrases(" ".join(_words(text))):
+    for phrase, meant in _phrases(text):
         words = list(map(stem, phrase.split()))
         tags = dict.fromkeys(tag for concept in meant for tag in concept.tags)
-        configs = dict.fromkeys(concept.config for concept in meant if concept.config)
+        methods = dict.fromkeys((concept.method, concept.config) for concept in meant if concept.method)
         if meant:
-            found.append(_Term(tuple(words), tuple(tags), tuple(configs)))
+            found.append(_Term(tuple(words), tuple(tags), tuple(methods)))
         else:
             plain += words
     return [*found, *([_Term(tuple(plain))] if plain else [])]
@@ -171,15 +182,24 @@ def _search(conn: AsyncConnection, terms: Sequence[_Term], common: Container[_Te
 
 def _of(term: _Term, in_order: bool) -> sa.ColumnElement[bool]:
     """Whether an adapter is of what a term means."""
-    configs = _adapter.config_name.in_(term.configs)
     if not term.tags:
-        return configs
+        return _made_by(term)
     tagged = _tagged(term)
     if in_order:
         tags: sa.ColumnElement[bool] = tagged.where(schema.adapter_tag.c.repo_id == _adapter.repo_id).exists()
     else:
         tags = _adapter.repo_id.in_(tagged)
-    return sa.or_(tags, configs) if term.configs else tags
+    return sa.or_(tags, _made_by(term)) if term.methods else tags
+
+
+def _made_by(term: _Term, of: Any = _adapter) -> sa.ColumnElement[bool]:
+    """Whether an adapter is of one of the methods of a term."""
+    return sa.or_(
+        *(
+            sa.and_(of.method == method, *([of.config_name == config] if config else []))
+            for method, config in term.methods
+        )
+    )
 
 
 def _tagged(term: _Term) -> sa.Select[tuple[int]]:
@@ -194,8 +214,8 @@ def _either(conn: AsyncConnection, term: _Term, in_order: bool) -> sa.ColumnElem
     parts: list[sa.Select[Any]] = [sa.select(other.c.repo_id).where(_holding(conn, term.words, False, other.c))]
     if term.tags:
         parts.append(_tagged(term))
-    if term.configs:
-        parts.append(sa.select(other.c.repo_id).where(other.c.config_name.in_(term.configs)))
+    if term.methods:
+        parts.append(sa.select(other.c.repo_id).where(_made_by(term, other.c)))
     return _adapter.repo_id.in_(sa.union_all(*parts))
 
 
@@ -232,9 +252,8 @@ async def _common(conn: AsyncConnection, terms: Sequence[_Term]) -> list[_Term]:
 async def _is_common(conn: AsyncConnection, term: _Term) -> bool:
     if term.tags:
         return await _has_many(conn, _tagged(term))
-    if term.configs:
-        of = _adapter.config_name.in_(term.configs)
-        return await _has_many(conn, sa.select(_adapter.repo_id).where(_adapter.visible, of))
+    if term.methods:
+        return await _has_many(conn, sa.select(_adapter.repo_id).where(_adapter.visible, _made_by(term)))
     # The shortest words are in most texts, and the index does not have them.
     grams = _grams(term.words)
     return not grams or await _has_many(conn, sa.select(_fts.c.rowid).where(_has(grams)))
@@ -248,7 +267,7 @@ async def _has_many(conn: AsyncConnection, rows: sa.Select[Any]) -> bool:
 def _reason(row: Mapping[str, Any], text: str) -> str:
     """Why a row of `adapter` fits a text: `matches the data set SST-2`; empty where nothing was looked for."""
     found = []
-    for phrase, meant in Lexicon.packaged().phrases(" ".join(_words(text))):
+    for phrase, meant in _phrases(text):
         words = list(map(stem, phrase.split()))
         name = f"{row['full_name']} {row['title']}".lower()
         if of := next((concept for concept in meant if _is_of(row, concept)), None):
@@ -263,8 +282,8 @@ def _reason(row: Mapping[str, Any], text: str) -> str:
 
 
 def _is_of(row: Mapping[str, Any], concept: Concept) -> bool:
-    if concept.config:
-        return bool(row["config_name"] == concept.config)
+    if concept.method:
+        return row["method"] == concept.method and concept.config in (None, row["config_name"])
     return not set(concept.tags).isdisjoint(row["tags"])
 
 
@@ -405,7 +424,7 @@ async def _query(
         if sort == RELEVANCE and wanted.best is not None:
             tiers = {sort: wanted.best, f"{sort}, others": sa.and_(wanted.all, sa.not_(wanted.best))}
         passing.pop("q")
-        if len(common) < len(terms) and passing:
+        if len(common) < len(terms) and (common or passing):
             order = order._replace(key=sorting(conn, order.key))
     elif filters:
         order = order._replace(key=sorting(conn, order.key))

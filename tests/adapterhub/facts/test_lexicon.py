@@ -16,7 +16,7 @@ def titles(phrase):
 
 @pytest.mark.parametrize("concept", LEXICON.concepts, ids=lambda concept: concept.title)
 def test_each_concept_is_found_by_each_of_its_names(concept):
-    assert concept.names and (concept.tags or concept.config)
+    assert concept.names and (concept.tags or concept.method)
     for name in concept.names:
         assert concept in LEXICON.meant(name)
 
