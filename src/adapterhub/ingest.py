@@ -205,13 +205,14 @@ def _git_oid(path: Path, size: int) -> str:
     return digest.oid
 
 
-async def keep(hub: Hub, staged: Sequence[Staged], *, repo_id: int, payer_id: int | None = None) -> list[Blob]:
+async def keep(hub: Hub, staged: Sequence[Staged], *, repo_id: int | None, payer_id: int | None = None) -> list[Blob]:
     """Makes staged bytes part of the hub, and notes that a repository holds them.
 
     The rows come first, as `pending` and with a fresh `last_ref`: from then on the garbage collector, which looks at
     `last_ref` in the transaction in which it deletes, leaves these blobs alone.
 
     Args:
+        repo_id: the repository; None: the caller notes it later, in the transaction that makes the repository.
         payer_id: the account whose quota they count for; None: the repository's owner.
 
     Raises:
@@ -240,7 +241,7 @@ async def keep(hub: Hub, staged: Sequence[Staged], *, repo_id: int, payer_id: in
 
 
 async def _note(
-    hub: Hub, conn: AsyncConnection, repo_id: int, payer_id: int | None, staged: Iterable[Staged]
+    hub: Hub, conn: AsyncConnection, repo_id: int | None, payer_id: int | None, staged: Iterable[Staged]
 ) -> set[str]:
     """Adds or refreshes the rows; returns the blobs that are in the store already."""
     unique = {item.blob.sha256: item.blob for item in staged}
@@ -249,7 +250,8 @@ async def _note(
         for sha256, blob in unique.items()
     ]
     await insert_missing(conn, schema.blob, rows, renew={"last_ref": now()})
-    await use(hub, conn, repo_id, unique, payer_id=payer_id)
+    if repo_id is not None:
+        await use(hub, conn, repo_id, unique, payer_id=payer_id)
     query = sa.select(schema.blob.c.sha256).where(
         schema.blob.c.sha256.in_(unique), schema.blob.c.state.in_(("ok", "quarantined"))
     )

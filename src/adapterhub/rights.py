@@ -83,7 +83,7 @@ RIGHTS: Mapping[tuple[str, str], Right] = {
     ("POST", "/settings/tokens/revoke"): Right(Who.ACCOUNT),
     ("GET", "/organizations/new"): Right(Who.ACCOUNT),
     ("POST", "/organizations/new"): Right(Who.ACCOUNT),
-    ("POST", "/organizations/{name}/members"): Right(Who.ORG_ADMIN),
+    ("POST", "/organizations/{name}/members"): Right(Who.ORG_ADMIN, password=True),
     ("GET", "/admin"): Right(Who.ADMIN),
     ("POST", "/admin/accounts"): Right(Who.ADMIN, password=True),
     ("POST", "/admin/accounts/{name}"): Right(Who.ADMIN, password=True),
@@ -132,8 +132,8 @@ RIGHTS: Mapping[tuple[str, str], Right] = {
     ("PUT", _V1 + "/preferred"): Right(Who.ADMIN),
     ("DELETE", _V1 + "/preferred"): Right(Who.ADMIN),
     ("POST", _V1 + "/orgs"): Right(Who.ACCOUNT),
-    ("PUT", _V1 + "/orgs/{org}/members/{user}"): Right(Who.ORG_ADMIN),
-    ("DELETE", _V1 + "/orgs/{org}/members/{user}"): Right(Who.ORG_ADMIN),  # or the member, who leaves
+    ("PUT", _V1 + "/orgs/{org}/members/{user}"): Right(Who.ORG_ADMIN, password=True),
+    ("DELETE", _V1 + "/orgs/{org}/members/{user}"): Right(Who.ORG_ADMIN, password=True),  # or the member, who leaves
     ("GET", _V1 + "/tokens"): Right(Who.ACCOUNT),
     ("POST", _V1 + "/tokens"): Right(Who.ACCOUNT, password=True),
     ("DELETE", _V1 + "/tokens/{id}"): Right(Who.ACCOUNT),

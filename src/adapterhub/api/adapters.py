@@ -38,7 +38,7 @@ _FOUND = 100  # files that are listed for a hash
 async def listing(
     request: Request,
     caller: Caller,
-    q: Annotated[Text | None, Query(description="Words that must all be found.")] = None,
+    q: Annotated[Text | None, Query(description="Words that must all be found, or what they mean.")] = None,
     type: Choice = None,
     task: Choice = None,
     subtask: Choice = None,
@@ -58,7 +58,10 @@ async def listing(
     rank_max: Size = None,
     parameters_max: Whole = None,
     ok: Annotated[bool, Query(description="Only adapters of which no check fails.")] = False,
-    sort: Literal["downloads", "updated", "created", "parameters"] = "downloads",
+    sort: Annotated[
+        Literal["relevance", "downloads", "updated", "created", "parameters"] | None,
+        Query(description="By default `relevance` where there are words, else `downloads`."),
+    ] = None,
     cursor: Choice = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 30,
 ) -> Any:
@@ -68,7 +71,8 @@ async def listing(
     async with hub.db.read() as conn:
         page = await search.query(conn, search.Query(**given), caller, counts=hub.counts)
     facets = {name: dict(values) for name, values in page.facets.items()}
-    return {"adapters": page.rows, "total": page.total, "facets": facets, "cursor": page.cursor}
+    rest = {name: getattr(page, name) for name in ("total", "cursor", "corrected", "near")}
+    return {"adapters": page.rows, "facets": facets, **rest}
 
 
 @router.get("/resolve", response_model=Resolved, responses={404: {"model": Unknown}, 409: {"model": Ambiguous}})

@@ -153,13 +153,21 @@ class Adapter(Answer):
     updated: Moment
 
 
+class Found(Adapter):
+    """An adapter of a list."""
+
+    reason: str = Field(description="Why it fits the words, such as `matches the data set SST-2`; empty without words.")
+
+
 class Page(Answer):
     """A page of a list of adapters."""
 
-    adapters: list[Adapter]
+    adapters: list[Found]
     total: int = Field(description="How many there are on all pages.")
     facets: dict[str, dict[str, int]] = Field(description="Filter to value to number, as if the filter were not set.")
     cursor: str | None = Field(description="For the next page; null on the last one.")
+    corrected: str | None = Field(description="The words looked for instead, where no adapter fits those of `q`.")
+    near: list[str] = Field(description="What else to look for, where nothing was found.")
 
 
 class Evaluation(Answer):

@@ -29,7 +29,18 @@ from ..repos.files import Entry, Manifest, RepoFiles, require_kinds
 from ..repos.repos import Repo, payer_of
 from ..storage import git
 
-__all__ = ["Committed", "Operation", "Put", "Remove", "RemoveFolder", "commit", "create_first", "take_over", "usable"]
+__all__ = [
+    "Committed",
+    "Operation",
+    "Put",
+    "Remove",
+    "RemoveFolder",
+    "commit",
+    "create_first",
+    "keep_first",
+    "take_over",
+    "usable",
+]
 
 _TRIES = 12
 _PAUSE, _LONGEST_PAUSE = 0.005, 1.0  # seconds, before the second try and at most
@@ -191,31 +202,26 @@ async def _is_made(
     return git.tree_oid((entry.path, entry.oid) for entry in after.values()) == head.tree
 
 
-async def create_first(hub: Hub, conn: AsyncConnection, repo: Repo, principal: Principal) -> None:
-    """The commit with which every repository begins, in the transaction that makes it: nobody sees one without."""
+async def keep_first(hub: Hub) -> ingest.Blob:
+    """Brings the bytes of every repository's first commit into the hub: before the transaction of `create_first`, so
+    that a crash within it leaves no bytes that the database does not know."""
     staged = await ingest.stage_bytes(hub, _GITATTRIBUTES, name=".gitattributes")
-    try:
-        await _keep_first(hub, conn, repo, staged)
-    finally:
-        staged.path.unlink(missing_ok=True)
-    blob = staged.blob
+    (blob,) = await ingest.keep(hub, [staged], repo_id=None)
+    return blob
+
+
+async def create_first(hub: Hub, conn: AsyncConnection, repo: Repo, principal: Principal, blob: ingest.Blob) -> None:
+    """The commit with which every repository begins, in the transaction that makes it: nobody sees one without.
+
+    Args:
+        blob: of `keep_first`.
+    """
+    await ingest.renew(hub, conn, repo.id, [blob.sha256])
     first = Entry(".gitattributes", blob.sha256, blob.git_oid, blob.size, lfs=False)
     made = _Made.of(None, {first.path: first}, principal, "initial commit", "")
     record = await derive(RepoFiles(hub, made.manifest))
     await _store(hub, conn, principal, repo, refs.HEADS + repo.default_branch, made)
     await _index(conn, repo, refs.HEADS + repo.default_branch, made, record)
-
-
-async def _keep_first(hub: Hub, conn: AsyncConnection, repo: Repo, staged: ingest.Staged) -> None:
-    """Makes bytes part of the hub; but for the first repository of all, they are here already."""
-    blob, table = staged.blob, schema.blob
-    row = {"sha256": blob.sha256, "git_oid": blob.git_oid, "size": blob.size, "header": None, "state": "pending"}
-    await insert_missing(conn, table, [row], renew={"last_ref": now()})
-    await ingest.use(hub, conn, repo.id, [blob.sha256])
-    mine = table.c.sha256 == blob.sha256
-    if (await conn.execute(sa.select(table.c.state).where(mine))).scalar_one() != "ok":
-        await hub.blobs.put_file(blob.sha256, staged.path)
-        await conn.execute(sa.update(table).where(mine).values(state="ok"))
 
 
 @dataclass(frozen=True)

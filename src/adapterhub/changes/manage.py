@@ -17,7 +17,7 @@ from ..db.schema import now
 from ..errors import Conflict, Forbidden, NotFound
 from ..index import store
 from ..repos.repos import Repo, by_id, find, refuse
-from .committing import create_first
+from .committing import create_first, keep_first
 
 if TYPE_CHECKING:
     from ..hub import Hub
@@ -46,6 +46,7 @@ async def create(hub: Hub, principal: Principal, full_name: str, *, private: boo
 
 
 async def _create(hub: Hub, principal: Principal, namespace: str, name: str, *, private: bool) -> Repo:
+    first = await keep_first(hub)
     async with hub.db.write() as conn:
         owner = await accounts.find_account(conn, namespace)
         full_name = f"{owner['name']}/{name}"
@@ -56,7 +57,7 @@ async def _create(hub: Hub, principal: Principal, namespace: str, name: str, *, 
         repo = await by_id(conn, repo_id)
         await conn.execute(sa.delete(schema.redirect).where(schema.redirect.c.key == full_name.lower()))
         await accounts.log(conn, principal, "repo.create", full_name, private=private)
-        await create_first(hub, conn, repo, principal)
+        await create_first(hub, conn, repo, principal, first)
         return await by_id(conn, repo_id)
 
 

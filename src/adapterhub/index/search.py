@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -23,12 +23,15 @@ from ..accounts import Principal
 from ..db import schema
 from ..db.counts import Counts
 from ..errors import BadRequest
+from ..facts.lexicon import Concept, Lexicon, stem, words_of
 
 __all__ = [
     "FACETS",
+    "RELEVANCE",
     "SORTS",
     "Page",
     "Query",
+    "corrected",
     "holds",
     "matches",
     "prepare",
@@ -53,6 +56,7 @@ FACETS = (
     "license",
 )
 SORTS = ("downloads", "updated", "created", "parameters")
+RELEVANCE = "relevance"  # and then downloads
 _FACET_VALUES = 60
 _MAX_WORDS, _MAX_GRAMS = 12, 60
 _COMMON = 2000
@@ -94,24 +98,135 @@ async def remove(conn: AsyncConnection, repo_id: int) -> None:
         await conn.execute(sa.delete(_fts).where(_fts.c.rowid == repo_id))
 
 
-def matches(conn: AsyncConnection, words: str) -> sa.ColumnElement[bool]:
-    """Whether the text of `adapter.repo_id` holds every word."""
-    grams = _grams(_words(words))
-    if not grams or conn.dialect.name != "sqlite":
-        return _contains(words)
-    # The index keeps no positions: it finds texts with all trigrams, of which those with all words are taken.
-    return sa.and_(_adapter.repo_id.in_(sa.select(_fts.c.rowid).where(_has(grams))), _contains(words))
+@dataclass(frozen=True)
+class _Term:
+    """A part of what is looked for: words that a text must hold, or else what an adapter must be of.
+
+    Attributes:
+        words: all of which the text must hold.
+        tags: one of which it has, or
+        methods: it is of one of them: the method and, where it is one of several, the named config.
+    """
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...] = ()
+    methods: tuple[tuple[str, str | None], ...] = ()
+
+    @property
+    def means(self) -> bool:
+        """Whether it means something that the lexicon knows."""
+        return bool(self.tags or self.methods)
 
 
-async def holds(conn: AsyncConnection, words: str) -> sa.ColumnElement[bool]:
+@lru_cache(maxsize=500)
+def _phrases(text: str) -> tuple[tuple[str, tuple[Concept, ...]], ...]:
+    return tuple(Lexicon.packaged().phrases(" ".join(_words(text))))
+
+
+def _terms(text: str) -> list[_Term]:
+    """What each phrase of a text means; the words that mean nothing are one term."""
+    found, plain = [], []
+    for phrase, meant in _phrases(text):
+        words = list(map(stem, phrase.split()))
+        tags = dict.fromkeys(tag for concept in meant for tag in concept.tags)
+        methods = dict.fromkeys((concept.method, concept.config) for concept in meant if concept.method)
+        if meant:
+            found.append(_Term(tuple(words), tuple(tags), tuple(methods)))
+        else:
+            plain += words
+    return [*found, *([_Term(tuple(plain))] if plain else [])]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Words that are looked for, as conditions on `adapter`.
+
+    Attributes:
+        all: whether it fits, in whatever way.
+        best: whether it fits what the words mean, wherever they mean something; None where none does.
+    """
+
+    all: sa.ColumnElement[bool]
+    best: sa.ColumnElement[bool] | None
+
+
+def matches(conn: AsyncConnection, text: str) -> sa.ColumnElement[bool]:
+    """Whether an adapter fits each term of a text: its own words hold the term's, or it is of what they mean."""
+    return _search(conn, _terms(text)).all
+
+
+async def holds(conn: AsyncConnection, text: str) -> sa.ColumnElement[bool]:
     """As `matches`, for lists of which a page is shown: common words are looked for in the order of the list."""
-    if await _is_common(conn, words):
-        return _contains(words)
-    return matches(conn, words)
+    terms = _terms(text)
+    return _search(conn, terms, await _common(conn, terms)).all
 
 
-def _contains(words: str) -> sa.ColumnElement[bool]:
-    return sa.and_(sa.true(), *(_adapter.search.contains(word, autoescape=True) for word in _words(words)))
+async def corrected(conn: AsyncConnection, text: str) -> str:
+    """A text without its typos, where no public adapter fits it as it is."""
+    right = Lexicon.packaged().corrected(text)
+    if right == words_of(text):
+        return text
+    fitting = sa.select(_adapter.repo_id).where(_adapter.visible, matches(conn, text)).limit(1)
+    return text if (await conn.execute(fitting)).first() else right
+
+
+def _search(conn: AsyncConnection, terms: Sequence[_Term], common: Container[_Term] = ()) -> _Search:
+    """Args:
+    common: the terms for which each row is looked at; what fits the others is collected first.
+    """
+    best = [_of(term, term in common) if term.means else _holding(conn, term.words, term in common) for term in terms]
+    either = [_either(conn, term, term in common) if term.means else fits for term, fits in zip(terms, best)]
+    means = any(term.means for term in terms)
+    return _Search(sa.and_(sa.true(), *either), sa.and_(*best) if means else None)
+
+
+def _of(term: _Term, in_order: bool) -> sa.ColumnElement[bool]:
+    """Whether an adapter is of what a term means."""
+    if not term.tags:
+        return _made_by(term)
+    tagged = _tagged(term)
+    if in_order:
+        tags: sa.ColumnElement[bool] = tagged.where(schema.adapter_tag.c.repo_id == _adapter.repo_id).exists()
+    else:
+        tags = _adapter.repo_id.in_(tagged)
+    return sa.or_(tags, _made_by(term)) if term.methods else tags
+
+
+def _made_by(term: _Term, of: Any = _adapter) -> sa.ColumnElement[bool]:
+    """Whether an adapter is of one of the methods of a term."""
+    return sa.or_(
+        *(
+            sa.and_(of.method == method, *([of.config_name == config] if config else []))
+            for method, config in term.methods
+        )
+    )
+
+
+def _tagged(term: _Term) -> sa.Select[tuple[int]]:
+    return sa.select(schema.adapter_tag.c.repo_id).where(schema.adapter_tag.c.tag.in_(term.tags))
+
+
+def _either(conn: AsyncConnection, term: _Term, in_order: bool) -> sa.ColumnElement[bool]:
+    """Whether an adapter is of what a term means, or holds its words."""
+    if in_order:
+        return sa.or_(_of(term, in_order), _holding(conn, term.words, in_order))
+    other = schema.adapter.alias()
+    parts: list[sa.Select[Any]] = [sa.select(other.c.repo_id).where(_holding(conn, term.words, False, other.c))]
+    if term.tags:
+        parts.append(_tagged(term))
+    if term.methods:
+        parts.append(sa.select(other.c.repo_id).where(_made_by(term, other.c)))
+    return _adapter.repo_id.in_(sa.union_all(*parts))
+
+
+def _holding(conn: AsyncConnection, words: Sequence[str], in_order: bool, of: Any = _adapter) -> sa.ColumnElement[bool]:
+    """Whether the text of an adapter holds all words."""
+    contains = sa.and_(sa.true(), *(of.search.contains(word, autoescape=True) for word in words))
+    grams = _grams(words)
+    if in_order or not grams or conn.dialect.name != "sqlite":
+        return contains
+    # The index keeps no positions: it finds texts with all trigrams, of which those with all words are taken.
+    return sa.and_(of.repo_id.in_(sa.select(_fts.c.rowid).where(_has(grams))), contains)
 
 
 def _words(text: str) -> list[str]:
@@ -129,15 +244,47 @@ def _has(grams: str) -> sa.ColumnElement[bool]:
     return sa.literal_column("adapter_fts").bool_op("MATCH")(grams)
 
 
-async def _is_common(conn: AsyncConnection, words: str) -> bool:
-    """Whether so many texts have some words that it is quicker to look for them in the order of the list."""
-    if conn.dialect.name != "sqlite":
-        return False
-    grams = _grams(_words(words))
-    if not grams:  # the shortest words are in most texts, and the index does not have them
-        return True
-    some = sa.select(_fts.c.rowid).where(_has(grams)).limit(_COMMON).subquery()
+async def _common(conn: AsyncConnection, terms: Sequence[_Term]) -> list[_Term]:
+    """The terms that so many adapters fit that it is quicker to look at each row than to collect them first."""
+    return [term for term in terms if await _is_common(conn, term)] if conn.dialect.name == "sqlite" else []
+
+
+async def _is_common(conn: AsyncConnection, term: _Term) -> bool:
+    if term.tags:
+        return await _has_many(conn, _tagged(term))
+    if term.methods:
+        return await _has_many(conn, sa.select(_adapter.repo_id).where(_adapter.visible, _made_by(term)))
+    # The shortest words are in most texts, and the index does not have them.
+    grams = _grams(term.words)
+    return not grams or await _has_many(conn, sa.select(_fts.c.rowid).where(_has(grams)))
+
+
+async def _has_many(conn: AsyncConnection, rows: sa.Select[Any]) -> bool:
+    some = rows.limit(_COMMON).subquery()
     return (await conn.execute(sa.select(sa.func.count()).select_from(some))).scalar_one() == _COMMON
+
+
+def _reason(row: Mapping[str, Any], text: str) -> str:
+    """Why a row of `adapter` fits a text: `matches the data set SST-2`; empty where nothing was looked for."""
+    found = []
+    for phrase, meant in _phrases(text):
+        words = list(map(stem, phrase.split()))
+        name = f"{row['full_name']} {row['title']}".lower()
+        if of := next((concept for concept in meant if _is_of(row, concept)), None):
+            found.append(f"the {of.title}")
+        elif all(word in name for word in words):
+            found.append("its name")
+        elif all(word in row["summary"].lower() for word in words):
+            found.append("its description")
+        else:
+            found.append("its tags")
+    return f"matches {' and '.join(dict.fromkeys(found))}" if found else ""
+
+
+def _is_of(row: Mapping[str, Any], concept: Concept) -> bool:
+    if concept.method:
+        return row["method"] == concept.method and concept.config in (None, row["config_name"])
+    return not set(concept.tags).isdisjoint(row["tags"])
 
 
 # ---- lists ----------------------------------------------------------------------------------------------------------
@@ -148,12 +295,14 @@ class Query:
     """What is looked for. Filters left at None let everything pass.
 
     Attributes:
-        q: words that must all be found, in names, titles, tags and the like.
+        q: words that must all be found, in names, titles, tags and the like, or what they mean: tasks, data sets,
+            languages, models and methods by whatever name (`Lexicon`).
         language: code of a language among the card's.
         head: whether it has a prediction head.
         parameters_max: largest number of parameters.
         ok: only adapters without failing checks.
-        sort: one of `SORTS`, the largest or newest first, but the smallest first for `parameters`.
+        sort: one of `SORTS`, the largest or newest first, but the smallest first for `parameters`; or `RELEVANCE`:
+            first what fits the meaning of the words. By default `RELEVANCE` where there are words, else `downloads`.
         cursor: of the page before.
     """
 
@@ -177,7 +326,7 @@ class Query:
     rank_max: int | None = None
     parameters_max: int | None = None
     ok: bool = False
-    sort: str = "downloads"
+    sort: str | None = None
     cursor: str | None = None
     limit: int = 30
 
@@ -187,16 +336,21 @@ class Page:
     """A page of adapters.
 
     Attributes:
-        rows: columns of `adapter`, with `namespace`, `name`, `full_name`, `private`, `likes` and `created` of `repo`.
+        rows: columns of `adapter`, with `namespace`, `name`, `full_name`, `private`, `likes` and `created` of `repo`,
+            and the `reason` why it fits the words.
         total: how many there are on all pages.
         facets: facet to `[(value, count), …]`; each is counted as if its own filter were not set.
         cursor: for the next page; None on the last one.
+        corrected: the words that were looked for instead, where those that were asked for are in no adapter.
+        near: what else to look for, where nothing was found.
     """
 
     rows: Sequence[Mapping[str, Any]]
     total: int
     facets: Mapping[str, Sequence[tuple[str, int]]] = field(default_factory=dict)
     cursor: str | None = None
+    corrected: str | None = None
+    near: Sequence[str] = ()
 
 
 def visible_to(principal: Principal) -> sa.ColumnElement[bool]:
@@ -238,27 +392,58 @@ async def query(
     Raises:
         BadRequest: the sort or the cursor is not one of ours.
     """
-    if asked.sort not in SORTS:
-        raise BadRequest(f"sort={asked.sort!r} is not one of {', '.join(SORTS)}.")
+    found = await _query(conn, asked, principal, facets=facets, counts=counts)
+    if found.rows or asked.cursor or not (asked.q and asked.q.strip()):
+        return found
+    right = Lexicon.packaged().corrected(asked.q)
+    if right != words_of(asked.q):
+        again = await _query(conn, replace(asked, q=right), principal, facets=facets, counts=counts)
+        if again.rows:
+            return replace(again, corrected=right)
+    return replace(found, near=Lexicon.packaged().near(asked.q))
+
+
+async def _query(
+    conn: AsyncConnection, asked: Query, principal: Principal, *, facets: bool, counts: Counts | None
+) -> Page:
+    asks = bool(asked.q and asked.q.strip())
+    sort = asked.sort or (RELEVANCE if asks else "downloads")
+    if sort not in (*SORTS, RELEVANCE):
+        raise BadRequest(f"sort={asked.sort!r} is not one of {', '.join((*SORTS, RELEVANCE))}.")
     limit = min(max(asked.limit, 1), 100)
     filters, parts = _filters(conn, asked), _visible_parts(principal)
-    passing, order = dict(filters), _order(asked.sort)
-    if "q" in filters and await _is_common(conn, asked.q or ""):
-        passing["q"] = _contains(asked.q or "")
-    elif filters.keys() - {"q"}:
+    passing, order = dict(filters), _order(sort)
+    tiers: dict[str, sa.ColumnElement[bool]] = {sort: sa.true()}
+    if asks:
+        terms = _terms(asked.q or "")
+        common = await _common(conn, terms)
+        wanted = _search(conn, terms, common)
+        if len(common) < len(terms):
+            filters["q"] = wanted.all
+        tiers = {sort: wanted.all}
+        if sort == RELEVANCE and wanted.best is not None:
+            tiers = {sort: wanted.best, f"{sort}, others": sa.and_(wanted.all, sa.not_(wanted.best))}
+        passing.pop("q")
+        if len(common) < len(terms) and (common or passing):
+            order = order._replace(key=sorting(conn, order.key))
+    elif filters:
         order = order._replace(key=sorting(conn, order.key))
-    if asked.cursor:
-        passing["cursor"] = _after(asked.cursor, asked.sort, order)
-    found = (await conn.execute(_page(parts, list(passing.values()), order, limit + 1))).all()
+    begin, after = _after(asked.cursor, list(tiers), order) if asked.cursor else (sort, None)
+    found: list[tuple[str, int, Any]] = []
+    for tier in list(tiers)[list(tiers).index(begin) :]:
+        where = [*passing.values(), tiers[tier], *([after] if after is not None and tier == begin else [])]
+        rest = limit + 1 - len(found)
+        found += [(tier, *row) for row in await conn.execute(_page(parts, where, order, rest))] if rest else []
     # Keys first, from an index where there is one, then the wide rows of this page only.
-    rows = await _rows(conn, [number for number, _ in found[:limit]])
+    rows = await _rows(conn, [number for _, number, _ in found[:limit]])
+    rows = [{**row, "reason": _reason(row, asked.q or "")} for row in rows]
     is_whole = len(found) <= limit and not asked.cursor
     if is_whole and not facets:
         return Page(rows, len(found))
     count = partial(_count, parts=parts, filters=filters, facets=facets)
-    key = (facets, _readable(principal), replace(asked, sort="", cursor=None, limit=0))
+    key = (facets, _readable(principal), replace(asked, sort=None, cursor=None, limit=0))
     total, counted = await (counts.get(conn, key, count) if counts else count(conn))
-    following = _encode(asked.sort, *found[limit - 1]) if len(found) > limit else None
+    following = _encode(*found[limit - 1]) if len(found) > limit else None
     return Page(rows, len(found) if is_whole else total, counted, following)
 
 
@@ -292,7 +477,8 @@ def _order(sort: str) -> _Order:
     if sort == "parameters":
         return _Order(sa.func.coalesce(_adapter.parameters, _UNKNOWN), False)
     # Ids are given in the order of creation.
-    return _Order(_adapter["repo_id" if sort == "created" else sort], True)
+    column = {"created": "repo_id", RELEVANCE: "downloads"}.get(sort, sort)
+    return _Order(_adapter[column], True)
 
 
 def sorting(conn: AsyncConnection, key: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
@@ -344,23 +530,24 @@ def _filters(conn: AsyncConnection, asked: Query) -> dict[str, sa.ColumnElement[
 # A page begins after the last adapter of the one before, so that nothing is shown twice when others are added.
 
 
-def _encode(sort: str, number: int, value: Any) -> str:
+def _encode(tier: str, number: int, value: Any) -> str:
     shown = value.isoformat() if isinstance(value, datetime) else value
-    return base64.urlsafe_b64encode(json.dumps([sort, shown, number]).encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(json.dumps([tier, shown, number]).encode()).decode().rstrip("=")
 
 
-def _after(cursor: str, sort: str, order: _Order) -> sa.ColumnElement[bool]:
+def _after(cursor: str, tiers: Sequence[str], order: _Order) -> tuple[str, sa.ColumnElement[bool]]:
+    """The tier that a page begins in, and what comes there after the page before."""
     try:
-        its_sort, value, number = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        last = (datetime.fromisoformat(value) if sort == "updated" else _whole(value), _whole(number))
+        tier, value, number = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        last = (datetime.fromisoformat(value) if tier == "updated" else _whole(value), _whole(number))
     except (ValueError, TypeError) as error:
         raise BadRequest(f"cursor={cursor!r} is none of this hub. Begin at the first page.") from error
-    if its_sort != sort:
+    if tier not in tiers:
         raise BadRequest(f"cursor={cursor!r} is of a list in another order. Begin at the first page.")
     key, largest_first = order
     here = sa.tuple_(key, _adapter.repo_id)
     bound = sa.tuple_(*(sa.literal(item, column.type) for item, column in zip(last, (key, _adapter.repo_id))))
-    return here < bound if largest_first else here > bound
+    return tier, here < bound if largest_first else here > bound
 
 
 def _whole(value: Any) -> int:

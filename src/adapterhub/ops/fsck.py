@@ -69,7 +69,7 @@ async def finish_creations(hub: Hub) -> list[str]:
     Returns:
         Their names.
     """
-    from ..changes.committing import create_first
+    from ..changes.committing import create_first, keep_first
 
     has_ref = sa.exists().where(schema.ref.c.repo_id == schema.repo.c.id)
     query = (
@@ -80,8 +80,9 @@ async def finish_creations(hub: Hub) -> list[str]:
     async with hub.db.read() as conn:
         found = [(await repos.by_id(conn, repo_id), owner) for repo_id, owner in (await conn.execute(query)).all()]
     for repo, owner in found:
+        first = await keep_first(hub)
         async with hub.db.write() as conn:
-            await create_first(hub, conn, repo, Principal(id=repo.owner_id, name=owner, role="write"))
+            await create_first(hub, conn, repo, Principal(id=repo.owner_id, name=owner, role="write"), first)
     return [repo.full_name for repo, _ in found]
 
 

@@ -97,7 +97,7 @@ async def _select(
     if author := query.get("author"):
         where.append(sa.func.lower(schema.repo.c.namespace) == author.lower())
     for words in searches:
-        where.append(await search.holds(conn, words))
+        where.append(await search.holds(conn, await search.corrected(conn, words)))
     order = _SORT.get(query.get("sort", ""), schema.repo.c.updated)
     descending = query.get("direction", "-1") == "-1"
     statement = (

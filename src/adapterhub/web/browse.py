@@ -49,7 +49,13 @@ FACETS = {
     "license": "Licence",
     "type": "Kind",
 }
-SORTS = {"downloads": "Most used", "updated": "Newest", "created": "First published", "parameters": "Fewest parameters"}
+SORTS = {
+    search.RELEVANCE: "Best match",
+    "downloads": "Most used",
+    "updated": "Newest",
+    "created": "First published",
+    "parameters": "Fewest parameters",
+}
 # The drawing on the front page has the method of most parts, in a model of this type.
 _SHOWN = max((method.config for method in METHODS.values()), key=lambda config: len(members(config)))
 _MODEL_TYPE = "bert"

@@ -325,6 +325,7 @@ async def owner(request: Request, namespace: str) -> Response:
         may_admin=me.may_admin(account["name"]),
         may_write=me.may_write(account["name"], account["name"]),
         roles=accounts.ROLES,
+        fresh=is_fresh(me),
     )
 
 

@@ -61,7 +61,8 @@ def list_adapters(
         model_name: Only those for this base model.
         task: Only those for a "task", "task/subtask" or language.
         author: Only those of this user or organisation.
-        search: Only those whose name has this in it.
+        search: Only those that fit these words. A hub of `adapterhub` looks in names, titles and tags, and knows names,
+            synonyms and abbreviations of tasks, data sets, languages, models and methods; others look in names.
         limit: At most so many.
         token: Token of the hub.
     Raises:

@@ -342,11 +342,14 @@ async def _age(hub: Hub) -> None:
         await conn.execute(sa.update(schema.session).values(created=now() - rights.FRESH - timedelta(seconds=1)))
 
 
-def test_tokens_accounts_and_admins_need_the_password(
+def test_tokens_accounts_admins_and_members_need_the_password(
     server: HubServer, tokens: Mapping[str, httpx.Client], contents: Callable[[], dict[str, Any]]
 ) -> None:
     needing = [(method, path, route) for method, path, route, right in known(server.app) if right.password]
-    assert {path for _, path, _ in needing} >= {"/settings/tokens", "/admin/accounts", "/api/v1/tokens"}
+    assert {path for _, path, _ in needing} >= {
+        *("/settings/tokens", "/admin/accounts", "/api/v1/tokens"),
+        *("/organizations/{name}/members", "/api/v1/orgs/{org}/members/{user}"),
+    }
     client, csrf = server.browser("alice")
     with client:
         server.call(_age)
@@ -359,6 +362,7 @@ def test_tokens_accounts_and_admins_need_the_password(
                     assert request(tokens["alice"], method, path, **sent).status_code == 403, path
         assert contents() == before
         assert 'href="/confirm?next=/settings/tokens"' in client.get("/settings/tokens").text
+        assert 'href="/confirm?next=/acme?tab=members"' in client.get("/acme?tab=members").text
         wrong = client.post("/confirm", data={"csrf": csrf, "password": "guessed"})
         assert wrong.status_code == 403 and "another one" in wrong.text
         assert request(client, "POST", "/settings/tokens", csrf=csrf).status_code == 403

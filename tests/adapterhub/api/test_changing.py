@@ -106,13 +106,14 @@ def test_organisations(get: Get) -> None:
 def test_members(get: Get) -> None:
     assert get("/orgs", user="alice", verb="POST", body={"name": "crew"})[0] == 201
     member = "/orgs/crew/members/bob"
-    assert get(member, user="bob", verb="PUT", body={"role": "admin"})[0] == 403
-    assert get(member, user="alice", verb="PUT", body={"role": "boss"})[0] == 422
-    assert get(member, user="alice", verb="PUT", body={"role": "write"})[0] == 204
+    assert get(member, user="bob", verb="PUT", body={"role": "admin"}, sure=True)[0] == 403
+    assert get(member, user="alice", verb="PUT", body={"role": "boss"}, sure=True)[0] == 422
+    assert get(member, user="alice", verb="PUT", body={"role": "write"})[0] == 403  # without the password
+    assert get(member, user="alice", verb="PUT", body={"role": "write"}, sure=True)[0] == 204
     assert {"name": "bob", "role": "write"} in get("/orgs/crew", user="bob")[1]["members"]
-    assert get("/orgs/crew/members/alice", user="bob", verb="DELETE")[0] == 403
-    assert get(member, user="bob", verb="DELETE")[0] == 204  # everyone may leave
-    assert get("/orgs/crew/members/alice", user="alice", verb="DELETE")[0] == 409  # but not the last admin
+    assert get("/orgs/crew/members/alice", user="bob", verb="DELETE", sure=True)[0] == 403
+    assert get(member, user="bob", verb="DELETE", sure=True)[0] == 204  # everyone may leave
+    assert get("/orgs/crew/members/alice", user="alice", verb="DELETE", sure=True)[0] == 409  # but not the last admin
 
 
 def test_tokens(get: Get, shared_hub_server: Any) -> None:

@@ -33,6 +33,9 @@ def test_tree(get: Get) -> None:
         ({"method": "lora"}, {"acme/sst-lora"}),
         ({"language": "en"}, {"bob/wiki"}),
         ({"q": "lora"}, {"acme/sst-lora"}),
+        ({"q": "movie review"}, {"acme/sst", "acme/sst-lora", "bob/sst"}),
+        ({"q": "English"}, {"bob/wiki"}),
+        ({"q": "sentment roberta"}, {"bob/sst"}),
         ({"namespace": "bob", "type": "text_task"}, {"bob/sst"}),
         ({"reduction_factor_min": 20}, set()),
         ({"rank_max": 8}, {"acme/sst-lora"}),
@@ -42,6 +45,22 @@ def test_tree(get: Get) -> None:
 def test_lists(get: Get, query: dict[str, Any], found: set[str]) -> None:
     status, page = get("/adapters", **query)
     assert (status, ids(page["adapters"]), page["total"]) == (200, found, len(found))
+
+
+def test_words_have_reasons_corrections_and_suggestions(get: Get) -> None:
+    _, found = get("/adapters", q="movie reviews")
+    assert {row["reason"] for row in found["adapters"]} == {"matches the data set SST-2"}
+    assert (found["corrected"], found["near"]) == (None, [])
+    assert get("/adapters", q="sentment")[1]["corrected"] == "sentiment"
+    _, found = get("/adapters", q="question answring")
+    assert (found["adapters"], found["near"][0]) == ([], "Question Answering")
+
+
+@pytest.mark.parametrize("words", ["movie review", "sentment", "SST-2"])
+def test_clients_find_the_same(shared_hub_server: Any, heads: dict[str, str], words: str) -> None:
+    with shared_hub_server.client() as client:
+        found = client.get("/api/models", params={"search": words, "filter": "adapters"}).json()
+    assert {"acme/sst", "acme/sst-lora", "bob/sst"} == {model["id"] for model in found} - {"acme/secret"}
 
 
 def test_pages_and_facets(get: Get) -> None:

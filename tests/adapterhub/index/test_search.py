@@ -330,3 +330,98 @@ def test_the_tree_counts_what_is_public(rows, loop):
     found = loop.run_until_complete(work())
     flat = {(t, task, sub): n for t, tasks in found.items() for task, subs in tasks.items() for sub, n in subs.items()}
     assert flat == counts
+
+
+# ---- words and what they mean ---------------------------------------------------------------------------------------
+
+MEANT = {
+    "question answering": lambda row: row["task"] == "qa",
+    "natural language inference": lambda row: row["task"] == "nli",
+    "mbert": lambda row: row["base_model"] == "bert-base-multilingual-cased",
+    "movie review": lambda row: row["subtask"] in ("imdb", "rotten_tomatoes", "sst-2"),
+    "Kiswahili": lambda row: row["task"] == "sw",
+    "русский": lambda row: row["task"] == "ru",
+    "low-rank adaptation": lambda row: row["method"] == "lora",
+    "pfeiffer": lambda row: row["config_name"] == "seq_bn",
+    "entailment": lambda row: row["task"] == "nli",
+    "stanford sentiment treebank": lambda row: row["subtask"] == "sst-2",
+    "mbert sentiment": lambda row: row["base_model"] == "bert-base-multilingual-cased" and row["task"] == "sentiment",
+    "nli org1": lambda row: row["task"] == "nli" and "org1" in row["search"],
+}
+
+
+@pytest.fixture(params=[1, search._COMMON], ids=["common", "rare"])
+def commonness(request, monkeypatch):
+    """Each kind of words is searched in both ways."""
+    monkeypatch.setattr(search, "_COMMON", request.param)
+
+
+def everything(ask, query):
+    rows, page = [], None
+    while page is None or page.cursor:
+        page = ask(replace(query, cursor=page and page.cursor))
+        rows += page.rows
+    assert len(rows) == page.total == len({row["repo_id"] for row in rows})
+    return rows
+
+
+@pytest.mark.parametrize("words", MEANT)
+def test_words_find_what_they_mean_first_and_by_downloads(rows, ask, words, commonness):
+    expected = sorted(
+        (row for row in rows[1] if may_see(row) and MEANT[words](row)),
+        key=lambda row: (-row["downloads"], -row["repo_id"]),
+    )
+    assert expected
+    found = everything(ask, Query(q=words, limit=7))
+    assert [row["repo_id"] for row in found[: len(expected)]] == [row["repo_id"] for row in expected]
+    others = found[len(expected) :]
+    assert others == sorted(others, key=lambda row: (-row["downloads"], -row["repo_id"]))
+    texts = {row["repo_id"]: row["search"] for row in rows[1]}
+    for row in others:
+        assert all(search.stem(word) in texts[row["repo_id"]] or MEANT.get(word) for word in words.lower().split())
+
+
+@pytest.mark.parametrize("words", ["movie review", "mbert sentiment"])
+def test_words_and_filters_go_together(rows, ask, words, commonness):
+    for query in (Query(q=words, license="mit"), Query(q=words, sort="parameters", head=True)):
+        with_filter = {row["repo_id"] for row in everything(ask, replace(query, limit=5))}
+        without = everything(ask, Query(q=words))
+        wanted = [row for row in without if query.license in (None, row["license"])]
+        wanted = [row for row in wanted if query.head is None or (row["head_type"] is not None) == query.head]
+        assert with_filter == {row["repo_id"] for row in wanted}
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("sentment", "sentiment"), ("sentimnet", "sentiment"), ("natural langage infrence", "natural language inference")],
+)
+def test_typos_are_corrected(ask, typo, meant):
+    page = ask(Query(q=typo))
+    assert page.corrected == meant
+    assert page.rows == ask(Query(q=meant)).rows and page.rows
+    assert ask(Query(q=meant)).corrected is None
+
+
+def test_a_reason_is_given(ask):
+    for words, reason in (
+        ("sst2", "matches the data set SST-2"),
+        ("question answering", "matches the task Question Answering"),
+        ("mbert", "matches the model bert-base-multilingual-cased"),
+        ("movie review sst-2", "matches the data set SST-2"),
+        ("german", "matches the language German"),
+        ("org0/", "matches its name"),
+    ):
+        assert reason in {row["reason"] for row in ask(Query(q=words)).rows}, words
+    assert {row["reason"] for row in ask(Query()).rows} == {""}
+
+
+def test_something_else_is_suggested_where_nothing_fits(ask):
+    page = ask(Query(q="questoin answring machine"))
+    assert not page.rows and "Question Answering" in page.near
+    assert not ask(Query(q="xqzw jjkk")).rows
+
+
+def test_a_cursor_of_another_tier_is_refused(ask):
+    cursor = ask(Query(q="sentiment", limit=1)).cursor
+    with pytest.raises(BadRequest, match="another order"):
+        ask(Query(q="sentiment", sort="updated", cursor=cursor))

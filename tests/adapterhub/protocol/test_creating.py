@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from adapterhub import ingest
 from adapterhub.changes import committing
-from adapterhub.ingest import StorageUnavailable
+from adapterhub.errors import StorageUnavailable
+from adapterhub.hub import Hub
+from adapterhub.ops import fsck
 from tests.adapterhub.conftest import HubServer
 
 CLIENTS = 6
@@ -37,14 +40,23 @@ def test_clients_that_make_the_same_one_at_once_all_find_it_whole(hub_server: Hu
         assert trees == made == [200] * CLIENTS
 
 
-def test_a_creation_that_fails_leaves_nothing(hub_server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(*_: Any) -> None:
+async def _findings(hub: Hub) -> list[str]:
+    return [str(finding) async for finding in fsck.check(hub, deep=True)]
+
+
+@pytest.mark.parametrize(("module", "function"), [(ingest, "_note"), (committing, "_store")], ids=["bytes", "rows"])
+def test_a_creation_that_fails_leaves_nothing(
+    hub_server: HubServer, monkeypatch: pytest.MonkeyPatch, module: Any, function: str
+) -> None:
+    async def fail(*_: Any, **__: Any) -> None:
         raise StorageUnavailable("The disk is away.")
 
-    monkeypatch.setattr(committing, "_keep_first", fail)
+    monkeypatch.setattr(module, function, fail)
     with hub_server.client() as client:
         assert client.post("/api/repos/create", json={"name": "alice/new"}).status_code == 503
         assert client.get("/api/models/alice/new").status_code == 404
+        assert not [*(hub_server.settings.data / "tmp").iterdir()]
+        assert hub_server.call(_findings) == []
         monkeypatch.undo()
         assert client.post("/api/repos/create", json={"name": "alice/new"}).status_code == 200
         assert client.get("/alice/new/resolve/main/.gitattributes").status_code == 200

@@ -95,6 +95,20 @@ def test_facets_narrow_the_list_by_its_address(visitor: httpx.Client) -> None:
     assert "No adapter fits" in visitor.get("/adapters?q=nothing-like-it").text
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("movie review", "Matches the data set SST-2"),
+        ("sentment", "none fits “sentment”"),
+        ("question answring machine", "Did you mean <a"),
+    ],
+)
+def test_the_search_says_why_what_instead_and_what_else(visitor: httpx.Client, words: str, shown: str) -> None:
+    page = visitor.get("/adapters", params={"q": words}).text
+    assert shown in page and '<option value="relevance" selected>Best match' in page
+    assert "Best match" not in visitor.get("/adapters").text
+
+
 def test_facet_links_set_and_unset_a_filter(visitor: httpx.Client) -> None:
     html = visitor.get("/adapters?q=sst&method=lora").text
     assert re.search(r'class="facet" href="\?q=sst" aria-current="true"><span>lora', html)
