@@ -101,5 +101,5 @@ def test_distances(one, other):
 
 def test_what_is_right_or_short_is_left():
     assert LEXICON.corrected("sentiment qa nil") == "sentiment qa nil"
-    assert LEXICON.corrected("sentimant anlysis") == "sentiment analysis"
+    assert LEXICON.corrected("sentimant anlysis") == "sentiment analysis"  # codespell:ignore
     assert Concept("task", "X", ("abcdef",)).means("abcd") and not Concept("task", "X", ("abcdef",)).means("abc")

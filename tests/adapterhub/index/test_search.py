@@ -393,7 +393,11 @@ def test_words_and_filters_go_together(rows, ask, words, commonness):
 
 @pytest.mark.parametrize(
     ("typo", "meant"),
-    [("sentment", "sentiment"), ("sentimnet", "sentiment"), ("natural langage infrence", "natural language inference")],
+    [
+        ("sentment", "sentiment"),
+        ("sentimnet", "sentiment"),
+        ("natural langage infrence", "natural language inference"),  # codespell:ignore
+    ],
 )
 def test_typos_are_corrected(ask, typo, meant):
     page = ask(Query(q=typo))
@@ -416,7 +420,7 @@ def test_a_reason_is_given(ask):
 
 
 def test_something_else_is_suggested_where_nothing_fits(ask):
-    page = ask(Query(q="questoin answring machine"))
+    page = ask(Query(q="questoin answring machine"))  # codespell:ignore
     assert not page.rows and "Question Answering" in page.near
     assert not ask(Query(q="xqzw jjkk")).rows
 
