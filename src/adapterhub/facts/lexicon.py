@@ -140,7 +140,7 @@ class Lexicon:
     def near(self, text: str, count: int = 3) -> list[str]:
         """Names of concepts that are like a text."""
         labels = {name: concept.label for concept in self.concepts for name in concept.names}
-        names = difflib.get_close_matches(words_of(text)[:100], list(labels), n=count, cutoff=0.5)
+        names = difflib.get_close_matches(words_of(text)[:100], list(labels), n=count, cutoff=0.7)
         return list(dict.fromkeys(labels[name] for name in names))
 
 
