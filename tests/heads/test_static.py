@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+import adapters
 from adapters.auto import AutoAdapterModel
 from adapters.errors import UnsupportedError
 from adapters.heads.static import CLASSES, convert_static_head, static_head_config
@@ -148,6 +149,8 @@ def same_logits(class_name: str, folder: Any) -> None:
     if kind != "resnet":  # whose 50 convolutions would make numbers too large
         randomised(plain)
     plain.save_pretrained(folder / "plain")
+    if kind == "xmod":  # whose own language adapters are silent in every model with ours
+        adapters.init(plain)
     model = AutoAdapterModel.from_pretrained(folder / "plain", dtype="float32").eval()
     assert model.active_head == "default"
     for inputs in candidates(plain):
@@ -182,7 +185,7 @@ REFUSED = {
     "BigBirdForQuestionAnswering": "inputs of its own",
     "FunnelForSequenceClassification": "FunnelBaseModel",
     "MobileBertForMaskedLM": "its logits are computed further",
-    "SplinterForQuestionAnswering": "no flexible head",
+    "SplinterForQuestionAnswering": "reads something else",
     "T5ForTokenClassification": "no heads of type 'tagging'",
 }
 
