@@ -223,8 +223,7 @@ class LoRA(WeightUpdate):
         if bias is None:
             raise MergeError(
                 f"Adapter {self.name!r} adds to the output of {self.site.path} (use_bias), which has no bias that "
-                "this could "
-                "go into. Keep it as an adapter."
+                "this could go into. Keep it as an adapter."
             )
         return weight, bias + self.tensor("bias")
 

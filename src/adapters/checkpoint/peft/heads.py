@@ -86,8 +86,7 @@ def _fill(model: Any, tensors: Mapping[str, Tensor], before: Before, what: str) 
     if tied := sorted(name for name in tensors if id(own[name]) in base):
         raise CheckpointError(
             f"{what} holds {', '.join(tied)}, which in this model is the embedding too (tie_word_embeddings). Open "
-            "the model "
-            "with tie_word_embeddings=False, or load without head (with_head=False)."
+            "the model with tie_word_embeddings=False, or load without head (with_head=False)."
         )
     result = match({name: own[name] for name in tensors}, tensors, lambda key: False)
     result.check(

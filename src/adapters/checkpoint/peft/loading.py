@@ -81,7 +81,7 @@ def load_peft(
         start = Modules(engine).prefix
     else:
         config, own, others, start = _read(engine, TRANSLATORS[kind], saved, tensors, name, what, strict)
-    others = {key: tensor for key, tensor in others.items() if not _is_base(engine, key, start, tensor)}
+    others = _without_base(engine, others, start)
     head, others = heads.split(model, others)
 
     def held(parts: Sequence[Part]) -> Match:
@@ -112,14 +112,19 @@ def _origin(saved: Mapping[str, Any]) -> str:
     return f"It was trained for {base!r}." if isinstance(base, str) and base else ""
 
 
-def _is_base(engine: Engine, key: str, start: str, tensor: Tensor) -> bool:
-    """Whether a tensor repeats one of the base model's, as embeddings that are saved with an adapter often do."""
-    path = key.removeprefix("model.") if key.startswith("model.") else key
-    for root, name in ((engine.root, path), (engine.base, path.removeprefix(start)), (engine.root, key)):
-        own = dict(root.named_parameters()).get(name.replace(".base_layer.", "."))
-        if own is not None and own.shape == tensor.shape and torch.equal(own.to("cpu", tensor.dtype), tensor):
-            return True
-    return False
+def _without_base(engine: Engine, others: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+    """`others` but for those that repeat one of the base model's, as embeddings saved with an adapter often do."""
+    whole, base = dict(engine.root.named_parameters()), dict(engine.base.named_parameters())
+
+    def repeats(key: str, tensor: Tensor) -> bool:
+        path = key.removeprefix("model.")
+        for parameters, name in ((whole, path), (base, path.removeprefix(start)), (whole, key)):
+            own = parameters.get(name.replace(".base_layer.", "."))
+            if own is not None and own.shape == tensor.shape and torch.equal(own.to("cpu", tensor.dtype), tensor):
+                return True
+        return False
+
+    return {key: tensor for key, tensor in others.items() if not repeats(key, tensor)}
 
 
 def _read(

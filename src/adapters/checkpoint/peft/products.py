@@ -38,8 +38,12 @@ class ProductTranslator(Translator):
         raise NotImplementedError
 
     def ranks(self, module: Found) -> list[int]:
-        """The inner widths of the products of a module."""
-        raise NotImplementedError
+        """The inner widths of the products of a module: those of the factors a [., r] and b [r, .]."""
+        return [
+            t.shape[-1 if name.endswith("a") else 0]
+            for name, t in module.tensors.items()
+            if t.dim() and name.endswith(("_a", "_b"))
+        ]
 
     def read(self, options: Options, found: Sequence[Found], shared: Mapping[str, Tensor]) -> list[Member]:
         options.untrained("rank_dropout", "module_dropout")
@@ -92,9 +96,6 @@ class LoHaTranslator(ProductTranslator):
     def config(self, options: Options, rank: int, alpha: float) -> AdapterConfig:
         return LoHaConfig(r=rank, alpha=alpha)
 
-    def ranks(self, module: Found) -> list[int]:
-        return [t.shape[-1 if name.endswith("a") else 0] for name, t in module.tensors.items() if t.dim()]
-
 
 class LoKrTranslator(ProductTranslator):
     """D = C (x) D', the Kronecker product, each whole or a product."""
@@ -121,13 +122,6 @@ class LoKrTranslator(ProductTranslator):
         return LoKrConfig(
             r=rank, alpha=alpha, factor=None if factor < 1 else factor, decompose_both=options["decompose_both"]
         )
-
-    def ranks(self, module: Found) -> list[int]:
-        return [
-            t.shape[-1 if name.endswith("a") else 0]
-            for name, t in module.tensors.items()
-            if t.dim() and name.endswith(("_a", "_b"))
-        ]
 
     def more(self, modules: Sequence[Any]) -> dict[str, Any]:
         factor = self.common(modules, "decompose_factor", lambda module: module.config.factor)
