@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Literal
 
 from playwright.sync_api import sync_playwright
 
 FOLDER = Path(__file__).parents[1] / "docs/images"
 # name: (path, colour scheme, width of the window)
-PAGES = {
+PAGES: dict[str, tuple[str, Literal["light", "dark"], int]] = {
     "hub-home": ("/", "light", 1180),
     "hub-place": ("/explore/docstring/stdlib-area?view=leaderboard", "light", 1180),
     "hub-adapter": ("/example/docstring-lora", "light", 1180),
@@ -26,8 +27,7 @@ def main(url: str) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
         for name, (path, scheme, width) in PAGES.items():
-            size = {"width": width, "height": 820}
-            context = browser.new_context(color_scheme=scheme, viewport=size)  # type: ignore[arg-type]
+            context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 820})
             page = context.new_page()
             answer = page.goto(url.rstrip("/") + path)
             assert answer is not None and answer.ok, f"{url}{path} cannot be seen"

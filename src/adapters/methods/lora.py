@@ -209,12 +209,12 @@ class LoRA(WeightUpdate):
     def factors(self) -> Factors:
         return self.tensor("lora_A"), self.tensor("lora_B")
 
+    def bare(self) -> bool:
+        return super().bare() and self.bias is None
+
     def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
         update = super().update(x, gate_input)
         return update if self.bias is None else update + self.tensor("bias")
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return super().forward(x, y) if self.bias is None else (y + self.update(x, x)).to(y.dtype)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         weight, bias = super().merged(weight, bias)
@@ -226,10 +226,6 @@ class LoRA(WeightUpdate):
                 "this could go into. Keep it as an adapter."
             )
         return weight, bias + self.tensor("bias")
-
-    @property
-    def signature(self) -> tuple[Any, ...] | None:
-        return super().signature if self.bias is None else None
 
 
 def init_matrices(a: Tensor | None, b: Tensor, scheme: str) -> None:

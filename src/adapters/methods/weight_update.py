@@ -160,7 +160,7 @@ class WeightUpdate(LinearAdapter):
         return Effect((first * self.scaling if self.scaling != 1 else first, *rest))
 
     def bare(self) -> bool:
-        """Whether the update is linear in x: no gate, no dropout."""
+        """Whether the update is linear in x: no gate, no dropout, no trained bias."""
         return self.gate is None and self.dropout is None
 
     def maps(self) -> Maps:
