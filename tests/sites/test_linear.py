@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adapters.errors import MergeError
-from adapters.sites.linear import assign, features, is_linear, weight_of
+from adapters.sites.linear import as_stored, assign, features, is_linear, weight_of
 
 MAPS = [nn.Linear(3, 5), nn.Linear(3, 5, bias=False), Conv1D(5, 3)]
 
@@ -22,7 +22,7 @@ def test_widths_weight_and_assignment(module: nn.Module) -> None:
     torch.testing.assert_close(module(x), x @ weight.T + (0 if bias is None else bias))
     new, new_bias = torch.randn(5, 3), torch.randn(5)
     identity = id(module.weight)
-    assign(module, new, new_bias)
+    assign(module, as_stored(module, new), new_bias)
     assert id(module.weight) == identity and module.weight.requires_grad
     torch.testing.assert_close(module(x), x @ new.T + (0 if bias is None else new_bias))
     assert torch.equal(weight_of(module), new)

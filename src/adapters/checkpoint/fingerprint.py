@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from adapters.checkpoint.names import CONTAINERS
 from adapters.runtime.engine import Engine
-from adapters.sites.linear import as_stored
 from adapters.sites.resolve import LayerSite
 
 logger = logging.getLogger(__name__)
@@ -60,7 +59,8 @@ def _unmerged(engine: Engine) -> Iterator[tuple[int, Tensor | None]]:
                 yield id(part.hooked.site.module), None
         for hooked, weight, _ in backup or ():
             module = hooked.site.module
-            yield id(module), module.weight if weight is None else as_stored(module, weight)
+            if not hooked.site.packed:
+                yield id(module), module.weight if weight is None else weight
 
 
 def _matrices(module: nn.Module, path: str, unmerged: Mapping[int, Tensor | None]) -> Iterator[tuple[str, Tensor]]:

@@ -5,6 +5,8 @@ What is merged stays merged until it is taken out again, whatever is activated o
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,16 +20,20 @@ from adapters.runtime.hooks import HookedSite
 
 
 @torch.no_grad()
-def merge(engine: Engine, name: str) -> None:
+def merge(engine: Engine, name: str) -> dict[str, float]:
     """Put the adapter `name` into the weights of its linear maps and norms, where it acts from then on, active or not.
 
+    Returns:
+        For quantised linear maps, by path, how much of the update is lost where the merged weights are rounded:
+        ||Q(W + D) - (W + D)|| / ||D||. Empty where nothing is quantised.
     Raises:
         MergeError: another adapter is merged, this one changes no such module, its update depends on the input, or it
-            changes weights that are quantised; or the active set-up has others beside it and would compute otherwise.
+            changes weights that cannot be unpacked and packed again; or the active set-up has others beside it and
+            would compute otherwise.
     """
     engine.require(name)
     if name in engine.merged:
-        return
+        return {}
     if engine.merged:
         raise MergeError(
             f"Adapter {next(iter(engine.merged))!r} is merged already, and only one can be. Call reset_adapter() first."
@@ -42,7 +48,7 @@ def merge(engine: Engine, name: str) -> None:
         engine.check_merged(engine.config.active_setup, [name])
     except CompositionError as error:
         raise MergeError(f"Adapter {name!r} cannot be merged while this set-up is active. {error}") from None
-    changes: list[Any] = []
+    changes: list[_Change] = []
     for part in parts:
         site: Any = part.hooked.site  # type: ignore[union-attr]
         if site.call is not None:
@@ -50,15 +56,52 @@ def merge(engine: Engine, name: str) -> None:
                 f"{site.path} is called {site.call[1]} times in a layer, and {name!r} acts in one call only."
             )
         bias = part.module.merged_bias(site.bias)
-        changes.append((part.hooked, part.module.merged(site.weight, site.bias) if bias is None else (None, bias)))
+        if bias is not None:
+            changes.append(_Change(part.hooked, None, bias))
+            continue
+        before = site.weight
+        weight, bias = part.module.merged(before, site.bias)
+        changes.append(_Change(part.hooked, site.as_stored(weight), bias, (before, weight) if site.packed else None))
+    lost: dict[str, float] = {}
     with engine.programs.quiet():
         backup: list[Any] = []
         engine.merged[name] = backup
-        for hooked, (weight, bias) in changes:
-            old_bias = None if hooked.site.bias is None else hooked.site.bias.detach().clone()
-            backup.append((hooked, None if weight is None else hooked.site.weight.detach().clone(), old_bias))
-            _write(hooked, weight, bias)
+        for change in changes:
+            site = change.hooked.site
+            old_bias = None if site.bias is None else site.bias.detach().clone()
+            backup.append((change.hooked, None if change.weight is None else site.stored_weight, old_bias))
+            _write(change.hooked, change.weight, change.bias)
+            if change.rounded is not None:
+                lost[site.path] = _lost(*change.rounded, site.weight)
         engine.programs.changed([name])
+    if lost:
+        worst = max(lost, key=lost.__getitem__)
+        warnings.warn(
+            f"The merged weights of {name!r} were quantised again: at {worst}, the worst of {len(lost)} linear maps, "
+            f"rounding changes them by {lost[worst]:.2g} of what the adapter changes. Compare the outputs, or do not "
+            "merge it (reset_adapter).",
+            stacklevel=3,
+        )
+    return lost
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What is to be written to one module: the weight as it is stored, None for no change, and the bias.
+
+    `rounded` has the weights [O, I] before and with the adapter, of a module that quantises.
+    """
+
+    hooked: Any
+    weight: Any
+    bias: Tensor | None
+    rounded: tuple[Tensor, Tensor] | None = None
+
+
+def _lost(before: Tensor, wanted: Tensor, found: Tensor) -> float:
+    """||found - wanted|| / ||wanted - before||, 0 for an update of 0."""
+    change = (wanted - before).float().norm()
+    return float((found - wanted).float().norm() / change) if change else 0.0
 
 
 def assume_merged(engine: Engine, name: str) -> None:
@@ -92,8 +135,8 @@ def unmerge(engine: Engine, name: str | None = None) -> None:
         engine.programs.changed([merged])
 
 
-def _write(hooked: HookedSite[Any], weight: Tensor | None, bias: Tensor | None) -> None:
-    """Give a linear map or norm this weight, None for the one it has, and this bias."""
+def _write(hooked: HookedSite[Any], weight: Any, bias: Tensor | None) -> None:
+    """Give a linear map or norm this weight, as it is stored, None for the one it has, and this bias."""
     if weight is not None:
         hooked.site.assign(weight, bias)
     elif bias is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from adapters.errors import MergeError
+from adapters.sites.quantised import packing_of
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -24,7 +27,14 @@ def features(module: nn.Module) -> tuple[int, int]:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """The weight as [O, I], whatever way the module stores it. Raises MergeError for packed (quantised) weights."""
+    """The weight as [O, I], whatever way the module stores it; of quantised ones the rounded values, as a copy.
+
+    Raises:
+        MergeError: it is packed in a way that cannot be read (`sites/quantised.py` has those that can).
+    """
+    if (packing := packing_of(module)) is not None:
+        with torch.no_grad():
+            return packing.dense(module)
     weight = module.weight
     if not isinstance(weight, Tensor) or not weight.dtype.is_floating_point or weight.dim() != 2:
         raise MergeError(
@@ -35,14 +45,50 @@ def weight_of(module: nn.Module) -> Tensor:
     return weight.t() if isinstance(module, Conv1D) else weight
 
 
-def as_stored(module: nn.Module, weight: Tensor) -> Tensor:
-    """A weight [O, I] in the form in which `module` stores its own."""
-    return weight.t() if isinstance(module, Conv1D) else weight
+def is_packed(module: nn.Module) -> bool:
+    """Whether `module` rounds the weights that it is given, because it stores them quantised."""
+    return packing_of(module) is not None
+
+
+def as_stored(module: nn.Module, weight: Tensor) -> Any:
+    """A weight [O, I] in the form in which `module` stores its own: what `assign` takes.
+
+    Raises:
+        MergeError: `module` is quantised, and its weights can be read, but others cannot be packed so.
+    """
+    packing = packing_of(module)
+    if packing is None:
+        return weight.t() if isinstance(module, Conv1D) else weight
+    why = "its library packs whole models only"
+    if packing.packed is not None:
+        try:
+            with torch.no_grad():
+                return packing.packed(module, weight)
+        except (NotImplementedError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+            why = f"{type(error).__name__}: {error}"
+    kind = type(getattr(module, "weight", None) if isinstance(module, nn.Linear) else module).__name__
+    raise MergeError(
+        f"Another weight cannot be packed as {kind} ({why}). Keep the adapter as it is, or load the base model in "
+        "16 or 32 bit, merge there, and quantise the result."
+    )
+
+
+def stored_weight(module: nn.Module) -> Any:
+    """What `assign` brings back bit for bit: a copy of the weight; of quantised ones what they hold."""
+    packing = packing_of(module)
+    if packing is None:
+        return module.weight.detach().clone()  # type: ignore[operator]
+    return tuple(getattr(module, name, None) for name in packing.replaces)
 
 
 @torch.no_grad()
-def assign(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """Overwrite weight ([O, I], of norms [O]) and bias ([O]) of a linear map or norm in place."""
-    module.weight.copy_(as_stored(module, weight))  # type: ignore[operator]
+def assign(module: nn.Module, weight: Any, bias: Tensor | None) -> None:
+    """Overwrite weight, as it is stored, and bias ([O]) of a linear map or norm; plain ones in place."""
+    packing = packing_of(module)
+    if packing is None:
+        module.weight.copy_(weight)  # type: ignore[operator]
+    else:
+        for name, value in zip(packing.replaces, weight):
+            setattr(module, name, value)
     if bias is not None and module.bias is not None:
         module.bias.copy_(bias)  # type: ignore[operator]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import MergeError, UnsupportedError, choices
-from adapters.sites.linear import assign, features, is_linear, weight_of
+from adapters.sites.linear import as_stored, assign, features, is_linear, is_packed, stored_weight, weight_of
 from adapters.sites.roles import ROLES, Kind
 from adapters.sites.spec import (
     At,
@@ -77,8 +77,22 @@ class AffineSite(Site):
         """The bias [O], None where the module adds none."""
         return getattr(self.module, "bias", None)
 
-    def assign(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Overwrite weight and bias, in the form in which they are given here."""
+    def as_stored(self, weight: Tensor) -> Any:
+        """A weight, in the form of `weight`, as the module stores its own. MergeError where others cannot be packed."""
+        return as_stored(self.module, weight)
+
+    @property
+    def stored_weight(self) -> Any:
+        """What `assign` takes to bring back the weight as it is now, bit for bit."""
+        return stored_weight(self.module)
+
+    @property
+    def packed(self) -> bool:
+        """Whether weights are rounded when they are assigned."""
+        return is_packed(self.module)
+
+    def assign(self, weight: Any, bias: Tensor | None) -> None:
+        """Overwrite the weight, given as it is stored, and the bias."""
         assign(self.module, weight, bias)
 
 
@@ -174,6 +188,15 @@ class ExpertsSite(LinearSite):
     def bias(self) -> Tensor | None:
         """The biases [E, O], None where there are none."""
         return None if self.stored_bias is None else self.stored_bias.view(self.experts, self.out_features)
+
+    packed = False
+
+    def as_stored(self, weight: Tensor) -> Tensor:
+        return weight
+
+    @property
+    def stored_weight(self) -> Tensor:
+        return self.weight.detach().clone()
 
     @torch.no_grad()
     def assign(self, weight: Tensor, bias: Tensor | None) -> None:

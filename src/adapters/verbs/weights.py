@@ -17,18 +17,21 @@ from adapters.verbs.base import Verbs
 class WeightVerbs(Verbs):
     """Merging, sharing, ejecting and moving weights."""
 
-    def merge_adapter(self, name: str) -> None:
+    def merge_adapter(self, name: str) -> dict[str, float]:
         """Fold an adapter of linear maps (LoRA, DoRA, IA3) into the base weights.
 
         It stays there until `reset_adapter`, whatever is activated or trained on top of it. A set-up may name it beside
         others only where that computes the same as before it was merged; else the others alone, on top of the merged
-        weights.
+        weights. Quantised weights are unpacked, changed and quantised again, and a warning says what that costs.
 
+        Returns:
+            For quantised linear maps, by path, what rounding changes relative to the update D of the adapter,
+            ||Q(W + D) - (W + D)|| / ||D||; empty for others.
         Raises:
             MergeError: it cannot be folded into these weights, another one is merged, or the active set-up would
                 compute something else. Nothing has changed.
         """
-        merging.merge(self._engine, name)
+        return merging.merge(self._engine, name)
 
     def reset_adapter(self, name: str | None = None) -> None:
         """Take the merged adapter out of the base weights again, exactly.
