@@ -10,6 +10,7 @@ from adapters.checkpoint import bundles
 from adapters.checkpoint.atomic import saving
 from adapters.checkpoint.average import average_adapter
 from adapters.checkpoint.layout import ADAPTER, Files, PathLike, subfolder
+from adapters.export.exporting import export_adapter
 from adapters.hub.locate import locate
 from adapters.methods.config import get_adapter_config_hash
 from adapters.verbs.activation import ActivationVerbs
@@ -50,6 +51,23 @@ class AdapterFileVerbs(ActivationVerbs):
         """
         options = (meta_dict, custom_weights_loaders, use_safetensors, with_head, format)
         bundles.save_adapter(self, save_directory, adapter_name, *options)
+
+    def export_adapter(self, folder: PathLike, name: str, target: str, rank: int | None = None) -> dict[str, float]:
+        """Write an adapter for another engine, as LoRA of one rank (see `to_lora`).
+
+        Args:
+            folder: Where to; it is made.
+            name: The adapter.
+            target: "vllm" or "sglang" (the files of PEFT within their rules: one rank and alpha, no bias, no head, no
+                DoRA), "llama.cpp" (`adapter.gguf`), or "mlx" (`adapters.safetensors`).
+            rank: r; by default the lowest with which nothing is lost.
+        Returns:
+            By path of the linear map, ||D - B A|| / ||D||: what part of its update D is left out.
+        Raises:
+            UnsupportedError: there is no such target, it cannot hold this adapter, or does not know the model.
+            ConfigError: no rank is given, and no low one is exact.
+        """
+        return export_adapter(self, folder, name, target, rank)
 
     def load_adapter(
         self,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from adapters.composition.blocks import MultiTask
+from adapters.export import exporting
 from adapters.methods.derived import refresh
 from adapters.runtime import merging, sharing
 from adapters.verbs.base import Verbs
@@ -42,6 +43,28 @@ class WeightVerbs(Verbs):
         if name is not None:
             self._engine.require(name)
         merging.unmerge(self._engine, name)
+
+    def to_lora(self, name: str, new_name: str, rank: int | None = None) -> dict[str, float]:
+        """Add an adapter of low rank that changes the weights as `name` does, or as nearly as its rank allows.
+
+            W' = W + D  ->  W + B A, with B A the best approximation of D of rank r (its largest singular values)
+
+        LoRA of any options, VeRA, VB-LoRA and others whose update is a product stay exact; LoHa and LoKr do if the
+        rank is high enough; DoRA, IA3 and OFT change weights in all directions, so `rank` says how near to come. What
+        is added to biases is kept (`use_bias`).
+
+        Args:
+            name: An adapter that changes linear maps only.
+            new_name: The name of the LoRA. It is neither active nor trained.
+            rank: r; by default the lowest with which nothing is lost.
+        Returns:
+            By path of the linear map, ||D - B A|| / ||D||.
+        Raises:
+            UnsupportedError: it does something else than to change weights and biases of linear maps.
+            ConfigError: no rank is given, and no low one is exact.
+            MergeError: it is merged, or what it does depends on the input.
+        """
+        return exporting.to_lora(self, name, new_name, rank)
 
     def share_parameters(
         self,

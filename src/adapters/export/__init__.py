@@ -1,0 +1,1 @@
+"""Adapters for other engines: as LoRA of one rank, in the files that these read."""

@@ -1,0 +1,61 @@
+"""An adapter as LoRA in this model, and in the files of other engines."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import Any
+
+import torch
+
+from adapters.checkpoint.atomic import saving
+from adapters.checkpoint.layout import PathLike
+from adapters.errors import UnsupportedError
+from adapters.export.low_rank import LowRank, low_rank
+from adapters.export.targets import check, target_of
+from adapters.methods.lora import LoRAConfig
+from adapters.runtime.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+
+def to_lora(model: Any, name: str, new_name: str, rank: int | None = None) -> dict[str, float]:
+    """Add what `low_rank` finds of the adapter `name` as the adapter `new_name`; its errors by path."""
+    engine: Engine = model._engine
+    found = low_rank(engine, name, rank)
+    model.add_adapter(new_name, config=_config(found))
+    with torch.no_grad():
+        for part in engine.parts[new_name]:
+            module: Any = part.module
+            factors = found.maps[module.site]
+            module.lora_A.copy_(factors.a)
+            module.lora_B.copy_(factors.b)
+            if module.bias is not None and factors.bias is not None:
+                module.bias.copy_(factors.bias)
+    return dict(found.errors)
+
+
+def _config(found: LowRank) -> LoRAConfig:
+    places = [f"{site.address}.whole" if site.parts else site.address for site in found.maps]
+    biased = any(factors.bias is not None for factors in found.maps.values())
+    return LoRAConfig(r=found.rank, alpha=found.rank, dropout=0.0, places=places, use_bias=biased)
+
+
+def export_adapter(model: Any, folder: PathLike, name: str, target: str, rank: int | None = None) -> dict[str, float]:
+    """Write the adapter `name` for an engine; the errors of its updates by path."""
+    engine: Engine = model._engine
+    goal = target_of(target)
+    found = low_rank(engine, name, rank)
+    check(engine, name, found, goal)
+    twice = [path for path, n in Counter(site.path for site in found.maps).items() if n > 1]
+    if twice:
+        raise UnsupportedError(f"{goal.title} cannot load {name!r}: it acts twice at {twice[0]}.")
+    with saving(folder) as path:
+        goal.write(engine, found, path)
+    if not found.exact:
+        worst = max(found.errors, key=found.errors.__getitem__)
+        logger.warning(
+            "%r is no LoRA of rank %d: at %s, the worst of %d linear maps, %.2g of its update is left out.",
+            *(name, found.rank, worst, len(found.errors), found.errors[worst]),
+        )
+    return dict(found.errors)
