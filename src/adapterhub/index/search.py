@@ -60,6 +60,7 @@ RELEVANCE = "relevance"  # and then downloads
 _FACET_VALUES = 60
 _MAX_WORDS, _MAX_GRAMS = 12, 60
 _COMMON = 2000
+_JOINING = frozenset(("an", "and", "by", "for", "from", "in", "of", "on", "the", "to", "with"))
 _UNKNOWN = 2**62  # parameters of adapters that do not tell: they come last
 
 _adapter = schema.adapter.c
@@ -123,10 +124,16 @@ def _phrases(text: str) -> tuple[tuple[str, tuple[Concept, ...]], ...]:
     return tuple(Lexicon.packaged().phrases(" ".join(_words(text))))
 
 
+def _looked_for(text: str) -> list[tuple[str, tuple[Concept, ...]]]:
+    """The phrases of a text without words that only join others, unless there are no others."""
+    phrases = _phrases(text)
+    return [(phrase, meant) for phrase, meant in phrases if meant or phrase not in _JOINING] or list(phrases)
+
+
 def _terms(text: str) -> list[_Term]:
     """What each phrase of a text means; the words that mean nothing are one term."""
     found, plain = [], []
-    for phrase, meant in _phrases(text):
+    for phrase, meant in _looked_for(text):
         words = list(map(stem, phrase.split()))
         tags = dict.fromkeys(tag for concept in meant for tag in concept.tags)
         methods = dict.fromkeys((concept.method, concept.config) for concept in meant if concept.method)
@@ -267,7 +274,7 @@ async def _has_many(conn: AsyncConnection, rows: sa.Select[Any]) -> bool:
 def _reason(row: Mapping[str, Any], text: str) -> str:
     """Why a row of `adapter` fits a text: `matches the data set SST-2`; empty where nothing was looked for."""
     found = []
-    for phrase, meant in _phrases(text):
+    for phrase, meant in _looked_for(text):
         words = list(map(stem, phrase.split()))
         name = f"{row['full_name']} {row['title']}".lower()
         if of := next((concept for concept in meant if _is_of(row, concept)), None):
@@ -358,21 +365,25 @@ def visible_to(principal: Principal) -> sa.ColumnElement[bool]:
     return sa.or_(*_visible_parts(principal))
 
 
-def _visible_parts(principal: Principal) -> list[sa.ColumnElement[bool]]:
-    """The public adapters, and those only the caller's namespaces see; apart, each is found through an index."""
+def _visible_parts(
+    principal: Principal, visible: sa.ColumnElement[bool] = _adapter.visible
+) -> list[sa.ColumnElement[bool]]:
+    """The public adapters, and those only the caller's namespaces see; apart, each is found through an index.
+
+    Args:
+        visible: the column, or the same so that no index on it is used.
+    """
     own = _readable(principal)
     if not own:
-        return [_adapter.visible]
+        return [visible]
     mine = sa.select(schema.repo.c.id).where(
         schema.repo.c.owner_id.in_(sa.select(schema.account.c.id).where(schema.account.c.name.in_(own))),
         schema.repo.c.private,
         schema.repo.c.yanked.is_(None),
     )
     withdrawn = sa.exists().where(schema.yank.c.repo_id == _adapter.repo_id, schema.yank.c.oid == _adapter.oid)
-    hidden = sa.and_(
-        sa.not_(_adapter.visible), _adapter.repo_id.in_(mine), _adapter.library != "other", sa.not_(withdrawn)
-    )
-    return [_adapter.visible, hidden]
+    hidden = sa.and_(sa.not_(visible), _adapter.repo_id.in_(mine), _adapter.library != "other", sa.not_(withdrawn))
+    return [visible, hidden]
 
 
 def _readable(principal: Principal) -> tuple[str, ...]:
@@ -419,13 +430,14 @@ async def _query(
         common = await _common(conn, terms)
         wanted = _search(conn, terms, common)
         if len(common) < len(terms):
+            # What fits the rarer words is collected first, by its ids.
+            parts = _visible_parts(principal, sorting(conn, _adapter.visible) == sa.true())
+            order = order._replace(key=sorting(conn, order.key))
             filters["q"] = wanted.all
         tiers = {sort: wanted.all}
         if sort == RELEVANCE and wanted.best is not None:
             tiers = {sort: wanted.best, f"{sort}, others": sa.and_(wanted.all, sa.not_(wanted.best))}
         passing.pop("q")
-        if len(common) < len(terms) and (common or passing):
-            order = order._replace(key=sorting(conn, order.key))
     elif filters:
         order = order._replace(key=sorting(conn, order.key))
     begin, after = _after(asked.cursor, list(tiers), order) if asked.cursor else (sort, None)
@@ -440,6 +452,8 @@ async def _query(
     is_whole = len(found) <= limit and not asked.cursor
     if is_whole and not facets:
         return Page(rows, len(found))
+    if is_whole and not found and set(filters) == {"q"}:
+        return Page([], 0, {name: [] for name in FACETS})
     count = partial(_count, parts=parts, filters=filters, facets=facets)
     key = (facets, _readable(principal), replace(asked, sort=None, cursor=None, limit=0))
     total, counted = await (counts.get(conn, key, count) if counts else count(conn))
