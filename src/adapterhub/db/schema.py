@@ -324,6 +324,12 @@ adapter_tag = sa.Table(
     sa.Column("tag", sa.String(200), primary_key=True),
     _to("repo_id", "repo.id", primary_key=True, index=True),
 )
+name_part = sa.Table(  # words of repositories' names, and what is left of them without a letter or two
+    "name_part",
+    metadata,
+    sa.Column("part", sa.String(32), primary_key=True),
+    sa.Column("word", sa.String(32), primary_key=True),
+)
 dependency = sa.Table(
     "dependency",
     metadata,

@@ -140,17 +140,15 @@ class Lexicon:
 
     def mistyped(self, text: str) -> list[str]:
         """The words of a text that mean nothing and are long enough to have typos."""
-        words = words_of(text).split()[:_MOST_WORDS]
-        return [word for word in words if most_typos(word) and not self.meant(word)]
+        words = dict.fromkeys(words_of(text).split()[:_MOST_WORDS])
+        return [word for word in words if most_typos(word) and not word.isdigit() and not self.meant(word)]
 
-    def corrected(self, text: str) -> str:
-        """A text with each word that means nothing replaced by a known one that is a typo or two away.
+    def near_words(self, word: str) -> list[tuple[int, str]]:
+        """The words of names that are a typo or two away from a word, with that number, the nearest first.
 
         One letter more, fewer, another, or two swapped are one typo; words of eight letters may have two.
         """
-        wrong = {word: self._spelling.near(word) for word in self.mistyped(text)}
-        words = words_of(text).split()[:_MOST_WORDS]
-        return " ".join(wrong[word][0][1] if wrong.get(word) else word for word in words)
+        return self._spelling.near(word)
 
     def near(self, text: str, count: int = 3) -> list[str]:
         """Names of concepts that are like a text."""

@@ -48,7 +48,7 @@ def distance(one: str, other: str, most: int) -> int:
 
 
 class Spelling:
-    """Known words, found by what is left of them without some letters, so that only those that are near are compared."""
+    """Known words, found by what is left of them without some letters: only those that are near are compared."""
 
     def __init__(self, words: Iterable[str]) -> None:
         self._words = list(dict.fromkeys(word for word in words if len(word) >= SHORTEST))

@@ -19,11 +19,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.operators import custom_op
 
 from .. import names
-from ..accounts import Principal
+from ..accounts import ANONYMOUS, Principal
 from ..db import schema
 from ..db.counts import Counts
 from ..errors import BadRequest
 from ..facts.lexicon import Concept, Lexicon, stem, words_of
+from . import own_names
 
 __all__ = [
     "FACETS",
@@ -60,6 +61,7 @@ RELEVANCE = "relevance"  # and then downloads
 _FACET_VALUES = 60
 _MAX_WORDS, _MAX_GRAMS = 12, 60
 _COMMON = 2000
+_TRIED = 5  # of the known words that are near a mistyped one
 _JOINING = frozenset(("an", "and", "by", "for", "from", "in", "of", "on", "the", "to", "with"))
 _UNKNOWN = 2**62  # parameters of adapters that do not tell: they come last
 
@@ -170,11 +172,36 @@ async def holds(conn: AsyncConnection, text: str) -> sa.ColumnElement[bool]:
 
 async def corrected(conn: AsyncConnection, text: str) -> str:
     """A text without its typos, where no public adapter fits it as it is."""
-    right = Lexicon.packaged().corrected(text)
+    right = await _corrected(conn, text, ANONYMOUS)
     if right == words_of(text):
         return text
     fitting = sa.select(_adapter.repo_id).where(_adapter.visible, matches(conn, text)).limit(1)
     return text if (await conn.execute(fitting)).first() else right
+
+
+async def _corrected(conn: AsyncConnection, text: str, principal: Principal) -> str:
+    """A text with each word that means nothing replaced by the nearest one that is known, or is in a name that the
+    caller may see; a word that is in one stays."""
+    lexicon, right = Lexicon.packaged(), words_of(text)
+    for word, own in (await own_names.near(conn, lexicon.mistyped(text))).items():
+        ranked = [(typos, True, near) for typos, near in own] + [
+            (typos, False, near) for typos, near in lexicon.near_words(word)
+        ]
+        for _, is_own, near in sorted(ranked, key=lambda item: item[:2])[:_TRIED]:
+            if not is_own or await _is_seen(conn, near, principal):
+                right = " ".join(near if other == word else other for other in right.split())
+                break
+    return right
+
+
+async def _is_seen(conn: AsyncConnection, word: str, principal: Principal) -> bool:
+    """Whether an adapter that the caller may see has a word."""
+    has = _holding(conn, (word,), True)
+    if conn.dialect.name == "sqlite":
+        some = sa.select(_fts.c.rowid).where(_has(_grams((word,)))).limit(_COMMON)
+        has = sa.and_(_adapter.repo_id.in_(some), has)
+    parts = _visible_parts(principal, sorting(conn, _adapter.visible) == sa.true())
+    return any([(await conn.execute(sa.select(_adapter.repo_id).where(part, has).limit(1))).first() for part in parts])
 
 
 def _search(conn: AsyncConnection, terms: Sequence[_Term], common: Container[_Term] = ()) -> _Search:
@@ -274,6 +301,12 @@ async def _has_many(conn: AsyncConnection, rows: sa.Select[Any]) -> bool:
 def _reason(row: Mapping[str, Any], text: str) -> str:
     """Why a row of `adapter` fits a text: `matches the data set SST-2`; empty where nothing was looked for."""
     found = []
+    values = (
+        row[column] for column in ("task", "subtask", "method", "config_name", "base_model", "model_type", "license")
+    )
+    named = " ".join(
+        [*row["tags"], *row["languages"], *row["datasets"], *filter(None, values), row["legacy_id"] or ""]
+    ).lower()
     for phrase, meant in _looked_for(text):
         words = list(map(stem, phrase.split()))
         name = f"{row['full_name']} {row['title']}".lower()
@@ -283,8 +316,10 @@ def _reason(row: Mapping[str, Any], text: str) -> str:
             found.append("its name")
         elif all(word in row["summary"].lower() for word in words):
             found.append("its description")
-        else:
+        elif all(word in named for word in words):
             found.append("its tags")
+        else:
+            found.append("its card")
     return f"matches {' and '.join(dict.fromkeys(found))}" if found else ""
 
 
@@ -406,7 +441,7 @@ async def query(
     found = await _query(conn, asked, principal, facets=facets, counts=counts)
     if found.rows or asked.cursor or not (asked.q and asked.q.strip()):
         return found
-    right = Lexicon.packaged().corrected(asked.q)
+    right = await _corrected(conn, asked.q, principal)
     if right != words_of(asked.q):
         again = await _query(conn, replace(asked, q=right), principal, facets=facets, counts=counts)
         if again.rows:
