@@ -56,11 +56,13 @@ class Right:
         writes: whether a token needs the role `write`.
         password: whether the account's password must have been given lately: in this session, or with this call in
             the header `X-Password`.
+        but_oneself: whether it is not needed by those who are the `user` of the address: they only lose rights.
     """
 
     who: Who
     writes: bool = True
     password: bool = False
+    but_oneself: bool = False
 
 
 _REPO, _MODEL = "/{namespace}/{name}", "/api/models/{namespace}/{name}"
@@ -87,6 +89,7 @@ RIGHTS: Mapping[tuple[str, str], Right] = {
     ("GET", "/admin"): Right(Who.ADMIN),
     ("POST", "/admin/accounts"): Right(Who.ADMIN, password=True),
     ("POST", "/admin/accounts/{name}"): Right(Who.ADMIN, password=True),
+    ("POST", "/models"): _LOOKS,
     ("GET", "/upload"): Right(Who.USER),
     ("POST", "/upload"): Right(Who.PARTICIPANT),
     ("POST", "/upload/preview"): Right(Who.USER),
@@ -133,7 +136,8 @@ RIGHTS: Mapping[tuple[str, str], Right] = {
     ("DELETE", _V1 + "/preferred"): Right(Who.ADMIN),
     ("POST", _V1 + "/orgs"): Right(Who.ACCOUNT),
     ("PUT", _V1 + "/orgs/{org}/members/{user}"): Right(Who.ORG_ADMIN, password=True),
-    ("DELETE", _V1 + "/orgs/{org}/members/{user}"): Right(Who.ORG_ADMIN, password=True),  # or the member, who leaves
+    # Or the member, who leaves.
+    ("DELETE", _V1 + "/orgs/{org}/members/{user}"): Right(Who.ORG_ADMIN, password=True, but_oneself=True),
     ("GET", _V1 + "/tokens"): Right(Who.ACCOUNT),
     ("POST", _V1 + "/tokens"): Right(Who.ACCOUNT, password=True),
     ("DELETE", _V1 + "/tokens/{id}"): Right(Who.ACCOUNT),
@@ -201,7 +205,8 @@ class Guarded(APIRoute):
             )
         if right.who is Who.ADMIN and not principal.is_admin:
             raise Forbidden("This is for the administrators of the hub.")
-        if right.password and not is_fresh(principal):
+        spared = right.but_oneself and request.path_params.get("user") == principal.name
+        if right.password and not spared and not is_fresh(principal):
             given = request.headers.get("x-password")
             if given is None:
                 raise Forbidden(

@@ -31,6 +31,7 @@ __all__ = [
     "Resolved",
     "Role",
     "Snippet",
+    "Stacked",
     "Token",
     "TokenSecret",
     "TypeOfAdapter",
@@ -157,6 +158,7 @@ class Found(Adapter):
     """An adapter of a list."""
 
     reason: str = Field(description="Why it fits the words, such as `matches the data set SST-2`; empty without words.")
+    score: float | None = Field(None, description="For `sort=score`: what its card reports, percentages as fractions.")
 
 
 class Page(Answer):
@@ -168,6 +170,15 @@ class Page(Answer):
     cursor: str | None = Field(description="For the next page; null on the last one.")
     corrected: str | None = Field(description="The words looked for instead, where no adapter fits those of `q`.")
     near: list[str] = Field(description="What else to look for, where nothing was found.")
+
+
+class Stacked(Answer):
+    """Adapters to stack, those below first."""
+
+    below: list[Found] = Field(description="For languages, the most used first.")
+    above: list[Found] = Field(
+        description="For tasks: the best of the data set, if one was asked for, else the most used first."
+    )
 
 
 class Evaluation(Answer):

@@ -315,6 +315,7 @@ adapter = sa.Table(
         *("config_name", "library", "head_type", "license", "downloads", "updated"),
         *("errors", "parameters", "reduction_factor", "rank"),
     ),
+    sa.Index("ix_adapter_shape", "visible", "model_type", "hidden_size", "layers", "task", "subtask", "downloads"),
     sa.Index("ix_adapter_updated", "visible", "updated"),
     sa.Index("ix_adapter_downloads", "visible", "downloads"),
 )

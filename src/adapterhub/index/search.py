@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Container, Mapping, Sequence
+import math
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from functools import lru_cache, partial
@@ -24,11 +25,14 @@ from ..db import schema
 from ..db.counts import Counts
 from ..errors import BadRequest
 from ..facts.lexicon import Concept, Lexicon, stem, words_of
-from . import own_names
+from . import compat, own_names, scoring
+from .compat import Shape
+from .visible import readable, visible_parts, visible_to
 
 __all__ = [
     "FACETS",
     "RELEVANCE",
+    "SCORE",
     "SORTS",
     "Page",
     "Query",
@@ -58,6 +62,7 @@ FACETS = (
 )
 SORTS = ("downloads", "updated", "created", "parameters")
 RELEVANCE = "relevance"  # and then downloads
+SCORE = "score"  # of one data set
 _FACET_VALUES = 60
 _MAX_WORDS, _MAX_GRAMS = 12, 60
 _COMMON = 2000
@@ -200,7 +205,7 @@ async def _is_seen(conn: AsyncConnection, word: str, principal: Principal) -> bo
     if conn.dialect.name == "sqlite":
         some = sa.select(_fts.c.rowid).where(_has(_grams((word,)))).limit(_COMMON)
         has = sa.and_(_adapter.repo_id.in_(some), has)
-    parts = _visible_parts(principal, sorting(conn, _adapter.visible) == sa.true())
+    parts = visible_parts(principal, sorting(conn, _adapter.visible) == sa.true())
     return any([(await conn.execute(sa.select(_adapter.repo_id).where(part, has).limit(1))).first() for part in parts])
 
 
@@ -340,11 +345,15 @@ class Query:
         q: words that must all be found, in names, titles, tags and the like, or what they mean: tasks, data sets,
             languages, models and methods by whatever name (`Lexicon`).
         language: code of a language among the card's.
+        fits: name of a base model into which it loads, be it made for that one or for another of its type and sizes.
+        shape: type and sizes of that model; by default as adapters for `fits` tell them.
         head: whether it has a prediction head.
         parameters_max: largest number of parameters.
         ok: only adapters without failing checks.
         sort: one of `SORTS`, the largest or newest first, but the smallest first for `parameters`; or `RELEVANCE`:
-            first what fits the meaning of the words. By default `RELEVANCE` where there are words, else `downloads`.
+            first what fits the meaning of the words; or `SCORE`: the best first by what cards report for `task` and
+            `subtask`. By default `RELEVANCE` where there are words, `SCORE` where `fits` or `shape` and a data set are
+            given, else `downloads`.
         cursor: of the page before.
     """
 
@@ -361,6 +370,8 @@ class Query:
     license: str | None = None
     namespace: str | None = None
     language: str | None = None
+    fits: str | None = None
+    shape: Shape | None = None
     head: bool | None = None
     reduction_factor_min: float | None = None
     reduction_factor_max: float | None = None
@@ -379,7 +390,7 @@ class Page:
 
     Attributes:
         rows: columns of `adapter`, with `namespace`, `name`, `full_name`, `private`, `likes` and `created` of `repo`,
-            and the `reason` why it fits the words.
+            the `reason` why it fits the words, and for `SCORE` the `score`, percentages as fractions, or None.
         total: how many there are on all pages.
         facets: facet to `[(value, count), …]`; each is counted as if its own filter were not set.
         cursor: for the next page; None on the last one.
@@ -395,37 +406,6 @@ class Page:
     near: Sequence[str] = ()
 
 
-def visible_to(principal: Principal) -> sa.ColumnElement[bool]:
-    """Whether a row of `adapter` may be listed: it is public, or in a namespace of the caller's; and not yanked."""
-    return sa.or_(*_visible_parts(principal))
-
-
-def _visible_parts(
-    principal: Principal, visible: sa.ColumnElement[bool] = _adapter.visible
-) -> list[sa.ColumnElement[bool]]:
-    """The public adapters, and those only the caller's namespaces see; apart, each is found through an index.
-
-    Args:
-        visible: the column, or the same so that no index on it is used.
-    """
-    own = _readable(principal)
-    if not own:
-        return [visible]
-    mine = sa.select(schema.repo.c.id).where(
-        schema.repo.c.owner_id.in_(sa.select(schema.account.c.id).where(schema.account.c.name.in_(own))),
-        schema.repo.c.private,
-        schema.repo.c.yanked.is_(None),
-    )
-    withdrawn = sa.exists().where(schema.yank.c.repo_id == _adapter.repo_id, schema.yank.c.oid == _adapter.oid)
-    hidden = sa.and_(sa.not_(visible), _adapter.repo_id.in_(mine), _adapter.library != "other", sa.not_(withdrawn))
-    return [visible, hidden]
-
-
-def _readable(principal: Principal) -> tuple[str, ...]:
-    """The namespaces whose private repositories the caller may list."""
-    return tuple(sorted(name for name in principal.namespaces if principal.may_read(name, name)))
-
-
 async def query(
     conn: AsyncConnection, asked: Query, principal: Principal, *, facets: bool = True, counts: Counts | None = None
 ) -> Page:
@@ -438,6 +418,8 @@ async def query(
     Raises:
         BadRequest: the sort or the cursor is not one of ours.
     """
+    if asked.fits and asked.shape is None:
+        asked = replace(asked, shape=await compat.shape_of(conn, principal, asked.fits))
     found = await _query(conn, asked, principal, facets=facets, counts=counts)
     if found.rows or asked.cursor or not (asked.q and asked.q.strip()):
         return found
@@ -453,12 +435,17 @@ async def _query(
     conn: AsyncConnection, asked: Query, principal: Principal, *, facets: bool, counts: Counts | None
 ) -> Page:
     asks = bool(asked.q and asked.q.strip())
-    sort = asked.sort or (RELEVANCE if asks else "downloads")
-    if sort not in (*SORTS, RELEVANCE):
-        raise BadRequest(f"sort={asked.sort!r} is not one of {', '.join((*SORTS, RELEVANCE))}.")
+    sort = asked.sort or _usual_sort(asked)
+    if sort not in (*SORTS, RELEVANCE, SCORE):
+        raise BadRequest(f"sort={asked.sort!r} is not one of {', '.join((*SORTS, RELEVANCE, SCORE))}.")
     limit = min(max(asked.limit, 1), 100)
-    filters, parts = _filters(conn, asked), _visible_parts(principal)
-    passing, order = dict(filters), _order(sort)
+    filters, parts = _filters(conn, asked), visible_parts(principal)
+    passing, order, sign = dict(filters), _order(sort), 1
+    if sort == SCORE:
+        if not (asked.task and asked.subtask):
+            raise BadRequest("sort='score' needs 'task' and 'subtask': the data set whose scores are compared.")
+        score, sign = await scoring.score(conn, asked.task, asked.subtask)
+        order = _Order(score, True)
     tiers: dict[str, sa.ColumnElement[bool]] = {sort: sa.true()}
     if asks:
         terms = _terms(asked.q or "")
@@ -466,14 +453,14 @@ async def _query(
         wanted = _search(conn, terms, common)
         if len(common) < len(terms):
             # What fits the rarer words is collected first, by its ids.
-            parts = _visible_parts(principal, sorting(conn, _adapter.visible) == sa.true())
+            parts = visible_parts(principal, sorting(conn, _adapter.visible) == sa.true())
             order = order._replace(key=sorting(conn, order.key))
             filters["q"] = wanted.all
         tiers = {sort: wanted.all}
         if sort == RELEVANCE and wanted.best is not None:
             tiers = {sort: wanted.best, f"{sort}, others": sa.and_(wanted.all, sa.not_(wanted.best))}
         passing.pop("q")
-    elif filters:
+    elif filters and sort != SCORE:
         order = order._replace(key=sorting(conn, order.key))
     begin, after = _after(asked.cursor, list(tiers), order) if asked.cursor else (sort, None)
     found: list[tuple[str, int, Any]] = []
@@ -484,16 +471,25 @@ async def _query(
     # Keys first, from an index where there is one, then the wide rows of this page only.
     rows = await _rows(conn, [number for _, number, _ in found[:limit]])
     rows = [{**row, "reason": _reason(row, asked.q or "")} for row in rows]
+    if sort == SCORE:
+        scores = {number: value * sign if value > scoring.UNSCORED else None for _, number, value in found}
+        rows = [{**row, "score": scores[row["repo_id"]]} for row in rows]
     is_whole = len(found) <= limit and not asked.cursor
     if is_whole and not facets:
         return Page(rows, len(found))
     if is_whole and not found and set(filters) == {"q"}:
         return Page([], 0, {name: [] for name in FACETS})
     count = partial(_count, parts=parts, filters=filters, facets=facets)
-    key = (facets, _readable(principal), replace(asked, sort=None, cursor=None, limit=0))
+    key = (facets, readable(principal), replace(asked, sort=None, cursor=None, limit=0))
     total, counted = await (counts.get(conn, key, count) if counts else count(conn))
     following = _encode(*found[limit - 1]) if len(found) > limit else None
     return Page(rows, len(found) if is_whole else total, counted, following)
+
+
+def _usual_sort(asked: Query) -> str:
+    if asked.q and asked.q.strip():
+        return RELEVANCE
+    return SCORE if (asked.fits or asked.shape) and asked.task and asked.subtask else "downloads"
 
 
 def _page(
@@ -526,7 +522,7 @@ def _order(sort: str) -> _Order:
     if sort == "parameters":
         return _Order(sa.func.coalesce(_adapter.parameters, _UNKNOWN), False)
     # Ids are given in the order of creation.
-    column = {"created": "repo_id", RELEVANCE: "downloads"}.get(sort, sort)
+    column = {"created": "repo_id", RELEVANCE: "downloads", SCORE: "downloads"}.get(sort, sort)
     return _Order(_adapter[column], True)
 
 
@@ -569,6 +565,8 @@ def _filters(conn: AsyncConnection, asked: Query) -> dict[str, sa.ColumnElement[
         owner = sa.select(schema.account.c.id).where(schema.account.c.name_key == names.key(asked.namespace))
         owned = sa.select(schema.repo.c.id).where(schema.repo.c.owner_id == owner.scalar_subquery())
         found["namespace"] = _adapter.repo_id.in_(owned)
+    if asked.fits or asked.shape:
+        found["fits"] = compat.loads_into(asked.fits, asked.shape or Shape())
     if asked.ok:
         found["ok"] = _adapter.errors == 0
     if asked.q and asked.q.strip():
@@ -588,7 +586,8 @@ def _after(cursor: str, tiers: Sequence[str], order: _Order) -> tuple[str, sa.Co
     """The tier that a page begins in, and what comes there after the page before."""
     try:
         tier, value, number = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        last = (datetime.fromisoformat(value) if tier == "updated" else _whole(value), _whole(number))
+        kinds: Mapping[str, Callable[[Any], Any]] = {"updated": datetime.fromisoformat, SCORE: _number}
+        last = (kinds.get(tier, _whole)(value), _whole(number))
     except (ValueError, TypeError) as error:
         raise BadRequest(f"cursor={cursor!r} is none of this hub. Begin at the first page.") from error
     if tier not in tiers:
@@ -603,6 +602,12 @@ def _whole(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(value)
     return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(value)
+    return float(value)
 
 
 # ---- facets ---------------------------------------------------------------------------------------------------------
@@ -653,6 +658,38 @@ def _hits(
     where: Sequence[sa.ColumnElement[bool]],
 ) -> sa.CompoundSelect[Any]:
     return sa.union_all(*(sa.select(*columns).select_from(schema.adapter).where(part, *where) for part in parts))
+
+
+async def places(conn: AsyncConnection, asked: Query, principal: Principal) -> list[tuple[str, str, int]]:
+    """Data sets at which adapters stand that pass all filters: task, subtask and number, those with most first."""
+    place = (_adapter.task, _adapter.subtask)
+    where = [*_filters(conn, asked).values(), _adapter.subtask.is_not(None)]
+    hits = _hits(place, visible_parts(principal), where).subquery()
+    count = sa.func.count()
+    query = sa.select(hits.c.task, hits.c.subtask, count).group_by(hits.c.task, hits.c.subtask)
+    rows = await conn.execute(query.order_by(count.desc(), hits.c.task, hits.c.subtask).limit(_FACET_VALUES))
+    return [(task, subtask, number) for task, subtask, number in rows]
+
+
+async def stack(
+    conn: AsyncConnection,
+    asked: Query,
+    principal: Principal,
+    *,
+    language: str | None = None,
+    task: str | None = None,
+    subtask: str | None = None,
+) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+    """What may be stacked: adapters for languages, and those for tasks to stand on them, the most used first.
+
+    Args:
+        asked: which base model, and what else both must pass.
+        language: what the first are for.
+        task, subtask: what the second are for; of a data set, the best come first.
+    """
+    below = await query(conn, replace(asked, type="text_lang", task=language), principal, facets=False)
+    above = await query(conn, replace(asked, type="text_task", task=task, subtask=subtask), principal, facets=False)
+    return below.rows, above.rows
 
 
 _Tree = dict[str, dict[str, dict[str, int]]]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-__all__ = ["Snippet", "snippets"]
+__all__ = ["Snippet", "snippets", "stacked"]
 
 
 class Snippet(NamedTuple):
@@ -39,6 +39,20 @@ def snippets(info: Mapping[str, Any], *, endpoint: str, revision: str | None = N
         return [_fetch(info, endpoint)] if _old_address(info) else []
     ways = {"adapters": (_here, _upstream), "peft": (_peft, _transformers)}.get(info["library"], ())
     return [way(info, endpoint, revision) for way in (*ways, _command_line, _curl)]
+
+
+def stacked(base_model: str | None, below: str, above: str, *, endpoint: str) -> str:
+    """Code that loads a language adapter and a task adapter, and stacks the second on the first."""
+    code = f"""\
+        import adapters
+        from adapters import AutoAdapterModel, Stack
+
+        adapters.hub.use({endpoint!r})
+        model = AutoAdapterModel.from_pretrained({_base({"base_model": base_model})})
+        language = model.load_adapter({below!r}, load_as="language")
+        task = model.load_adapter({above!r}, load_as="task")
+        model.active_adapters = Stack(language, task)"""
+    return _dedent(code)
 
 
 def _here(info: Mapping[str, Any], endpoint: str, revision: str | None) -> Snippet:

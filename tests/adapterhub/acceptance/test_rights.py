@@ -77,6 +77,7 @@ FORMS: Mapping[str, Mapping[str, str]] = {
     "/organizations/{name}/members": {"user": "bob", "role": "read"},
     "/admin/accounts": {"name": "acme", "password": "long enough", "is_admin": "1"},
     "/admin/accounts/{name}": {"quota": ""},
+    "/models": {"config": '{"model_type": "bert", "hidden_size": 768}'},
     "/upload": {"repo": REPO, "card": "# Mine\n", "action": "publish"},
     "/{namespace}/{name}/discussions": {"title": "a", "body": "b"},
     "/{namespace}/{name}/discussions/{number:int}": {"body": "b"},
