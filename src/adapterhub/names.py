@@ -18,7 +18,7 @@ RESERVED = frozenset(
         "_blob _lfs admin adapters api architectures assets atom.xml blob community datasets dist docs explore",
         "download favicon.ico healthz help home hub join leaderboard legal login logout metrics models new oauth",
         "openapi.json organizations papers pricing privacy readyz resolve robots.txt search security settings",
-        "signup sitemap.xml setup spaces static status support terms upload user users xet",
+        "signup sitemap.xml setup spaces static status support terms upload user users watching xet",
     )
     for name in line.split()
 )

@@ -86,6 +86,9 @@ RIGHTS: Mapping[tuple[str, str], Right] = {
     ("GET", "/organizations/new"): Right(Who.ACCOUNT),
     ("POST", "/organizations/new"): Right(Who.ACCOUNT),
     ("POST", "/organizations/{name}/members"): Right(Who.ORG_ADMIN, password=True),
+    ("GET", "/watching"): Right(Who.ACCOUNT),
+    ("POST", "/watching"): Right(Who.ACCOUNT),
+    ("POST", _REPO + "/like"): Right(Who.PARTICIPANT),
     ("GET", "/admin"): Right(Who.ADMIN),
     ("POST", "/admin/accounts"): Right(Who.ADMIN, password=True),
     ("POST", "/admin/accounts/{name}"): Right(Who.ADMIN, password=True),
@@ -105,6 +108,8 @@ RIGHTS: Mapping[tuple[str, str], Right] = {
     ("DELETE", "/api/repos/delete"): Right(Who.REPO_ADMIN),
     ("POST", "/api/repos/move"): Right(Who.REPO_ADMIN),
     ("PUT", _MODEL + "/settings"): Right(Who.REPO_ADMIN),
+    ("POST", _MODEL + "/like"): Right(Who.PARTICIPANT),
+    ("DELETE", _MODEL + "/like"): Right(Who.PARTICIPANT),
     ("POST", _MODEL + "/paths-info/{revision:path}"): _LOOKS,
     ("POST", _MODEL + "/preupload/{revision:path}"): Right(Who.WRITER),  # who sees it may with create_pr
     ("POST", _MODEL + "/commit/{revision:path}"): Right(Who.WRITER),  # likewise

@@ -62,7 +62,7 @@ async def listing(
     parameters_max: Whole = None,
     ok: Annotated[bool, Query(description="Only adapters of which no check fails.")] = False,
     sort: Annotated[
-        Literal["relevance", "score", "downloads", "updated", "created", "parameters"] | None,
+        Literal["relevance", "score", "downloads", "trending", "updated", "created", "parameters"] | None,
         Query(
             description="By default `relevance` where there are words, `score` where `fits`, `task` and `subtask` are "
             "given, else `downloads`. `score` needs `task` and `subtask`: the data set whose numbers are compared."

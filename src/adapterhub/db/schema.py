@@ -136,12 +136,14 @@ repo = sa.Table(
     sa.Column("downloads", sa.Integer, nullable=False, server_default="0"),  # last 30 days
     sa.Column("downloads_all", sa.Integer, nullable=False, server_default="0"),
     sa.Column("likes", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("trending", sa.Integer, nullable=False, server_default="0"),  # of the last week, see interest.trend
     sa.Column("yanked", sa.Text),  # why the whole repository was yanked
     sa.Column("created", Utc, nullable=False, default=now),
     sa.Column("updated", Utc, nullable=False, default=now),
     sa.Index("ix_repo_owner_updated", "owner_id", "updated"),
     sa.Index("ix_repo_updated", "updated"),
     sa.Index("ix_repo_downloads", "downloads"),
+    sa.Index("ix_repo_trending", "trending"),
     # A request that began with a repository that was deleted meanwhile must not go on with another one.
     sqlite_autoincrement=True,
 )
@@ -253,6 +255,21 @@ comment = sa.Table(
     sa.ForeignKeyConstraint(["repo_id", "num"], ["discussion.repo_id", "discussion.num"], ondelete="CASCADE"),
     sa.Index("ix_comment_repo_num", "repo_id", "num"),
 )
+liking = sa.Table(
+    "liking",
+    metadata,
+    _to("account_id", "account.id", primary_key=True),
+    _to("repo_id", "repo.id", primary_key=True, index=True),
+    sa.Column("created", Utc, nullable=False, default=now),
+)
+watch = sa.Table(  # of what somebody wants to see news
+    "watch",
+    metadata,
+    _to("account_id", "account.id", primary_key=True),
+    sa.Column("kind", sa.String(8), primary_key=True),  # task | owner
+    sa.Column("target", sa.String(96), primary_key=True),
+    sa.Column("created", Utc, nullable=False, default=now),
+)
 download_day = sa.Table(
     "download_day",
     metadata,
@@ -305,6 +322,7 @@ adapter = sa.Table(
     sa.Column("visible", sa.Boolean, nullable=False, server_default=sa.true()),  # an adapter, public, not yanked
     sa.Column("updated", Utc, nullable=False),
     sa.Column("downloads", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("trending", sa.Integer, nullable=False, server_default="0"),
     # These also hold what lists are sorted by most, so that a page's rows alone are read.
     sa.Index("ix_adapter_place", "visible", "task", "subtask", "type", "base_model", "downloads"),
     sa.Index("ix_adapter_base", "visible", "base_model", "task", "method", "downloads"),
@@ -318,6 +336,7 @@ adapter = sa.Table(
     sa.Index("ix_adapter_shape", "visible", "model_type", "hidden_size", "layers", "task", "subtask", "downloads"),
     sa.Index("ix_adapter_updated", "visible", "updated"),
     sa.Index("ix_adapter_downloads", "visible", "downloads"),
+    sa.Index("ix_adapter_trending", "visible", "trending"),
 )
 adapter_tag = sa.Table(
     "adapter_tag",

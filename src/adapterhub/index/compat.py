@@ -72,13 +72,14 @@ async def compatible(
 def loads_into(model: str | None, shape: Shape) -> sa.ColumnElement[bool]:
     """Whether a row of `adapter` was made for a model, or for one of its type and sizes.
 
-    One that names no layers, as prompts do, fits any number of them.
+    One whose weights name no layers, as prompts do, fits any number of them.
     """
     ways = [base_models.same(model)] if model else []
     if shape.is_known:
         alike = [_adapter.model_type == shape.model_type, _adapter.hidden_size == shape.hidden_size]
         if shape.layers is not None:
-            alike.append(sa.or_(_adapter.layers == shape.layers, _adapter.layers.is_(None)))
+            layerless = sa.and_(_adapter.layers.is_(None), _adapter.bytes > 0)
+            alike.append(sa.or_(_adapter.layers == shape.layers, layerless))
         ways.append(sa.and_(*alike))
     return sa.or_(sa.false(), *ways)
 

@@ -60,7 +60,7 @@ FACETS = (
     "head_type",
     "license",
 )
-SORTS = ("downloads", "updated", "created", "parameters")
+SORTS = ("downloads", "trending", "updated", "created", "parameters")
 RELEVANCE = "relevance"  # and then downloads
 SCORE = "score"  # of one data set
 _FACET_VALUES = 60
@@ -347,6 +347,7 @@ class Query:
         language: code of a language among the card's.
         fits: name of a base model into which it loads, be it made for that one or for another of its type and sizes.
         shape: type and sizes of that model; by default as adapters for `fits` tell them.
+        watched: tasks and owners, one of which it is of: `("task", "nli")`, `("owner", "acme")`.
         head: whether it has a prediction head.
         parameters_max: largest number of parameters.
         ok: only adapters without failing checks.
@@ -372,6 +373,7 @@ class Query:
     language: str | None = None
     fits: str | None = None
     shape: Shape | None = None
+    watched: tuple[tuple[str, str], ...] = ()
     head: bool | None = None
     reduction_factor_min: float | None = None
     reduction_factor_max: float | None = None
@@ -540,7 +542,7 @@ def sorting(conn: AsyncConnection, key: sa.ColumnElement[Any]) -> sa.ColumnEleme
 async def _rows(conn: AsyncConnection, ids: Sequence[int]) -> list[Mapping[str, Any]]:
     """The rows of some adapters, in the order of their ids."""
     columns = [column for column in schema.adapter.c if column.name not in ("search", "card")]
-    extra = [schema.repo.c[name] for name in ("namespace", "name", "private", "likes", "created")]
+    extra = [schema.repo.c[name] for name in ("namespace", "name", "uid", "private", "likes", "created")]
     statement = sa.select(*columns, *extra).join(schema.repo, schema.repo.c.id == _adapter.repo_id)
     found = (await conn.execute(statement.where(_adapter.repo_id.in_(ids)))).mappings()
     known = {row["repo_id"]: {**row, "full_name": f"{row['namespace']}/{row['name']}"} for row in found}
@@ -567,6 +569,13 @@ def _filters(conn: AsyncConnection, asked: Query) -> dict[str, sa.ColumnElement[
         found["namespace"] = _adapter.repo_id.in_(owned)
     if asked.fits or asked.shape:
         found["fits"] = compat.loads_into(asked.fits, asked.shape or Shape())
+    if asked.watched:
+        tasks, owners = ([target for kind, target in asked.watched if kind == wanted] for wanted in ("task", "owner"))
+        owner = sa.select(schema.account.c.id).where(schema.account.c.name.in_(owners))
+        owned = sa.select(schema.repo.c.id).where(schema.repo.c.owner_id.in_(owner))
+        spoken = sa.select(schema.adapter_tag.c.repo_id).where(schema.adapter_tag.c.tag.in_(tasks))
+        of = (_adapter.task.in_(tasks), _adapter.repo_id.in_(owned), _adapter.repo_id.in_(spoken))
+        found["watched"] = sa.or_(*of)
     if asked.ok:
         found["ok"] = _adapter.errors == 0
     if asked.q and asked.q.strip():
@@ -586,8 +595,8 @@ def _after(cursor: str, tiers: Sequence[str], order: _Order) -> tuple[str, sa.Co
     """The tier that a page begins in, and what comes there after the page before."""
     try:
         tier, value, number = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        kinds: Mapping[str, Callable[[Any], Any]] = {"updated": datetime.fromisoformat, SCORE: _number}
-        last = (kinds.get(tier, _whole)(value), _whole(number))
+        read: Callable[[Any], Any] = {"updated": datetime.fromisoformat, SCORE: _number}.get(tier, _whole)
+        last = (read(value), _whole(number))
     except (ValueError, TypeError) as error:
         raise BadRequest(f"cursor={cursor!r} is none of this hub. Begin at the first page.") from error
     if tier not in tiers:

@@ -37,6 +37,7 @@ async def put(conn: AsyncConnection, repo: Repo, commit: Commit, record: Record)
         "oid": commit.oid,
         "updated": commit.date,
         "downloads": repo.downloads,
+        "trending": repo.trending,
         **record.columns(),
     }
     row["search"] = f"{repo.full_name.lower()} {row['search']}"

@@ -15,6 +15,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
+from .. import interest
 from ..db import schema
 from ..errors import BadRequest, NotFound
 from ..facts import taxonomy
@@ -54,6 +55,7 @@ SORTS = {
     search.RELEVANCE: "Best match",
     search.SCORE: "Best score",
     "downloads": "Most used",
+    "trending": "Trending",
     "updated": "Newest",
     "created": "First published",
     "parameters": "Fewest parameters",
@@ -124,8 +126,10 @@ async def explore_one(request: Request, name: str) -> Response:
         near = known.near(name)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise NotFound(f"There is no task or language {name!r}.{hint}")
-    entry = _entry(known, counts.get(kind, {}), name)
-    return await page(request, "task.html", type=kind, types=TYPES, task=entry)
+    entry, me = _entry(known, counts.get(kind, {}), name), await principal_of(request)
+    async with hub.db.read() as conn:
+        is_watched = await interest.is_watched(conn, me.id, "task", name)
+    return await page(request, "task.html", type=kind, types=TYPES, task=entry, is_watched=is_watched)
 
 
 def _tasks(known: Taxonomy, counts: Mapping[str, Mapping[str, Any]], kind: str) -> set[str]:

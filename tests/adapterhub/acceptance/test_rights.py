@@ -77,6 +77,8 @@ FORMS: Mapping[str, Mapping[str, str]] = {
     "/organizations/{name}/members": {"user": "bob", "role": "read"},
     "/admin/accounts": {"name": "acme", "password": "long enough", "is_admin": "1"},
     "/admin/accounts/{name}": {"quota": ""},
+    "/watching": {"kind": "task", "target": "nli"},
+    "/{namespace}/{name}/like": {"action": "like"},
     "/models": {"config": '{"model_type": "bert", "hidden_size": 768}'},
     "/upload": {"repo": REPO, "card": "# Mine\n", "action": "publish"},
     "/{namespace}/{name}/discussions": {"title": "a", "body": "b"},

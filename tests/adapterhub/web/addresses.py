@@ -67,6 +67,7 @@ LOGGED_IN = {
     "/alice/bert-sst2/settings": "Settings of alice/bert-sst2",
     "/alice/bert-sst2/discussions/new": "New discussion",
     "/alice/bert-sst2/discussions/2": "Say it in fewer words",
+    "/watching": "Watching",
     "/admin": "Administration",
     "/admin?tab=audit": "Administration",
     "/admin?tab=jobs": "Administration",
