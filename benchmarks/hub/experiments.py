@@ -311,7 +311,7 @@ def search(bench: Bench) -> Iterator[Figure]:
         ("search for a model by abbreviation, p95", "/api/v1/adapters?q=mbert", 40),
         ("search for a method by abbreviation, p95", "/api/v1/adapters?q=lora", 40),
         ("search with a typo, p95", "/api/v1/adapters?q=sentment", 40),
-        ("search with three typos, p95", f"/api/v1/adapters?q={quote('natral langage infrence')}", 40),
+        ("search with three typos, p95", f"/api/v1/adapters?q={quote('natral lnaguage infrence')}", 40),
         ("search for what is not there, p95", "/api/v1/adapters?q=qqzzxx", 40),
         ("GET /api/models?search=, p95", "/api/models?search=roberta&limit=30", 40),
         ("list without filters, all facets, p95", "/api/v1/adapters", 60),

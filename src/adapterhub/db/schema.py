@@ -270,6 +270,26 @@ watch = sa.Table(  # of what somebody wants to see news
     sa.Column("target", sa.String(96), primary_key=True),
     sa.Column("created", Utc, nullable=False, default=now),
 )
+collection = sa.Table(
+    "collection",
+    metadata,
+    _id(),
+    _to("owner_id", "account.id"),
+    sa.Column("name", sa.String(96), nullable=False),
+    sa.Column("key", sa.String(96), nullable=False),  # the name in lower case
+    sa.Column("title", sa.String(200), nullable=False),
+    sa.Column("note", sa.Text, nullable=False, server_default=""),
+    sa.Column("setup", sa.String(16), nullable=False, server_default=""),
+    sa.Column("updated", Utc, nullable=False, default=now, index=True),
+    sa.UniqueConstraint("owner_id", "key"),
+)
+collected = sa.Table(
+    "collected",
+    metadata,
+    _to("collection_id", "collection.id", primary_key=True),
+    _to("repo_id", "repo.id", primary_key=True, index=True),
+    sa.Column("position", sa.Integer, nullable=False),
+)
 download_day = sa.Table(
     "download_day",
     metadata,

@@ -41,9 +41,12 @@ __all__ = [
     "matches",
     "prepare",
     "put",
+    "places",
     "query",
     "remove",
+    "rows_of",
     "sorting",
+    "stack",
     "tree",
     "visible_to",
 ]
@@ -471,7 +474,7 @@ async def _query(
         rest = limit + 1 - len(found)
         found += [(tier, *row) for row in await conn.execute(_page(parts, where, order, rest))] if rest else []
     # Keys first, from an index where there is one, then the wide rows of this page only.
-    rows = await _rows(conn, [number for _, number, _ in found[:limit]])
+    rows = await rows_of(conn, [number for _, number, _ in found[:limit]])
     rows = [{**row, "reason": _reason(row, asked.q or "")} for row in rows]
     if sort == SCORE:
         scores = {number: value * sign if value > scoring.UNSCORED else None for _, number, value in found}
@@ -539,7 +542,7 @@ def sorting(conn: AsyncConnection, key: sa.ColumnElement[Any]) -> sa.ColumnEleme
     return sa.UnaryExpression(key, operator=custom_op("+"), type_=key.type)
 
 
-async def _rows(conn: AsyncConnection, ids: Sequence[int]) -> list[Mapping[str, Any]]:
+async def rows_of(conn: AsyncConnection, ids: Sequence[int]) -> list[Mapping[str, Any]]:
     """The rows of some adapters, in the order of their ids."""
     columns = [column for column in schema.adapter.c if column.name not in ("search", "card")]
     extra = [schema.repo.c[name] for name in ("namespace", "name", "uid", "private", "likes", "created")]
