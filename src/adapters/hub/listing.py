@@ -151,7 +151,7 @@ def _fitting(query: Mapping[str, str | None], task: str | None, token: str | boo
             "adapters.hub.use('http://...'), or pass model_name= instead of fits=."
         )
     given = {**query, **({"task": place, "subtask": subtask} if slash else {}), "limit": "100"}
-    options = {"token": session.credentials(token), "library_name": "adapters", "library_version": __version__}
+    headers = build_hf_headers(token=session.credentials(token), library_name="adapters", library_version=__version__)
     cursor: str | None = ""
     while cursor is not None:
         params = {key: value for key, value in {**given, "cursor": cursor}.items() if value}
@@ -159,7 +159,7 @@ def _fitting(query: Mapping[str, str | None], task: str | None, token: str | boo
             answer = get_session().get(
                 f"{session.endpoint()}/api/v1/adapters",
                 params=params,
-                headers=build_hf_headers(**options),
+                headers=headers,
                 timeout=constants.DEFAULT_REQUEST_TIMEOUT,
             )
             hf_raise_for_status(answer)
