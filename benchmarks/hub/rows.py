@@ -14,6 +14,7 @@ from adapterhub.data import load
 from adapterhub.db import schema
 from adapterhub.db.schema import now
 from adapterhub.facts import configs
+from adapterhub.index import own_names
 
 LARGEST, SMALL = ("sentiment", "sst-2"), ("qa", "squad1")  # places of a sixth and of a thousandth of the adapters
 MODELS = (
@@ -63,6 +64,7 @@ async def fill(conn: AsyncConnection, count: int, *, seed: int = 0) -> None:
             await conn.execute(sa.insert(table), rows)
         if conn.dialect.name == "sqlite":
             await conn.execute(sa.text("INSERT INTO adapter_fts (rowid, text) VALUES (:rowid, :text)"), texts)
+        await own_names.learn(conn, [f"{repo['namespace']}/{repo['name']}" for repo in repos])
 
 
 async def _account(conn: AsyncConnection, name: str) -> int:

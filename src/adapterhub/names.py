@@ -15,10 +15,10 @@ __all__ = ["RESERVED", "key", "check_namespace", "check_repo_name", "skeleton", 
 RESERVED = frozenset(
     name
     for line in (
-        "_blob _lfs admin adapters api architectures assets atom.xml blob community datasets dist docs explore",
+        "_blob _lfs admin adapters api architectures assets atom.xml blob collections community datasets dist docs",
         "download favicon.ico healthz help home hub join leaderboard legal login logout metrics models new oauth",
         "openapi.json organizations papers pricing privacy readyz resolve robots.txt search security settings",
-        "signup sitemap.xml setup spaces static status support terms upload user users xet",
+        "signup sitemap.xml setup spaces static status support terms upload user users watching xet explore",
     )
     for name in line.split()
 )

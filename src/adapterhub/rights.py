@@ -56,11 +56,13 @@ class Right:
         writes: whether a token needs the role `write`.
         password: whether the account's password must have been given lately: in this session, or with this call in
             the header `X-Password`.
+        but_oneself: whether it is not needed by those who are the `user` of the address: they only lose rights.
     """
 
     who: Who
     writes: bool = True
     password: bool = False
+    but_oneself: bool = False
 
 
 _REPO, _MODEL = "/{namespace}/{name}", "/api/models/{namespace}/{name}"
@@ -84,9 +86,15 @@ RIGHTS: Mapping[tuple[str, str], Right] = {
     ("GET", "/organizations/new"): Right(Who.ACCOUNT),
     ("POST", "/organizations/new"): Right(Who.ACCOUNT),
     ("POST", "/organizations/{name}/members"): Right(Who.ORG_ADMIN, password=True),
+    ("GET", "/collections/new"): Right(Who.USER),
+    ("POST", "/collections"): Right(Who.WRITER),
+    ("GET", "/watching"): Right(Who.ACCOUNT),
+    ("POST", "/watching"): Right(Who.ACCOUNT),
+    ("POST", _REPO + "/like"): Right(Who.ACCOUNT),
     ("GET", "/admin"): Right(Who.ADMIN),
     ("POST", "/admin/accounts"): Right(Who.ADMIN, password=True),
     ("POST", "/admin/accounts/{name}"): Right(Who.ADMIN, password=True),
+    ("POST", "/models"): _LOOKS,
     ("GET", "/upload"): Right(Who.USER),
     ("POST", "/upload"): Right(Who.PARTICIPANT),
     ("POST", "/upload/preview"): Right(Who.USER),
@@ -102,6 +110,8 @@ RIGHTS: Mapping[tuple[str, str], Right] = {
     ("DELETE", "/api/repos/delete"): Right(Who.REPO_ADMIN),
     ("POST", "/api/repos/move"): Right(Who.REPO_ADMIN),
     ("PUT", _MODEL + "/settings"): Right(Who.REPO_ADMIN),
+    ("POST", _MODEL + "/like"): Right(Who.ACCOUNT),
+    ("DELETE", _MODEL + "/like"): Right(Who.ACCOUNT),
     ("POST", _MODEL + "/paths-info/{revision:path}"): _LOOKS,
     ("POST", _MODEL + "/preupload/{revision:path}"): Right(Who.WRITER),  # who sees it may with create_pr
     ("POST", _MODEL + "/commit/{revision:path}"): Right(Who.WRITER),  # likewise
@@ -129,11 +139,14 @@ RIGHTS: Mapping[tuple[str, str], Right] = {
     ("POST", _V1 + "/check"): _LOOKS,
     ("POST", _V1 + "/yank"): Right(Who.WRITER),
     ("DELETE", _V1 + "/yank"): Right(Who.WRITER),
+    ("PUT", _V1 + "/collections/{namespace}/{name}"): Right(Who.WRITER),
+    ("DELETE", _V1 + "/collections/{namespace}/{name}"): Right(Who.WRITER),
     ("PUT", _V1 + "/preferred"): Right(Who.ADMIN),
     ("DELETE", _V1 + "/preferred"): Right(Who.ADMIN),
     ("POST", _V1 + "/orgs"): Right(Who.ACCOUNT),
     ("PUT", _V1 + "/orgs/{org}/members/{user}"): Right(Who.ORG_ADMIN, password=True),
-    ("DELETE", _V1 + "/orgs/{org}/members/{user}"): Right(Who.ORG_ADMIN, password=True),  # or the member, who leaves
+    # Or the member, who leaves.
+    ("DELETE", _V1 + "/orgs/{org}/members/{user}"): Right(Who.ORG_ADMIN, password=True, but_oneself=True),
     ("GET", _V1 + "/tokens"): Right(Who.ACCOUNT),
     ("POST", _V1 + "/tokens"): Right(Who.ACCOUNT, password=True),
     ("DELETE", _V1 + "/tokens/{id}"): Right(Who.ACCOUNT),
@@ -201,7 +214,8 @@ class Guarded(APIRoute):
             )
         if right.who is Who.ADMIN and not principal.is_admin:
             raise Forbidden("This is for the administrators of the hub.")
-        if right.password and not is_fresh(principal):
+        spared = right.but_oneself and request.path_params.get("user") == principal.name
+        if right.password and not spared and not is_fresh(principal):
             given = request.headers.get("x-password")
             if given is None:
                 raise Forbidden(

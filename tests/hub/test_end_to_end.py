@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ def test_a_bottleneck_with_its_head(model: Any, hub: Server, monkeypatch: pytest
     assert (info.sha1_checksum, info.adapter_config["reduction_factor"]) == (pushed.oid, 16)
     assert "acme/rating" in [entry.adapter_id for entry in adapters.list_adapters(BASE, task="sentiment/sst-2")]
     assert adapters.list_adapters("acme/other-model") == []
+    (fitting,) = adapters.list_adapters(fits=BASE, task="sentiment/sst-2", author="acme", search="rating")
+    assert fitting == replace(info, adapter_config=None)
+    assert adapters.list_adapters(fits="acme/other-model") == []
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     offline = fresh(2)

@@ -2,11 +2,11 @@
 
 from fastapi import APIRouter
 
-from . import accounts, adapters, checking, places, yanks
+from . import accounts, adapters, checking, collections, places, yanks
 from .shared import ERRORS, PREFIX
 
 __all__ = ["router"]
 
 router = APIRouter(prefix=PREFIX, responses=ERRORS)
-for part in (places, adapters, yanks, checking, accounts):
+for part in (places, adapters, collections, yanks, checking, accounts):
     router.include_router(part.router)

@@ -84,7 +84,7 @@ async def set_member(request: Request, caller: User, org: Name, user: Name, body
 
 @router.delete("/orgs/{org}/members/{user}", status_code=204)
 async def remove_member(request: Request, caller: User, org: Name, user: Name) -> None:
-    """Removes a user from an organisation; everyone may leave one."""
+    """Removes a user from an organisation; everyone may leave one, and needs no password for that."""
     async with hub_of(request).db.write() as conn:
         member = await accounts.find_account(conn, user, kind="user")
         leaves = member["id"] == caller.id

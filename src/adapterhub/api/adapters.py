@@ -21,7 +21,7 @@ from ..repos import commits, repos
 from ..repos.commits import Commit
 from ..repos.files import RepoFiles
 from ..repos.repos import Repo
-from .models import Ambiguous, Compatible, Detail, FoundFile, Page, Resolved, Snippet, Unknown
+from .models import Ambiguous, Compatible, Detail, FoundFile, Page, Resolved, Snippet, Stacked, Unknown
 from .shared import Caller, Choice, Name, Revision, Text, part
 
 __all__ = ["router"]
@@ -44,6 +44,9 @@ async def listing(
     subtask: Choice = None,
     language: Choice = None,
     base_model: Choice = None,
+    fits: Annotated[
+        Text | None, Query(description="A base model: adapters for it, and for others of its type and sizes.")
+    ] = None,
     model_type: Choice = None,
     library: Choice = None,
     method: Choice = None,
@@ -59,8 +62,11 @@ async def listing(
     parameters_max: Whole = None,
     ok: Annotated[bool, Query(description="Only adapters of which no check fails.")] = False,
     sort: Annotated[
-        Literal["relevance", "downloads", "updated", "created", "parameters"] | None,
-        Query(description="By default `relevance` where there are words, else `downloads`."),
+        Literal["relevance", "score", "downloads", "trending", "updated", "created", "parameters"] | None,
+        Query(
+            description="By default `relevance` where there are words, `score` where `fits`, `task` and `subtask` are "
+            "given, else `downloads`. `score` needs `task` and `subtask`: the data set whose numbers are compared."
+        ),
     ] = None,
     cursor: Choice = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 30,
@@ -109,6 +115,25 @@ async def compatible(
         raise BadRequest("Give 'model', the name of a base model, or 'model_type' and 'hidden_size'.")
     async with hub_of(request).db.read() as conn:
         return await compat.compatible(conn, caller, model, compat.Shape(model_type, hidden_size, layers), limit=limit)
+
+
+@router.get("/stack", response_model=Stacked)
+async def stack(
+    request: Request,
+    caller: Caller,
+    model: Annotated[
+        Text, Query(min_length=1, examples=["bert-base-multilingual-cased"], description="The base model.")
+    ],
+    language: Choice = None,
+    task: Choice = None,
+    subtask: Choice = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 10,
+) -> Any:
+    """What may be stacked on a base model: adapters for languages, and adapters for tasks to stand on them."""
+    asked = search.Query(fits=model, library="adapters", limit=limit)
+    async with hub_of(request).db.read() as conn:
+        below, above = await search.stack(conn, asked, caller, language=language, task=task, subtask=subtask)
+    return {"below": below, "above": above}
 
 
 # ---- one adapter ----------------------------------------------------------------------------------------------------

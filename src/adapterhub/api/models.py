@@ -17,11 +17,14 @@ __all__ = [
     "Check",
     "CheckReport",
     "CheckRequest",
+    "Collection",
     "Compatible",
     "Detail",
     "Event",
     "FoundFile",
+    "Listed",
     "Member",
+    "NewCollection",
     "NewOrganisation",
     "NewToken",
     "Organisation",
@@ -31,6 +34,7 @@ __all__ = [
     "Resolved",
     "Role",
     "Snippet",
+    "Stacked",
     "Token",
     "TokenSecret",
     "TypeOfAdapter",
@@ -157,6 +161,7 @@ class Found(Adapter):
     """An adapter of a list."""
 
     reason: str = Field(description="Why it fits the words, such as `matches the data set SST-2`; empty without words.")
+    score: float | None = Field(None, description="For `sort=score`: what its card reports, percentages as fractions.")
 
 
 class Page(Answer):
@@ -168,6 +173,41 @@ class Page(Answer):
     cursor: str | None = Field(description="For the next page; null on the last one.")
     corrected: str | None = Field(description="The words looked for instead, where no adapter fits those of `q`.")
     near: list[str] = Field(description="What else to look for, where nothing was found.")
+
+
+class Stacked(Answer):
+    """Adapters to stack, those below first."""
+
+    below: list[Found] = Field(description="For languages, the most used first.")
+    above: list[Found] = Field(
+        description="For tasks: the best of the data set, if one was asked for, else the most used first."
+    )
+
+
+class Listed(Answer):
+    """A collection of a list."""
+
+    namespace: str
+    name: str
+    title: str
+    note: str
+
+
+class Collection(Listed):
+    """A collection."""
+
+    setup: str = Field(description="How its adapters are used together; empty where each is used by itself.")
+    adapters: list[Found] = Field(description="Those that the caller may see, in the collection's order.")
+    code: str = Field(description="Python that loads them, and activates the set-up.")
+
+
+class NewCollection(Body):
+    """All of a collection; who sees it sees title and note."""
+
+    title: Text = ""
+    note: Annotated[str, StringConstraints(max_length=5000, pattern=r"^[^\x00]*$")] = ""
+    setup: Literal["", "Stack", "Parallel", "Average"] = ""
+    items: list[FullName] = Field(min_length=1, max_length=50, description="Adapters, in the order of their use.")
 
 
 class Evaluation(Answer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -203,8 +204,15 @@ async def _is_made(
 
 
 async def keep_first(hub: Hub) -> ingest.Blob:
-    """Brings the bytes of every repository's first commit into the hub: before the transaction of `create_first`, so
-    that a crash within it leaves no bytes that the database does not know."""
+    """Brings the bytes of every repository's first commit into the hub, unless they are here: before the transaction of
+    `create_first`, so that a crash within it leaves no bytes that the database does not know."""
+    here = (schema.blob.c.sha256 == hashlib.sha256(_GITATTRIBUTES).hexdigest(), schema.blob.c.state == "ok")
+    async with hub.db.write() as conn:
+        await conn.execute(sa.update(schema.blob).where(*here).values(last_ref=now()))
+        known = sa.select(schema.blob.c.sha256, schema.blob.c.git_oid, schema.blob.c.size).where(*here)
+        row = (await conn.execute(known)).one_or_none()
+    if row is not None:
+        return ingest.Blob(*row)
     staged = await ingest.stage_bytes(hub, _GITATTRIBUTES, name=".gitattributes")
     (blob,) = await ingest.keep(hub, [staged], repo_id=None)
     return blob

@@ -46,6 +46,8 @@ async def create(hub: Hub, principal: Principal, full_name: str, *, private: boo
 
 
 async def _create(hub: Hub, principal: Principal, namespace: str, name: str, *, private: bool) -> Repo:
+    async with hub.db.read() as conn:
+        await _check_unknown(hub, conn, f"{namespace}/{name}")
     first = await keep_first(hub)
     async with hub.db.write() as conn:
         owner = await accounts.find_account(conn, namespace)
@@ -61,12 +63,17 @@ async def _create(hub: Hub, principal: Principal, namespace: str, name: str, *, 
         return await by_id(conn, repo_id)
 
 
+async def _check_unknown(hub: Hub, conn: AsyncConnection, full_name: str) -> None:
+    query = sa.select(schema.repo.c.namespace, schema.repo.c.name).where(schema.repo.c.key == full_name.lower())
+    taken = (await conn.execute(query)).one_or_none()
+    if taken is not None:
+        url = hub.url("/".join(taken))
+        raise Conflict(f"{'/'.join(taken)} exists already: {url}", details={"url": url})
+
+
 async def _check_free(hub: Hub, conn: AsyncConnection, full_name: str, owner_id: int, principal: Principal) -> None:
     key = full_name.lower()
-    taken = (await conn.execute(sa.select(schema.repo.c.id).where(schema.repo.c.key == key))).scalar()
-    if taken is not None:
-        url = hub.url(full_name)
-        raise Conflict(f"{full_name} exists already: {url}", details={"url": url})
+    await _check_unknown(hub, conn, full_name)
     buried = (await conn.execute(sa.select(schema.tombstone).where(schema.tombstone.c.key == key))).mappings().first()
     if buried and buried["until"] > now() and buried["owner_id"] != owner_id and not principal.is_admin:
         raise Conflict(f"{full_name} was deleted lately; its name is free again on {buried['until']:%Y-%m-%d}.")

@@ -33,6 +33,7 @@ __all__ = [
     "results",
     "summary",
     "title",
+    "words",
 ]
 
 MAX_FRONT_MATTER = 64 << 10
@@ -332,6 +333,9 @@ _BEGINNING = 4 << 10  # of the Markdown: the title and the first sentence stand 
 _MARKDOWN = MarkdownIt("commonmark", {"maxNesting": 10}).enable("table")
 _SENTENCE_END = re.compile(r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\betc\.)(?<!\bvs\.)(?<=[.!?])\s+(?=[^a-z\s])")
 _LONGEST = 300
+_SEARCHED = 16_000
+_FENCED = re.compile(r"^ {0,3}(```|~~~).*?(?:^ {0,3}\1|\Z)", re.MULTILINE | re.DOTALL)
+_MARKUP = re.compile(r"<[^<>]{0,300}>|[*_`#|>\[\]()\\\"“”]+")
 
 
 def title(body: str) -> str:
@@ -343,6 +347,12 @@ def summary(body: str) -> str:
     """The first sentence of its first paragraph that has words."""
     sentence = _SENTENCE_END.split(next(_texts(body, "paragraph_open"), ""), maxsplit=1)[0]
     return sentence if len(sentence) <= _LONGEST else sentence[:_LONGEST].rsplit(" ", 1)[0] + " …"
+
+
+def words(body: str) -> str:
+    """The words of its first 16,000 characters, each once: those of the text, not of code that is fenced off."""
+    text = _FENCED.sub(" ", body[:_SEARCHED])
+    return " ".join(dict.fromkeys(_MARKUP.sub(" ", text).lower().split()))
 
 
 def _texts(body: str, kind: str) -> Iterator[str]:

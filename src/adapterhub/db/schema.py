@@ -136,12 +136,14 @@ repo = sa.Table(
     sa.Column("downloads", sa.Integer, nullable=False, server_default="0"),  # last 30 days
     sa.Column("downloads_all", sa.Integer, nullable=False, server_default="0"),
     sa.Column("likes", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("trending", sa.Integer, nullable=False, server_default="0"),  # of the last week, see interest.trend
     sa.Column("yanked", sa.Text),  # why the whole repository was yanked
     sa.Column("created", Utc, nullable=False, default=now),
     sa.Column("updated", Utc, nullable=False, default=now),
     sa.Index("ix_repo_owner_updated", "owner_id", "updated"),
     sa.Index("ix_repo_updated", "updated"),
     sa.Index("ix_repo_downloads", "downloads"),
+    sa.Index("ix_repo_trending", "trending"),
     # A request that began with a repository that was deleted meanwhile must not go on with another one.
     sqlite_autoincrement=True,
 )
@@ -253,6 +255,41 @@ comment = sa.Table(
     sa.ForeignKeyConstraint(["repo_id", "num"], ["discussion.repo_id", "discussion.num"], ondelete="CASCADE"),
     sa.Index("ix_comment_repo_num", "repo_id", "num"),
 )
+liking = sa.Table(
+    "liking",
+    metadata,
+    _to("account_id", "account.id", primary_key=True),
+    _to("repo_id", "repo.id", primary_key=True, index=True),
+    sa.Column("created", Utc, nullable=False, default=now),
+)
+watch = sa.Table(  # of what somebody wants to see news
+    "watch",
+    metadata,
+    _to("account_id", "account.id", primary_key=True),
+    sa.Column("kind", sa.String(8), primary_key=True),  # task | owner
+    sa.Column("target", sa.String(96), primary_key=True),
+    sa.Column("created", Utc, nullable=False, default=now),
+)
+collection = sa.Table(
+    "collection",
+    metadata,
+    _id(),
+    _to("owner_id", "account.id"),
+    sa.Column("name", sa.String(96), nullable=False),
+    sa.Column("key", sa.String(96), nullable=False),  # the name in lower case
+    sa.Column("title", sa.String(200), nullable=False),
+    sa.Column("note", sa.Text, nullable=False, server_default=""),
+    sa.Column("setup", sa.String(16), nullable=False, server_default=""),
+    sa.Column("updated", Utc, nullable=False, default=now, index=True),
+    sa.UniqueConstraint("owner_id", "key"),
+)
+collected = sa.Table(
+    "collected",
+    metadata,
+    _to("collection_id", "collection.id", primary_key=True),
+    _to("repo_id", "repo.id", primary_key=True, index=True),
+    sa.Column("position", sa.Integer, nullable=False),
+)
 download_day = sa.Table(
     "download_day",
     metadata,
@@ -305,6 +342,7 @@ adapter = sa.Table(
     sa.Column("visible", sa.Boolean, nullable=False, server_default=sa.true()),  # an adapter, public, not yanked
     sa.Column("updated", Utc, nullable=False),
     sa.Column("downloads", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("trending", sa.Integer, nullable=False, server_default="0"),
     # These also hold what lists are sorted by most, so that a page's rows alone are read.
     sa.Index("ix_adapter_place", "visible", "task", "subtask", "type", "base_model", "downloads"),
     sa.Index("ix_adapter_base", "visible", "base_model", "task", "method", "downloads"),
@@ -315,14 +353,22 @@ adapter = sa.Table(
         *("config_name", "library", "head_type", "license", "downloads", "updated"),
         *("errors", "parameters", "reduction_factor", "rank"),
     ),
+    sa.Index("ix_adapter_shape", "visible", "model_type", "hidden_size", "layers", "task", "subtask", "downloads"),
     sa.Index("ix_adapter_updated", "visible", "updated"),
     sa.Index("ix_adapter_downloads", "visible", "downloads"),
+    sa.Index("ix_adapter_trending", "visible", "trending"),
 )
 adapter_tag = sa.Table(
     "adapter_tag",
     metadata,
     sa.Column("tag", sa.String(200), primary_key=True),
     _to("repo_id", "repo.id", primary_key=True, index=True),
+)
+name_part = sa.Table(  # words of repositories' names, and what is left of them without a letter or two
+    "name_part",
+    metadata,
+    sa.Column("part", sa.String(32), primary_key=True),
+    sa.Column("word", sa.String(32), primary_key=True),
 )
 dependency = sa.Table(
     "dependency",

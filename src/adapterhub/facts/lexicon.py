@@ -5,20 +5,23 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import islice, takewhile
 from typing import Any
 
 from ..data import load
 from ..methods import library
 from . import configs
+from .spelling import Spelling, most_typos
 from .taxonomy import Taxonomy
 
 __all__ = ["Concept", "Lexicon", "stem", "words_of"]
 
 _LONGEST_PHRASE, _MOST_WORDS = 5, 12
-_LONGEST_WORD = 30  # with typos
 _PREFIX = 4  # letters from which on the beginning of a name means it
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _ENDINGS = (("ings", 4), ("ing", 4), ("ies", 3), ("ed", 4), ("es", 4), ("s", 3))  # and the letters that must be left
@@ -48,18 +51,6 @@ class Concept:
     def title(self) -> str:
         """Such as `data set SST-2`."""
         return f"{self.kind} {self.label}"
-
-    def means(self, phrase: str) -> bool:
-        """Whether a phrase is one of the names, or from four letters on the beginning of one.
-
-        Of tasks, data sets and languages a later word of a name will do: an `adapter` or `bert` is not one of a kind.
-        """
-        if phrase in self.names:
-            return True
-        anywhere = self.kind not in ("model", "method")
-        return len(phrase) >= _PREFIX and any(
-            name.startswith(phrase) or (anywhere and f" {phrase}" in name) for name in self.names
-        )
 
 
 def words_of(text: str) -> str:
@@ -108,58 +99,62 @@ class Lexicon:
         return found
 
     def meant(self, phrase: str) -> tuple[Concept, ...]:
-        """The concepts that a phrase means: by its words as they are, else by their stems."""
+        """The concepts that a phrase means: by its words as they are, else by their stems.
+
+        A phrase means what has it for a name, or else, from four letters on, whose name begins with it. Of tasks, data
+        sets and languages a later word of a name will do: an `adapter` or `bert` is not one of a kind.
+        """
         return self._meant(phrase) or self._meant(stem(phrase))
 
     def _meant(self, phrase: str) -> tuple[Concept, ...]:
-        if not phrase:
-            return ()
-        exact = tuple(concept for concept in self.concepts if phrase in concept.names)
-        return exact or tuple(concept for concept in self.concepts if concept.means(phrase))
+        numbers = self._by_name.get(phrase, ())
+        if not numbers and len(phrase) >= _PREFIX:
+            first = bisect_left(self._beginnings, (phrase,))
+            begun = takewhile(lambda item: item[0].startswith(phrase), islice(self._beginnings, first, None))
+            numbers = sorted({number for _, number in begun})
+        return tuple(self.concepts[number] for number in numbers)
 
     @cached_property
-    def _vocabulary(self) -> Mapping[str, None]:
-        words = (word for concept in self.concepts for name in concept.names for word in name.split())
-        return dict.fromkeys(word for word in words if len(word) >= _PREFIX)
+    def _by_name(self) -> Mapping[str, Sequence[int]]:
+        """Name to the concepts that have it."""
+        found: dict[str, list[int]] = defaultdict(list)
+        for number, concept in enumerate(self.concepts):
+            for name in concept.names:
+                found[name].append(number)
+        return found
 
-    def corrected(self, text: str) -> str:
-        """A text with each word that means nothing replaced by a known one that is a typo or two away.
+    @cached_property
+    def _beginnings(self) -> Sequence[tuple[str, int]]:
+        """What a phrase may begin, in order: names, and what is left of them after their first words."""
+        found = set()
+        for name, numbers in self._by_name.items():
+            for number in numbers:
+                words = name.split()
+                count = 1 if self.concepts[number].kind in ("model", "method") else len(words)
+                found |= {(" ".join(words[i:]), number) for i in range(count)}
+        return sorted(found)
+
+    @cached_property
+    def _spelling(self) -> Spelling:
+        return Spelling(word for concept in self.concepts for name in concept.names for word in name.split())
+
+    def mistyped(self, text: str) -> list[str]:
+        """The words of a text that mean nothing and are long enough to have typos."""
+        words = dict.fromkeys(words_of(text).split()[:_MOST_WORDS])
+        return [word for word in words if most_typos(word) and not word.isdigit() and not self.meant(word)]
+
+    def near_words(self, word: str) -> list[tuple[int, str]]:
+        """The words of names that are a typo or two away from a word, with that number, the nearest first.
 
         One letter more, fewer, another, or two swapped are one typo; words of eight letters may have two.
         """
-        right = []
-        for word in words_of(text).split()[:_MOST_WORDS]:
-            near = None
-            if _PREFIX <= len(word) <= _LONGEST_WORD and not self.meant(word):
-                most = 2 if len(word) >= 8 else 1
-                ranked = [(_distance(word, known, most), known) for known in self._vocabulary]
-                near = min((item for item in ranked if item[0] <= most), default=None, key=lambda item: item[0])
-            right.append(near[1] if near else word)
-        return " ".join(right)
+        return self._spelling.near(word)
 
     def near(self, text: str, count: int = 3) -> list[str]:
         """Names of concepts that are like a text."""
         labels = {name: concept.label for concept in self.concepts for name in concept.names}
         names = difflib.get_close_matches(words_of(text)[:100], list(labels), n=count, cutoff=0.7)
         return list(dict.fromkeys(labels[name] for name in names))
-
-
-def _distance(one: str, other: str, most: int) -> int:
-    """How many letters must be added, left out, replaced or swapped with the next; `most` + 1 for more than `most`."""
-    if abs(len(one) - len(other)) > most:
-        return most + 1
-    before: list[int] = []
-    row = list(range(len(other) + 1))
-    for i, a in enumerate(one, 1):
-        last, before, row = before, row, [i]
-        for j, b in enumerate(other, 1):
-            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b))
-            if i > 1 and j > 1 and a == other[j - 2] and one[i - 2] == b:
-                cost = min(cost, last[j - 2] + 1)
-            row.append(cost)
-        if min(row) > most:
-            return most + 1
-    return min(row[-1], most + 1)
 
 
 # ---- the concepts that come with the hub ----------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ..accounts import Principal
 from ..db import schema
 from . import base_models
-from .search import visible_to
+from .visible import visible_to
 
-__all__ = ["Compatible", "Shape", "compatible", "shape_of"]
+__all__ = ["Compatible", "Shape", "compatible", "loads_into", "shape_in", "shape_of"]
 
 _adapter = schema.adapter.c
 _SHOWN = ("base_model", "model_type", "hidden_size", "layers", "task", "subtask", "method", "config_name", "parameters")
@@ -64,13 +64,43 @@ async def compatible(
     same = await _rows(conn, principal, [base_models.same(model)], limit) if model else []
     fits: list[Mapping[str, Any]] = []
     if given.is_known:
-        alike = [_adapter.model_type == given.model_type, _adapter.hidden_size == given.hidden_size]
-        if given.layers is not None:
-            alike.append(_adapter.layers == given.layers)
-        if model:
-            alike.append(sa.not_(base_models.same(model)))
-        fits = await _rows(conn, principal, alike, limit)
+        others = [sa.or_(_adapter.base_model.is_(None), sa.not_(base_models.same(model)))] if model else []
+        fits = await _rows(conn, principal, [loads_into(None, given), *others], limit)
     return Compatible(given, same, fits)
+
+
+def loads_into(model: str | None, shape: Shape) -> sa.ColumnElement[bool]:
+    """Whether a row of `adapter` was made for a model, or for one of its type and sizes.
+
+    One whose weights name no layers, as prompts do, fits any number of them.
+    """
+    ways = [base_models.same(model)] if model else []
+    if shape.is_known:
+        alike = [_adapter.model_type == shape.model_type, _adapter.hidden_size == shape.hidden_size]
+        if shape.layers is not None:
+            layerless = sa.and_(_adapter.layers.is_(None), _adapter.bytes > 0)
+            alike.append(sa.or_(_adapter.layers == shape.layers, layerless))
+        ways.append(sa.and_(*alike))
+    return sa.or_(sa.false(), *ways)
+
+
+# What configs of models call their width and their layers, the more usual name first.
+_WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers")
+
+
+def shape_in(config: Mapping[str, Any]) -> Shape:
+    """The shape that the `config.json` of a model tells; that of its text part, where it has several."""
+    inner = config.get("text_config")
+    parts = [config, *([inner] if isinstance(inner, Mapping) else [])]
+
+    def first(names: Sequence[str]) -> int | None:
+        found = (part.get(name) for part in parts for name in names)
+        return next((value for value in found if type(value) is int and 0 < value < 2**31), None)
+
+    model_type = config.get("model_type")
+    known = isinstance(model_type, str) and 0 < len(model_type) <= 64
+    return Shape(model_type if known else None, first(_WIDTHS), first(_LAYERS))
 
 
 async def shape_of(conn: AsyncConnection, principal: Principal, model: str) -> Shape:

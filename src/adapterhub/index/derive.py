@@ -52,6 +52,7 @@ async def derive(files: Files, taxonomy: Taxonomy | None = None) -> Record:
     card = await read_card(files)
     config, model, head = [await read_json(files, path) for path in (_CONFIG, _MODEL, _HEAD)]
     record = Record(card=card.data, title=cards.title(card.body)[:200], summary=cards.summary(card.body))
+    record.text = cards.words(card.body)
     record.license, record.languages = cards.license(card), cards.languages(card)
     record.datasets = cards.datasets(card)
     record.base_model = next(iter(cards.base_models(card)), None)

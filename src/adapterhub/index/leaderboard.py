@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ..accounts import Principal
 from ..db import schema
 from ..facts import taxonomy
-from . import base_models
-from .search import sorting, visible_to
+from . import base_models, scoring
+from .search import sorting
+from .visible import visible_to
 
 __all__ = ["Board", "Line", "board", "scores"]
 
@@ -88,9 +89,9 @@ async def board(
     adapters = await _reporting(conn, at_place, task, subtask)
     values = await _values(conn, task, subtask, adapters)
     metrics = {name: len(found) for name, found in sorted(values.items(), key=lambda item: (-len(item[1]), item[0]))}
-    usual, direction = await _usual(conn, task, subtask)
+    usual, known = await scoring.usual(conn, task, subtask)
     chosen = taxonomy.canonical_metric(metric) if metric else usual if usual in values else next(iter(metrics), None)
-    higher = _direction(chosen, usual, direction)
+    higher = scoring.direction(chosen, usual, known)
     found = values.get(chosen or "", {})
     best = {repo_id: _best(rows, chosen or "", higher) for repo_id, rows in found.items()}
     order = sorted(best, key=lambda repo_id: (-best[repo_id][0] if higher else best[repo_id][0], repo_id))
@@ -109,10 +110,10 @@ async def scores(
     conn: AsyncConnection, task: str | None, subtask: str | None, repo_ids: Iterable[int]
 ) -> dict[int, float]:
     """How good adapters are by their place's metric: repository to a number that is larger for better ones."""
-    usual, direction = await _usual(conn, task or "", subtask or "")
+    usual, known = await scoring.usual(conn, task or "", subtask or "")
     if usual is None:
         return {}
-    higher = _direction(usual, usual, direction)
+    higher = scoring.direction(usual, usual, known)
     found = (await _values(conn, task or "", subtask or "", repo_ids)).get(usual, {})
     sign = 1 if higher else -1
     return {repo_id: sign * _best(rows, usual, higher)[0] for repo_id, rows in found.items()}
@@ -171,28 +172,7 @@ async def _values(conn: AsyncConnection, task: str, subtask: str, repo_ids: Iter
     return found
 
 
-async def _usual(conn: AsyncConnection, task: str, subtask: str) -> tuple[str | None, bool | None]:
-    """The metric of a place, and its direction."""
-    same = (schema.subtask.c.task == task, schema.subtask.c.id == subtask)
-    row = (
-        await conn.execute(sa.select(schema.subtask.c.metric, schema.subtask.c.higher_is_better).where(*same))
-    ).first()
-    return (row[0], row[1]) if row else (None, None)
-
-
-def _direction(metric: str | None, usual: str | None, direction: bool | None) -> bool:
-    if metric == usual and direction is not None:
-        return direction
-    return taxonomy.higher_is_better(metric or "")
-
-
 def _best(rows: Sequence[tuple[float, str | None]], metric: str, higher: bool) -> tuple[float, float, str | None]:
     """The best of an adapter's numbers: as a fraction, as reported, and its split."""
-    ordered = [(_fraction(metric, value), value, split) for value, split in rows]
+    ordered = [(scoring.fraction(metric, value), value, split) for value, split in rows]
     return (max if higher else min)(ordered, key=lambda item: item[0])
-
-
-def _fraction(metric: str, value: float) -> float:
-    """A percentage as a fraction: cards write 0.93 as well as 93."""
-    _, _, (_, highest) = taxonomy.METRICS.get(metric, ((), True, (None, None)))
-    return round(value / 100 if highest == 100 and abs(value) > 1 else value, 9)

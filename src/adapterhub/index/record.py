@@ -22,7 +22,11 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class Record:
-    """An adapter as its files tell it. The fields are those columns of the table `adapter` that follow from files."""
+    """An adapter as its files tell it. The fields are those columns of the table `adapter` that follow from files.
+
+    Attributes:
+        text: the words of the card, for the search alone.
+    """
 
     library: str = "other"
     library_name: str | None = None
@@ -53,6 +57,7 @@ class Record:
     card: Mapping[str, Any] = field(default_factory=dict)
     summary: str = ""
     title: str = ""
+    text: str = ""
     checks: list[dict[str, Any]] = field(default_factory=list)
     legacy_id: str | None = None
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -71,8 +76,8 @@ class Record:
     def search_text(self) -> str:
         """What full-text search reads."""
         parts = [self.title, self.summary, self.task, self.subtask, self.method, self.config_name, self.base_model]
-        parts += [self.model_type, self.license, self.legacy_id, *self.languages, *self.datasets, *self.tags]
+        parts += [self.model_type, self.license, self.legacy_id, *self.languages, *self.datasets, *self.tags, self.text]
         return " ".join(dict.fromkeys(part for part in parts if part)).lower()
 
 
-_ROWS = ("evaluations", "dependencies")
+_ROWS = ("evaluations", "dependencies", "text")

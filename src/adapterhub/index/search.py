@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Container, Mapping, Sequence
+import math
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from functools import lru_cache, partial
@@ -19,15 +20,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.operators import custom_op
 
 from .. import names
-from ..accounts import Principal
+from ..accounts import ANONYMOUS, Principal
 from ..db import schema
 from ..db.counts import Counts
 from ..errors import BadRequest
 from ..facts.lexicon import Concept, Lexicon, stem, words_of
+from . import compat, own_names, scoring
+from .compat import Shape
+from .visible import readable, visible_parts, visible_to
 
 __all__ = [
     "FACETS",
     "RELEVANCE",
+    "SCORE",
     "SORTS",
     "Page",
     "Query",
@@ -36,9 +41,12 @@ __all__ = [
     "matches",
     "prepare",
     "put",
+    "places",
     "query",
     "remove",
+    "rows_of",
     "sorting",
+    "stack",
     "tree",
     "visible_to",
 ]
@@ -55,11 +63,14 @@ FACETS = (
     "head_type",
     "license",
 )
-SORTS = ("downloads", "updated", "created", "parameters")
+SORTS = ("downloads", "trending", "updated", "created", "parameters")
 RELEVANCE = "relevance"  # and then downloads
+SCORE = "score"  # of one data set
 _FACET_VALUES = 60
 _MAX_WORDS, _MAX_GRAMS = 12, 60
 _COMMON = 2000
+_TRIED = 5  # of the known words that are near a mistyped one
+_JOINING = frozenset(("an", "and", "by", "for", "from", "in", "of", "on", "the", "to", "with"))
 _UNKNOWN = 2**62  # parameters of adapters that do not tell: they come last
 
 _adapter = schema.adapter.c
@@ -123,10 +134,16 @@ def _phrases(text: str) -> tuple[tuple[str, tuple[Concept, ...]], ...]:
     return tuple(Lexicon.packaged().phrases(" ".join(_words(text))))
 
 
+def _looked_for(text: str) -> list[tuple[str, tuple[Concept, ...]]]:
+    """The phrases of a text without words that only join others, unless there are no others."""
+    phrases = _phrases(text)
+    return [(phrase, meant) for phrase, meant in phrases if meant or phrase not in _JOINING] or list(phrases)
+
+
 def _terms(text: str) -> list[_Term]:
     """What each phrase of a text means; the words that mean nothing are one term."""
     found, plain = [], []
-    for phrase, meant in _phrases(text):
+    for phrase, meant in _looked_for(text):
         words = list(map(stem, phrase.split()))
         tags = dict.fromkeys(tag for concept in meant for tag in concept.tags)
         methods = dict.fromkeys((concept.method, concept.config) for concept in meant if concept.method)
@@ -163,11 +180,36 @@ async def holds(conn: AsyncConnection, text: str) -> sa.ColumnElement[bool]:
 
 async def corrected(conn: AsyncConnection, text: str) -> str:
     """A text without its typos, where no public adapter fits it as it is."""
-    right = Lexicon.packaged().corrected(text)
+    right = await _corrected(conn, text, ANONYMOUS)
     if right == words_of(text):
         return text
     fitting = sa.select(_adapter.repo_id).where(_adapter.visible, matches(conn, text)).limit(1)
     return text if (await conn.execute(fitting)).first() else right
+
+
+async def _corrected(conn: AsyncConnection, text: str, principal: Principal) -> str:
+    """A text with each word that means nothing replaced by the nearest one that is known, or is in a name that the
+    caller may see; a word that is in one stays."""
+    lexicon, right = Lexicon.packaged(), words_of(text)
+    for word, own in (await own_names.near(conn, lexicon.mistyped(text))).items():
+        ranked = [(typos, True, near) for typos, near in own] + [
+            (typos, False, near) for typos, near in lexicon.near_words(word)
+        ]
+        for _, is_own, near in sorted(ranked, key=lambda item: item[:2])[:_TRIED]:
+            if not is_own or await _is_seen(conn, near, principal):
+                right = " ".join(near if other == word else other for other in right.split())
+                break
+    return right
+
+
+async def _is_seen(conn: AsyncConnection, word: str, principal: Principal) -> bool:
+    """Whether an adapter that the caller may see has a word."""
+    has = _holding(conn, (word,), True)
+    if conn.dialect.name == "sqlite":
+        some = sa.select(_fts.c.rowid).where(_has(_grams((word,)))).limit(_COMMON)
+        has = sa.and_(_adapter.repo_id.in_(some), has)
+    parts = visible_parts(principal, sorting(conn, _adapter.visible) == sa.true())
+    return any([(await conn.execute(sa.select(_adapter.repo_id).where(part, has).limit(1))).first() for part in parts])
 
 
 def _search(conn: AsyncConnection, terms: Sequence[_Term], common: Container[_Term] = ()) -> _Search:
@@ -267,7 +309,13 @@ async def _has_many(conn: AsyncConnection, rows: sa.Select[Any]) -> bool:
 def _reason(row: Mapping[str, Any], text: str) -> str:
     """Why a row of `adapter` fits a text: `matches the data set SST-2`; empty where nothing was looked for."""
     found = []
-    for phrase, meant in _phrases(text):
+    values = (
+        row[column] for column in ("task", "subtask", "method", "config_name", "base_model", "model_type", "license")
+    )
+    named = " ".join(
+        [*row["tags"], *row["languages"], *row["datasets"], *filter(None, values), row["legacy_id"] or ""]
+    ).lower()
+    for phrase, meant in _looked_for(text):
         words = list(map(stem, phrase.split()))
         name = f"{row['full_name']} {row['title']}".lower()
         if of := next((concept for concept in meant if _is_of(row, concept)), None):
@@ -276,8 +324,10 @@ def _reason(row: Mapping[str, Any], text: str) -> str:
             found.append("its name")
         elif all(word in row["summary"].lower() for word in words):
             found.append("its description")
-        else:
+        elif all(word in named for word in words):
             found.append("its tags")
+        else:
+            found.append("its card")
     return f"matches {' and '.join(dict.fromkeys(found))}" if found else ""
 
 
@@ -298,11 +348,16 @@ class Query:
         q: words that must all be found, in names, titles, tags and the like, or what they mean: tasks, data sets,
             languages, models and methods by whatever name (`Lexicon`).
         language: code of a language among the card's.
+        fits: name of a base model into which it loads, be it made for that one or for another of its type and sizes.
+        shape: type and sizes of that model; by default as adapters for `fits` tell them.
+        watched: tasks and owners, one of which it is of: `("task", "nli")`, `("owner", "acme")`.
         head: whether it has a prediction head.
         parameters_max: largest number of parameters.
         ok: only adapters without failing checks.
         sort: one of `SORTS`, the largest or newest first, but the smallest first for `parameters`; or `RELEVANCE`:
-            first what fits the meaning of the words. By default `RELEVANCE` where there are words, else `downloads`.
+            first what fits the meaning of the words; or `SCORE`: the best first by what cards report for `task` and
+            `subtask`. By default `RELEVANCE` where there are words, `SCORE` where `fits` or `shape` and a data set are
+            given, else `downloads`.
         cursor: of the page before.
     """
 
@@ -319,6 +374,9 @@ class Query:
     license: str | None = None
     namespace: str | None = None
     language: str | None = None
+    fits: str | None = None
+    shape: Shape | None = None
+    watched: tuple[tuple[str, str], ...] = ()
     head: bool | None = None
     reduction_factor_min: float | None = None
     reduction_factor_max: float | None = None
@@ -337,7 +395,7 @@ class Page:
 
     Attributes:
         rows: columns of `adapter`, with `namespace`, `name`, `full_name`, `private`, `likes` and `created` of `repo`,
-            and the `reason` why it fits the words.
+            the `reason` why it fits the words, and for `SCORE` the `score`, percentages as fractions, or None.
         total: how many there are on all pages.
         facets: facet to `[(value, count), …]`; each is counted as if its own filter were not set.
         cursor: for the next page; None on the last one.
@@ -353,33 +411,6 @@ class Page:
     near: Sequence[str] = ()
 
 
-def visible_to(principal: Principal) -> sa.ColumnElement[bool]:
-    """Whether a row of `adapter` may be listed: it is public, or in a namespace of the caller's; and not yanked."""
-    return sa.or_(*_visible_parts(principal))
-
-
-def _visible_parts(principal: Principal) -> list[sa.ColumnElement[bool]]:
-    """The public adapters, and those only the caller's namespaces see; apart, each is found through an index."""
-    own = _readable(principal)
-    if not own:
-        return [_adapter.visible]
-    mine = sa.select(schema.repo.c.id).where(
-        schema.repo.c.owner_id.in_(sa.select(schema.account.c.id).where(schema.account.c.name.in_(own))),
-        schema.repo.c.private,
-        schema.repo.c.yanked.is_(None),
-    )
-    withdrawn = sa.exists().where(schema.yank.c.repo_id == _adapter.repo_id, schema.yank.c.oid == _adapter.oid)
-    hidden = sa.and_(
-        sa.not_(_adapter.visible), _adapter.repo_id.in_(mine), _adapter.library != "other", sa.not_(withdrawn)
-    )
-    return [_adapter.visible, hidden]
-
-
-def _readable(principal: Principal) -> tuple[str, ...]:
-    """The namespaces whose private repositories the caller may list."""
-    return tuple(sorted(name for name in principal.namespaces if principal.may_read(name, name)))
-
-
 async def query(
     conn: AsyncConnection, asked: Query, principal: Principal, *, facets: bool = True, counts: Counts | None = None
 ) -> Page:
@@ -392,10 +423,12 @@ async def query(
     Raises:
         BadRequest: the sort or the cursor is not one of ours.
     """
+    if asked.fits and asked.shape is None:
+        asked = replace(asked, shape=await compat.shape_of(conn, principal, asked.fits))
     found = await _query(conn, asked, principal, facets=facets, counts=counts)
     if found.rows or asked.cursor or not (asked.q and asked.q.strip()):
         return found
-    right = Lexicon.packaged().corrected(asked.q)
+    right = await _corrected(conn, asked.q, principal)
     if right != words_of(asked.q):
         again = await _query(conn, replace(asked, q=right), principal, facets=facets, counts=counts)
         if again.rows:
@@ -407,26 +440,32 @@ async def _query(
     conn: AsyncConnection, asked: Query, principal: Principal, *, facets: bool, counts: Counts | None
 ) -> Page:
     asks = bool(asked.q and asked.q.strip())
-    sort = asked.sort or (RELEVANCE if asks else "downloads")
-    if sort not in (*SORTS, RELEVANCE):
-        raise BadRequest(f"sort={asked.sort!r} is not one of {', '.join((*SORTS, RELEVANCE))}.")
+    sort = asked.sort or _usual_sort(asked)
+    if sort not in (*SORTS, RELEVANCE, SCORE):
+        raise BadRequest(f"sort={asked.sort!r} is not one of {', '.join((*SORTS, RELEVANCE, SCORE))}.")
     limit = min(max(asked.limit, 1), 100)
-    filters, parts = _filters(conn, asked), _visible_parts(principal)
-    passing, order = dict(filters), _order(sort)
+    filters, parts = _filters(conn, asked), visible_parts(principal)
+    passing, order, sign = dict(filters), _order(sort), 1
+    if sort == SCORE:
+        if not (asked.task and asked.subtask):
+            raise BadRequest("sort='score' needs 'task' and 'subtask': the data set whose scores are compared.")
+        score, sign = await scoring.score(conn, asked.task, asked.subtask)
+        order = _Order(score, True)
     tiers: dict[str, sa.ColumnElement[bool]] = {sort: sa.true()}
     if asks:
         terms = _terms(asked.q or "")
         common = await _common(conn, terms)
         wanted = _search(conn, terms, common)
         if len(common) < len(terms):
+            # What fits the rarer words is collected first, by its ids.
+            parts = visible_parts(principal, sorting(conn, _adapter.visible) == sa.true())
+            order = order._replace(key=sorting(conn, order.key))
             filters["q"] = wanted.all
         tiers = {sort: wanted.all}
         if sort == RELEVANCE and wanted.best is not None:
             tiers = {sort: wanted.best, f"{sort}, others": sa.and_(wanted.all, sa.not_(wanted.best))}
         passing.pop("q")
-        if len(common) < len(terms) and (common or passing):
-            order = order._replace(key=sorting(conn, order.key))
-    elif filters:
+    elif filters and sort != SCORE:
         order = order._replace(key=sorting(conn, order.key))
     begin, after = _after(asked.cursor, list(tiers), order) if asked.cursor else (sort, None)
     found: list[tuple[str, int, Any]] = []
@@ -435,16 +474,27 @@ async def _query(
         rest = limit + 1 - len(found)
         found += [(tier, *row) for row in await conn.execute(_page(parts, where, order, rest))] if rest else []
     # Keys first, from an index where there is one, then the wide rows of this page only.
-    rows = await _rows(conn, [number for _, number, _ in found[:limit]])
+    rows = await rows_of(conn, [number for _, number, _ in found[:limit]])
     rows = [{**row, "reason": _reason(row, asked.q or "")} for row in rows]
+    if sort == SCORE:
+        scores = {number: value * sign if value > scoring.UNSCORED else None for _, number, value in found}
+        rows = [{**row, "score": scores[row["repo_id"]]} for row in rows]
     is_whole = len(found) <= limit and not asked.cursor
     if is_whole and not facets:
         return Page(rows, len(found))
+    if is_whole and not found and set(filters) == {"q"}:
+        return Page([], 0, {name: [] for name in FACETS})
     count = partial(_count, parts=parts, filters=filters, facets=facets)
-    key = (facets, _readable(principal), replace(asked, sort=None, cursor=None, limit=0))
+    key = (facets, readable(principal), replace(asked, sort=None, cursor=None, limit=0))
     total, counted = await (counts.get(conn, key, count) if counts else count(conn))
     following = _encode(*found[limit - 1]) if len(found) > limit else None
     return Page(rows, len(found) if is_whole else total, counted, following)
+
+
+def _usual_sort(asked: Query) -> str:
+    if asked.q and asked.q.strip():
+        return RELEVANCE
+    return SCORE if (asked.fits or asked.shape) and asked.task and asked.subtask else "downloads"
 
 
 def _page(
@@ -477,7 +527,7 @@ def _order(sort: str) -> _Order:
     if sort == "parameters":
         return _Order(sa.func.coalesce(_adapter.parameters, _UNKNOWN), False)
     # Ids are given in the order of creation.
-    column = {"created": "repo_id", RELEVANCE: "downloads"}.get(sort, sort)
+    column = {"created": "repo_id", RELEVANCE: "downloads", SCORE: "downloads"}.get(sort, sort)
     return _Order(_adapter[column], True)
 
 
@@ -492,10 +542,10 @@ def sorting(conn: AsyncConnection, key: sa.ColumnElement[Any]) -> sa.ColumnEleme
     return sa.UnaryExpression(key, operator=custom_op("+"), type_=key.type)
 
 
-async def _rows(conn: AsyncConnection, ids: Sequence[int]) -> list[Mapping[str, Any]]:
+async def rows_of(conn: AsyncConnection, ids: Sequence[int]) -> list[Mapping[str, Any]]:
     """The rows of some adapters, in the order of their ids."""
     columns = [column for column in schema.adapter.c if column.name not in ("search", "card")]
-    extra = [schema.repo.c[name] for name in ("namespace", "name", "private", "likes", "created")]
+    extra = [schema.repo.c[name] for name in ("namespace", "name", "uid", "private", "likes", "created")]
     statement = sa.select(*columns, *extra).join(schema.repo, schema.repo.c.id == _adapter.repo_id)
     found = (await conn.execute(statement.where(_adapter.repo_id.in_(ids)))).mappings()
     known = {row["repo_id"]: {**row, "full_name": f"{row['namespace']}/{row['name']}"} for row in found}
@@ -520,6 +570,15 @@ def _filters(conn: AsyncConnection, asked: Query) -> dict[str, sa.ColumnElement[
         owner = sa.select(schema.account.c.id).where(schema.account.c.name_key == names.key(asked.namespace))
         owned = sa.select(schema.repo.c.id).where(schema.repo.c.owner_id == owner.scalar_subquery())
         found["namespace"] = _adapter.repo_id.in_(owned)
+    if asked.fits or asked.shape:
+        found["fits"] = compat.loads_into(asked.fits, asked.shape or Shape())
+    if asked.watched:
+        tasks, owners = ([target for kind, target in asked.watched if kind == wanted] for wanted in ("task", "owner"))
+        owner = sa.select(schema.account.c.id).where(schema.account.c.name.in_(owners))
+        owned = sa.select(schema.repo.c.id).where(schema.repo.c.owner_id.in_(owner))
+        spoken = sa.select(schema.adapter_tag.c.repo_id).where(schema.adapter_tag.c.tag.in_(tasks))
+        of = (_adapter.task.in_(tasks), _adapter.repo_id.in_(owned), _adapter.repo_id.in_(spoken))
+        found["watched"] = sa.or_(*of)
     if asked.ok:
         found["ok"] = _adapter.errors == 0
     if asked.q and asked.q.strip():
@@ -539,7 +598,8 @@ def _after(cursor: str, tiers: Sequence[str], order: _Order) -> tuple[str, sa.Co
     """The tier that a page begins in, and what comes there after the page before."""
     try:
         tier, value, number = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        last = (datetime.fromisoformat(value) if tier == "updated" else _whole(value), _whole(number))
+        read: Callable[[Any], Any] = {"updated": datetime.fromisoformat, SCORE: _number}.get(tier, _whole)
+        last = (read(value), _whole(number))
     except (ValueError, TypeError) as error:
         raise BadRequest(f"cursor={cursor!r} is none of this hub. Begin at the first page.") from error
     if tier not in tiers:
@@ -554,6 +614,12 @@ def _whole(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(value)
     return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(value)
+    return float(value)
 
 
 # ---- facets ---------------------------------------------------------------------------------------------------------
@@ -604,6 +670,38 @@ def _hits(
     where: Sequence[sa.ColumnElement[bool]],
 ) -> sa.CompoundSelect[Any]:
     return sa.union_all(*(sa.select(*columns).select_from(schema.adapter).where(part, *where) for part in parts))
+
+
+async def places(conn: AsyncConnection, asked: Query, principal: Principal) -> list[tuple[str, str, int]]:
+    """Data sets at which adapters stand that pass all filters: task, subtask and number, those with most first."""
+    place = (_adapter.task, _adapter.subtask)
+    where = [*_filters(conn, asked).values(), _adapter.subtask.is_not(None)]
+    hits = _hits(place, visible_parts(principal), where).subquery()
+    count = sa.func.count()
+    query = sa.select(hits.c.task, hits.c.subtask, count).group_by(hits.c.task, hits.c.subtask)
+    rows = await conn.execute(query.order_by(count.desc(), hits.c.task, hits.c.subtask).limit(_FACET_VALUES))
+    return [(task, subtask, number) for task, subtask, number in rows]
+
+
+async def stack(
+    conn: AsyncConnection,
+    asked: Query,
+    principal: Principal,
+    *,
+    language: str | None = None,
+    task: str | None = None,
+    subtask: str | None = None,
+) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+    """What may be stacked: adapters for languages, and those for tasks to stand on them, the most used first.
+
+    Args:
+        asked: which base model, and what else both must pass.
+        language: what the first are for.
+        task, subtask: what the second are for; of a data set, the best come first.
+    """
+    below = await query(conn, replace(asked, type="text_lang", task=language), principal, facets=False)
+    above = await query(conn, replace(asked, type="text_task", task=task, subtask=subtask), principal, facets=False)
+    return below.rows, above.rows
 
 
 _Tree = dict[str, dict[str, dict[str, int]]]

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ..db import schema
 from ..db.engine import insert_missing
 from ..repos import repos
-from . import search
+from . import own_names, search
 from .record import Record
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ async def put(conn: AsyncConnection, repo: Repo, commit: Commit, record: Record)
         "oid": commit.oid,
         "updated": commit.date,
         "downloads": repo.downloads,
+        "trending": repo.trending,
         **record.columns(),
     }
     row["search"] = f"{repo.full_name.lower()} {row['search']}"
@@ -49,6 +50,7 @@ async def put(conn: AsyncConnection, repo: Repo, commit: Commit, record: Record)
     for table, rows in many:
         await insert_missing(conn, table, [_storable(table, {"repo_id": repo.id, **row}) for row in rows])
     await search.put(conn, repo.id, _clean(row["search"]))
+    await own_names.learn(conn, [repo.full_name])
     await refresh_visible(conn, repo.id)
 
 
@@ -95,6 +97,7 @@ async def rename(conn: AsyncConnection, repo_id: int, full_name: str) -> None:
         await conn.execute(sa.update(schema.adapter).where(same).values(search=renamed))
         await search.remove(conn, repo_id)
         await search.put(conn, repo_id, renamed)
+        await own_names.learn(conn, [full_name])
 
 
 async def remove(conn: AsyncConnection, repo_id: int) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from .. import interest
 from ..db import schema
 from ..db.schema import now
 
@@ -77,7 +78,7 @@ class Counter:
 
 
 async def roll_up(hub: Hub) -> None:
-    """Sets every repository's downloads to those of the last 30 days, and forgets days that no chart shows."""
+    """Sets every repository's downloads to those of the last 30 days, and what trends; forgets days no chart shows."""
     table = schema.download_day
     today = now().date()
     recent = (
@@ -90,3 +91,4 @@ async def roll_up(hub: Hub) -> None:
         await conn.execute(sa.delete(table).where(table.c.day < today - timedelta(days=366)))
         await conn.execute(sa.update(schema.repo).where(schema.repo.c.downloads != recent).values(downloads=recent))
         await conn.execute(sa.update(schema.adapter).where(schema.adapter.c.downloads != known).values(downloads=known))
+        await interest.trend(conn)

@@ -27,11 +27,12 @@ _LEASE = "setup"
 async def prepare(hub: Hub) -> None:
     """Brings the database to what this version needs, whatever it was before."""
     from ..facts import taxonomy
-    from ..index import search
+    from ..index import own_names, search
 
     await migrate.upgrade(hub.db)
     async with hub.db.write() as conn:
         await search.prepare(conn)
+        await own_names.fill(conn)
         if not (await conn.execute(sa.select(schema.task.c.id).limit(1))).first():
             await taxonomy.seed(conn)
 

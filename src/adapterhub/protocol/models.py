@@ -37,8 +37,8 @@ _SORT = {
     "last_modified": schema.repo.c.updated,
     "createdAt": schema.repo.c.created,
     "created_at": schema.repo.c.created,
-    "trendingScore": schema.repo.c.downloads,
-    "trending_score": schema.repo.c.downloads,
+    "trendingScore": schema.repo.c.trending,
+    "trending_score": schema.repo.c.trending,
 }
 _FACTS = ("tags", "library_name", "pipeline_tag", "card", "model_config", "oid")
 _COLUMNS = [schema.adapter.c[name] for name in _FACTS]

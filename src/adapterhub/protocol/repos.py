@@ -8,10 +8,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from .. import accounts, interest
 from ..accounts import Principal
 from ..changes import manage
 from ..errors import BadRequest
-from ..http import hub_of, json_body, principal_of
+from ..http import hub_of, iso, json_body, principal_of
 from ..rights import Guarded
 from .shared import API, caller_and_repo
 
@@ -70,6 +71,33 @@ async def settings(request: Request) -> dict[str, Any]:
     private = body.get("private") is True or body.get("visibility") == "private"
     await manage.set_private(hub, principal, repo.full_name, private)
     return {"private": private}
+
+
+@router.post(API + "/like")
+async def like(request: Request) -> dict[str, Any]:
+    """Notes that the caller likes a repository."""
+    async with hub_of(request).db.write() as conn:
+        principal, repo = await caller_and_repo(request, conn)
+        await interest.like(conn, principal.require_user(), repo)
+    return {}
+
+
+@router.delete(API + "/like")
+async def unlike(request: Request) -> dict[str, Any]:
+    """Takes a like back."""
+    async with hub_of(request).db.write() as conn:
+        principal, repo = await caller_and_repo(request, conn)
+        await interest.unlike(conn, principal.require_user(), repo)
+    return {}
+
+
+@router.get("/api/users/{user}/likes")
+async def likes(request: Request, user: str) -> list[dict[str, Any]]:
+    """The public repositories that a user likes, the newest like first."""
+    async with hub_of(request).db.read() as conn:
+        account = await accounts.find_account(conn, user, kind="user")
+        rows = await interest.liked_by(conn, account["id"])
+    return [{"createdAt": iso(row["created"]), "repo": {"name": row["full_name"], "type": "model"}} for row in rows]
 
 
 @router.get(API + "/auth-check")

@@ -39,6 +39,7 @@ class Repo:
     downloads: int
     downloads_all: int
     likes: int
+    trending: int
     yanked: str | None
     created: datetime
     updated: datetime

@@ -1,9 +1,10 @@
-"""Pages that find adapters: the front page, tasks and languages, lists with facets, methods and base models."""
+"""Pages that find adapters: the front page, tasks and languages, lists with facets, methods."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,13 +15,14 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
+from .. import interest
 from ..db import schema
 from ..errors import BadRequest, NotFound
 from ..facts import taxonomy
 from ..facts.configs import members
 from ..facts.taxonomy import Taxonomy
 from ..http import MOST, hub_of, principal_of, unquote
-from ..index import compat, leaderboard, search
+from ..index import leaderboard, search
 from ..index.search import Query
 from ..rights import Page
 from . import queries
@@ -51,7 +53,9 @@ FACETS = {
 }
 SORTS = {
     search.RELEVANCE: "Best match",
+    search.SCORE: "Best score",
     "downloads": "Most used",
+    "trending": "Trending",
     "updated": "Newest",
     "created": "First published",
     "parameters": "Fewest parameters",
@@ -122,8 +126,10 @@ async def explore_one(request: Request, name: str) -> Response:
         near = known.near(name)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise NotFound(f"There is no task or language {name!r}.{hint}")
-    entry = _entry(known, counts.get(kind, {}), name)
-    return await page(request, "task.html", type=kind, types=TYPES, task=entry)
+    entry, me = _entry(known, counts.get(kind, {}), name), await principal_of(request)
+    async with hub.db.read() as conn:
+        is_watched = await interest.is_watched(conn, me.id, "task", name)
+    return await page(request, "task.html", type=kind, types=TYPES, task=entry, is_watched=is_watched)
 
 
 def _tasks(known: Taxonomy, counts: Mapping[str, Mapping[str, Any]], kind: str) -> set[str]:
@@ -173,7 +179,7 @@ async def place(request: Request, task: str, subtask: str) -> Response:
         subtask=row or {"id": subtask, "displayname": subtask, "description": ""},
         title=(row and row["displayname"]) or subtask,
         found=found,
-        facets=_facets(found.facets, ("task", "subtask", "type")),
+        facets=facets_of(found.facets, ("task", "subtask", "type")),
         board=board,
         plot=plot,
         sorts=SORTS,
@@ -199,7 +205,7 @@ async def adapters(request: Request) -> Response:
     hub, me = hub_of(request), await principal_of(request)
     async with hub.db.read() as conn:
         found = await search.query(conn, query_of(request.query_params), me, counts=hub.counts)
-    return await page(request, "adapters.html", found=found, facets=_facets(found.facets), sorts=SORTS, fixed=())
+    return await page(request, "adapters.html", found=found, facets=facets_of(found.facets), sorts=SORTS, fixed=())
 
 
 def query_of(params: QueryParams, **fixed: str) -> Query:
@@ -210,9 +216,10 @@ def query_of(params: QueryParams, **fixed: str) -> Query:
             given[name] = _READERS[name](value)
         except ValueError as error:
             raise BadRequest(f"{name}={value[:40]!r} must be {error}.") from error
-    if given.get("sort") not in SORTS:
-        given.pop("sort", None)
-    return Query(**{**given, **fixed})
+    asked = Query(**{**given, **fixed})
+    if asked.sort not in SORTS or (asked.sort == search.SCORE and not (asked.task and asked.subtask)):
+        return replace(asked, sort=None)
+    return asked
 
 
 def _up_to(most: int) -> Callable[[str], int]:
@@ -241,7 +248,7 @@ def _text(value: str) -> str:
 
 
 _READERS: Mapping[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("q", "sort", "cursor", "namespace", "language", *search.FACETS), _text),
+    **dict.fromkeys(("q", "sort", "cursor", "namespace", "language", "fits", *search.FACETS), _text),
     "head": lambda value: value in ("1", "true", "yes"),
     "ok": lambda value: value in ("1", "true", "yes"),
     **dict.fromkeys(("rank_min", "rank_max"), _up_to(MOST)),
@@ -250,7 +257,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
 }
 
 
-def _facets(counted: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+def facets_of(counted: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     return [
         {"name": name, "label": label, "values": [(str(value), number) for value, number in counted.get(name, ())]}
         for name, label in FACETS.items()
@@ -258,7 +265,7 @@ def _facets(counted: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[d
     ]
 
 
-# ---- methods and base models ----------------------------------------------------------------------------------------
+# ---- methods --------------------------------------------------------------------------------------------------------
 
 
 @router.get("/architectures")
@@ -309,23 +316,3 @@ def _draw(config: Mapping[str, Any]) -> Markup:
 
 def _drawn(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"drawing": _draw(config), "placement": placement_text(config)}
-
-
-@router.get("/models/{name:path}")
-async def model(request: Request, name: str) -> Response:
-    """A base model with its adapters, and those whose tensors would fit."""
-    hub, me = hub_of(request), await principal_of(request)
-    name = unquote(name)
-    async with hub.db.read() as conn:
-        found = await search.query(conn, query_of(request.query_params, base_model=name), me, counts=hub.counts)
-        fitting = await compat.compatible(conn, me, name)
-    return await page(
-        request,
-        "model.html",
-        name=name,
-        found=found,
-        fitting=fitting,
-        facets=_facets(found.facets, ("base_model", "model_type")),
-        sorts=SORTS,
-        fixed=(),
-    )

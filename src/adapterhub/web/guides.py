@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter
 from markdown_it import MarkdownIt
@@ -14,12 +16,15 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 
+from ..accounts import ANONYMOUS
 from ..checks import CHECKS
 from ..errors import NotFound
 from ..facts import taxonomy
 from ..http import hub_of, iso
+from ..index import search
 from ..rights import Page
 from . import queries
+from .browse import query_of
 from .methods import METHODS
 from .pages import STATIC, code, page, rendered
 
@@ -125,10 +130,12 @@ def _operations(description: Mapping[str, Any]) -> dict[str, list[dict[str, Any]
 
 @router.get("/atom.xml")
 async def feed(request: Request) -> Response:
-    """The adapters that changed last, as an Atom feed."""
+    """The public adapters that changed last, of all or of those that pass the filters of a list, as an Atom feed."""
+    asked = replace(query_of(request.query_params), sort="updated", cursor=None, limit=50)
     async with hub_of(request).db.read() as conn:
-        rows = await queries.newest(conn)
-    return await _xml(request, "atom.xml", "application/atom+xml", rows=rows, iso=iso)
+        rows = (await search.query(conn, asked, ANONYMOUS, facets=False)).rows
+    chosen = urlencode([item for item in request.query_params.multi_items() if item[1]])
+    return await _xml(request, "atom.xml", "application/atom+xml", rows=rows, iso=iso, query=chosen)
 
 
 @router.get("/sitemap.xml")

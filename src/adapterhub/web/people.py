@@ -11,7 +11,7 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .. import accounts, attempts
+from .. import accounts, attempts, interest
 from ..db import schema
 from ..db.schema import now
 from ..errors import BadRequest, Conflict, Forbidden, NotFound, TooManyRequests, Unauthorized
@@ -313,6 +313,7 @@ async def owner(request: Request, namespace: str) -> Response:
         is_member = me.may_read(account["name"], account["name"])
         people = await queries.members(conn, account["id"]) if account["kind"] == "org" and is_member else []
         organizations = await queries.organizations_of(conn, account["id"]) if account["kind"] == "user" else []
+        is_watched = await interest.is_watched(conn, me.id, "owner", account["name"])
     return await page(
         request,
         "owner.html",
@@ -321,6 +322,7 @@ async def owner(request: Request, namespace: str) -> Response:
         others=others,
         people=people,
         organizations=organizations,
+        is_watched=is_watched,
         tab="members" if people and request.query_params.get("tab") == "members" else "adapters",
         may_admin=me.may_admin(account["name"]),
         may_write=me.may_write(account["name"], account["name"]),

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import Response
 
+from .. import interest
 from ..changes import manage
 from ..content import cards, render
 from ..content.cards import Card, InvalidCard
@@ -74,6 +75,7 @@ async def opened(request: Request, conn: AsyncConnection, tab: str, **rights: bo
         "may_write": me.may_write(repo.namespace, repo.full_name),
         "may_admin": me.may_admin(repo.namespace),
         "discussions_open": await queries.open_discussions(conn, repo),
+        "is_liked": await interest.is_liked(conn, me.id, repo),
         "yanked": repo.yanked or (row and await queries.yank_of(conn, repo, row["oid"])),
     }
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-__all__ = ["Snippet", "snippets"]
+__all__ = ["Snippet", "snippets", "stacked", "together"]
 
 
 class Snippet(NamedTuple):
@@ -39,6 +39,47 @@ def snippets(info: Mapping[str, Any], *, endpoint: str, revision: str | None = N
         return [_fetch(info, endpoint)] if _old_address(info) else []
     ways = {"adapters": (_here, _upstream), "peft": (_peft, _transformers)}.get(info["library"], ())
     return [way(info, endpoint, revision) for way in (*ways, _command_line, _curl)]
+
+
+def stacked(base_model: str | None, below: str, above: str, *, endpoint: str) -> str:
+    """Code that loads a language adapter and a task adapter, and stacks the second on the first."""
+    code = f"""\
+        import adapters
+        from adapters import AutoAdapterModel, Stack
+
+        adapters.hub.use({endpoint!r})
+        model = AutoAdapterModel.from_pretrained({_base({"base_model": base_model})})
+        language = model.load_adapter({below!r}, load_as="language")
+        task = model.load_adapter({above!r}, load_as="task")
+        model.active_adapters = Stack(language, task)"""
+    return _dedent(code)
+
+
+def together(rows: Sequence[Mapping[str, Any]], setup: str, *, endpoint: str) -> str:
+    """Code that loads several adapters into one model, and uses them as a set-up.
+
+    Args:
+        rows: `full_name` and `base_model` of each; the first base model is taken.
+        setup: the class of a block, such as `Stack`; "" to activate none.
+    """
+    base = next((row["base_model"] for row in rows if row["base_model"]), None)
+    names: dict[str, str] = {}
+    for row in rows:
+        name = row["name"].replace(".", "-")
+        names[row["full_name"]] = f"{row['namespace'].replace('.', '-')}-{name}" if name in names.values() else name
+    loads = [f"    model.load_adapter({full_name!r}, load_as={name!r})," for full_name, name in names.items()]
+    lines = [
+        "import adapters",
+        f"from adapters import AutoAdapterModel{f', {setup}' if setup else ''}",
+        "",
+        f"adapters.hub.use({endpoint!r})",
+        f"model = AutoAdapterModel.from_pretrained({_base({'base_model': base})})",
+        "names = [",
+        *loads,
+        "]",
+        *([f"model.active_adapters = {setup}(*names)"] if setup else []),
+    ]
+    return "\n".join(lines)
 
 
 def _here(info: Mapping[str, Any], endpoint: str, revision: str | None) -> Snippet:

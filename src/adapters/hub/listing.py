@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from huggingface_hub import ModelInfo
+from huggingface_hub import ModelInfo, constants, get_session
 from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
+from adapters._version import __version__
 from adapters.checkpoint.layout import ADAPTER, read_json
+from adapters.errors import HubError
 from adapters.hub import session
 from adapters.hub.download import fetch
 from adapters.hub.names import UnknownName, is_repo_id, resolve
@@ -54,8 +57,9 @@ def list_adapters(
     search: str | None = None,
     limit: int | None = None,
     token: str | bool | None = None,
+    fits: str | None = None,
 ) -> list[AdapterInfo]:
-    """Adapters of the hub in use, sorted by id.
+    """Adapters of the hub in use, sorted by id; with `fits` the best or most used first.
 
     Args:
         model_name: Only those for this base model.
@@ -65,9 +69,14 @@ def list_adapters(
             synonyms and abbreviations of tasks, data sets, languages, models and methods; others look in names.
         limit: At most so many.
         token: Token of the hub.
+        fits: Only those that load into this base model: made for it, or for another of its type and sizes. For a task
+            "task/subtask" the best come first, by the scores that their cards report. Only a hub of `adapterhub` knows.
     Raises:
-        HubError: the hub could not be asked.
+        HubError: the hub could not be asked, or does not know what fits.
     """
+    if fits is not None:
+        infos = _fitting({"fits": fits, "namespace": author, "q": search}, task, token)
+        return list(islice(_selected(infos, model_name, task), limit))
     with session.explained("Listing adapters"):
         found = {model.id: model for tag in TAGS for model in _models(tag, author, search, token)}
     infos = (_info(found[name]) for name in sorted(found))
@@ -131,6 +140,34 @@ def _config(stored: dict[str, Any]) -> dict[str, Any]:
 def _models(tag: str, author: str | None, search: str | None, token: str | bool | None) -> Iterable[ModelInfo]:
     options: dict[str, Any] = {"author": author, "search": search, "full": True, "cardData": True, "fetch_config": True}
     return session.api(token).list_models(filter=tag, **options)
+
+
+def _fitting(query: Mapping[str, str | None], task: str | None, token: str | bool | None) -> Iterator[AdapterInfo]:
+    """What the hub's own API finds, in its order, page by page."""
+    place, slash, subtask = (task or "").partition("/")
+    if session.is_public():
+        raise HubError(
+            f"{session.endpoint()} does not tell what fits a model: choose a hub of `adapterhub` with "
+            "adapters.hub.use('http://...'), or pass model_name= instead of fits=."
+        )
+    given = {**query, **({"task": place, "subtask": subtask} if slash else {}), "limit": "100"}
+    headers = build_hf_headers(token=session.credentials(token), library_name="adapters", library_version=__version__)
+    cursor: str | None = ""
+    while cursor is not None:
+        params = {key: value for key, value in {**given, "cursor": cursor}.items() if value}
+        with session.explained("Listing adapters"):
+            answer = get_session().get(
+                f"{session.endpoint()}/api/v1/adapters",
+                params=params,
+                headers=headers,
+                timeout=constants.DEFAULT_REQUEST_TIMEOUT,
+            )
+            hf_raise_for_status(answer)
+            page = answer.json()
+        for row in page["adapters"]:
+            facts = (row["base_model"], row["task"], row["subtask"], row["id"].partition("/")[0])
+            yield AdapterInfo("hf", row["id"], *facts, None, row["revision"])
+        cursor = page["cursor"]
 
 
 def _info(model: ModelInfo) -> AdapterInfo:

@@ -112,7 +112,10 @@ def test_members(get: Get) -> None:
     assert get(member, user="alice", verb="PUT", body={"role": "write"}, sure=True)[0] == 204
     assert {"name": "bob", "role": "write"} in get("/orgs/crew", user="bob")[1]["members"]
     assert get("/orgs/crew/members/alice", user="bob", verb="DELETE", sure=True)[0] == 403
-    assert get(member, user="bob", verb="DELETE", sure=True)[0] == 204  # everyone may leave
+    assert get("/orgs/crew/members/alice", user="alice", verb="DELETE")[0] == 409  # no password, but the last admin
+    assert get(member, user="alice", verb="DELETE")[0] == 403  # who removes others needs it
+    assert get(member, user="reader", verb="DELETE")[0] == 403  # and a token that may write
+    assert get(member, user="bob", verb="DELETE")[0] == 204  # everyone may leave, without a password
     assert get("/orgs/crew/members/alice", user="alice", verb="DELETE", sure=True)[0] == 409  # but not the last admin
 
 

@@ -161,7 +161,6 @@ def test_pages_show_everything_once_and_in_order(rows, ask, sort, namespaces, fi
     [
         (Query(), "ix_adapter_downloads (visible=?)"),
         (Query(sort="updated"), "ix_adapter_updated (visible=?)"),
-        (Query(q="bert"), "ix_adapter_downloads (visible=?)"),
         (Query(task="nli", subtask="rte"), "ix_adapter_place (visible=? AND task=? AND subtask=?)"),
         (Query(task="nli", base_model="roberta-base"), "ix_adapter_base (visible=? AND base_model=? AND task=?)"),
         (Query(license="mit", head=True), "ix_adapter_facets (visible=?)"),
@@ -170,6 +169,20 @@ def test_pages_show_everything_once_and_in_order(rows, ask, sort, namespaces, fi
 )
 def test_an_index_alone_is_read_for_a_page(rows, ask, loop, query, index):
     """Without filters in its order; with filters the one that finds what passes, which is then sorted."""
+    step = how_found(rows, ask, loop, query)
+    assert step.startswith("SEARCH adapter USING COVERING")
+    assert step.endswith(f"INDEX {index}")
+
+
+def test_what_fits_words_is_found_by_its_ids_unless_they_are_common(rows, ask, loop, monkeypatch):
+    query = Query(q="zzzz", license="mit")
+    assert how_found(rows, ask, loop, query) == "SEARCH adapter USING INTEGER PRIMARY KEY (rowid=?)"
+    monkeypatch.setattr(search, "_COMMON", 0)
+    assert how_found(rows, ask, loop, Query(q="bert")).endswith("INDEX ix_adapter_downloads (visible=?)")
+
+
+def how_found(rows, ask, loop, query):
+    """How SQLite finds the ids of a page."""
     asked = []
 
     def note(conn, cursor, statement, parameters, *_):
@@ -188,8 +201,7 @@ def test_an_index_alone_is_read_for_a_page(rows, ask, loop, query, index):
             return [row.detail for row in await conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
 
     (step,) = (step for step in loop.run_until_complete(plan()) if step.startswith("SEARCH adapter USING"))
-    assert step.endswith(f"INDEX {index}")
-    assert step.startswith("SEARCH adapter USING COVERING") or query.q
+    return step
 
 
 @pytest.fixture
@@ -423,6 +435,12 @@ def test_something_else_is_suggested_where_nothing_fits(ask):
     page = ask(Query(q="questoin answring machine"))  # codespell:ignore
     assert not page.rows and "Question Answering" in page.near
     assert not ask(Query(q="xqzw jjkk")).rows
+
+
+def test_words_that_join_others_are_not_looked_for(ask):
+    found = ask(Query(q="the nli with org1"))
+    assert found.rows and found == ask(Query(q="nli org1"))
+    assert ask(Query(q="the")).total == ask(Query(q="THE")).total < ask(Query()).total
 
 
 def test_a_cursor_of_another_tier_is_refused(ask):

@@ -6,9 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from adapterhub import ingest
 from adapterhub.changes import committing
+from adapterhub.db import schema
 from adapterhub.errors import StorageUnavailable
 from adapterhub.hub import Hub
 from adapterhub.ops import fsck
@@ -61,3 +63,37 @@ def test_a_creation_that_fails_leaves_nothing(
         assert client.post("/api/repos/create", json={"name": "alice/new"}).status_code == 200
         assert client.get("/alice/new/resolve/main/.gitattributes").status_code == 200
     assert not [*(hub_server.settings.data / "tmp").iterdir()]
+
+
+@pytest.mark.parametrize("hub_server", [{}, {"blobs": "s3"}], indirect=True, ids=["disk", "s3"])
+def test_the_bytes_of_a_first_commit_are_stored_once(hub_server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = []
+    stage_bytes = ingest.stage_bytes
+
+    async def counted(*args: Any, **options: Any) -> Any:
+        staged.append(options["name"])
+        return await stage_bytes(*args, **options)
+
+    monkeypatch.setattr(ingest, "stage_bytes", counted)
+    with hub_server.client() as client:
+        for name, status in (("one", 200), ("two", 200), ("one", 409), ("One", 409)):
+            made = client.post("/api/repos/create", json={"name": f"alice/{name}"})
+            assert made.status_code == status
+        assert made.json()["url"].endswith("/alice/one")
+        assert staged == [".gitattributes"]
+        assert client.get("/alice/two/resolve/main/.gitattributes").status_code == 200
+    assert hub_server.call(_findings) == []
+
+
+@pytest.mark.parametrize("state", ["missing", "pending"])
+def test_bytes_that_are_being_collected_or_came_by_half_are_stored_anew(hub_server: HubServer, state: str) -> None:
+    async def condemn(hub: Hub) -> None:
+        async with hub.db.write() as conn:
+            assert (await conn.execute(sa.update(schema.blob).values(state=state))).rowcount == 1
+
+    with hub_server.client() as client:
+        assert client.post("/api/repos/create", json={"name": "alice/one"}).status_code == 200
+        hub_server.call(condemn)
+        assert client.post("/api/repos/create", json={"name": "alice/two"}).status_code == 200
+        assert client.get("/alice/two/resolve/main/.gitattributes").status_code == 200
+    assert hub_server.call(_findings) == []

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from adapterhub import accounts, ingest
+from adapterhub import accounts, collections, ingest
 from adapterhub.accounts import Principal
 from adapterhub.changes import committing, manage
 from adapterhub.changes.committing import Committed, Put
@@ -331,6 +331,11 @@ async def fill(hub: Hub, *, hidden: int = 32, layers: int = 2) -> None:
     await _talk(hub, alice, bob, hidden, layers)
     await manage.create(hub, bob, "bob/secret", private=True)
     await _evil(hub, bob)
+    async with hub.db.write() as conn:
+        both = {"title": "Film reviews", "note": "Two that agree, for one base model.", "setup": "Parallel"}
+        await collections.put(
+            conn, alice, "alice", "films", items=["acme/bert-sst2-houlsby", "alice/bert-sst2"], **both
+        )
     await downloads.roll_up(hub)
 
 
