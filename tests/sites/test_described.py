@@ -34,7 +34,7 @@ from adapters.sites.lookup import spec_for, written
 from adapters.sites.resolve import LinearSite, resolve
 from adapters.sites.spec import LayerSpec, Linear
 from tests.tiny import adapter_parameters, config, hooks, infer, inputs, perturb, randomised
-from tests.zoo import inputs_of, output, probe, small_model
+from tests.zoo import inputs_of, output, small_model
 
 FURTHER = ("albert", "beit", "clip", "clip_text_model", "clip_vision_model", "deberta", "deberta-v2", "whisper")
 EXPLAINED: dict[tuple[str, str], str] = {
@@ -82,10 +82,8 @@ def differences(kind: str) -> set[tuple[str, str]]:
 @pytest.mark.versions
 @pytest.mark.parametrize("kind", FURTHER)
 def test_what_people_wrote_is_found(kind: str) -> None:
-    """The same layers, roles and addresses, but for what is explained; and adapters there act, train, merge and go."""
+    """The same layers, roles and addresses, but for what is explained."""
     assert differences(kind) == {key for key in EXPLAINED if key[0] == kind}
-    model = small_model(kind)
-    assert probe(model, inputs_of(model)).failures == {}
 
 
 def bert_like(kind: str, **options: Any) -> Any:
