@@ -62,7 +62,7 @@ format: $(STAMPS)/dev  ## rewrite the code as ruff wants it
 types: $(STAMPS)/dev  ## mypy --strict on src/, scripts/ and benchmarks/
 	$(BIN)/mypy $(ARGS)
 
-zoo: $(STAMPS)/test  ## what adapters can do in every model type of transformers: a table and JSON (an hour)
+zoo: $(STAMPS)/test  ## what adapters do in every model type of transformers: docs/capabilities (an hour or two)
 	$(BIN)/python scripts/zoo.py $(ARGS)
 
 bench: $(STAMPS)/bench $(STAMPS)-smollm2  ## benchmarks against PEFT: a table and JSON

@@ -44,7 +44,7 @@ are given the tokens of all rows in one list, so `BatchSplit`, `Parallel`, `Mult
 adapter, each with its tokens; these stand around all other blocks there, `Average` inside of them. `Stack`, `Fuse`,
 `Route` and gates are refused with the reason.
 
-What of all this a model has, `adapters.inspect(model)` tells.
+What of all this a model has, `adapters.inspect(model)` tells; [capabilities.md](capabilities.md) has it for all types.
 
 ## Say where
 

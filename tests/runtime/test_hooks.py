@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters import AdapterSetup
+from adapters import AdapterSetup, BatchSplit
 from adapters.call import CALL
 from adapters.runtime.hooks import OneCall
-from tests.contract.cases import carrying
+from adapters.sites.resolve import AffineSite
+from tests.contract.cases import MERGEABLE, carrying
 from tests.tiny import hooks, infer, inputs, perturb
 
 QUERY = "encoder.layer.0.attention.self.query"
@@ -97,3 +98,23 @@ def test_one_of_several_calls(number: int, calls: int, expected: list[int]) -> N
     CALL.now.turns.clear()
     assert [int(module(torch.zeros(()))) for _ in expected] == expected
     CALL.now.turns.clear()
+
+
+@pytest.mark.parametrize(
+    "setup", ["a", BatchSplit("a", "b", batch_sizes=[1, 1]), BatchSplit("a", None, batch_sizes=[1, 1])]
+)
+@pytest.mark.parametrize("method", MERGEABLE)
+@torch.no_grad()
+def test_linear_maps_are_given_any_number_of_dimensions(method: str, setup: Any) -> None:
+    """Poolers give them [B, I], DeepSeek [B, 1, S, I]: as [B, 1, I] and [B, S, I]."""
+    model = carrying("bert", method, method)
+    perturb(model, "a", "b")
+    model.set_active_adapters(setup)
+    sites = [part.hooked.site for part in model._engine.parts["a"] if part.hooked is not None]
+    modules = {id(site.module): site.module for site in sites if isinstance(site, AffineSite) and site.layer == 0}
+    assert modules
+    for module in modules.values():
+        width = getattr(module, "in_features", 0) or module.weight.shape[-1]
+        x = torch.randn(2, 6, width)
+        torch.testing.assert_close(module(x.view(2, 2, 3, width)), module(x).view(2, 2, 3, -1))
+        torch.testing.assert_close(module(x[:, 0]), module(x[:, :1])[:, 0])

@@ -42,5 +42,7 @@ def test_the_batch_size_is_that_of_the_main_input() -> None:
     assert batch_size((), {"inputs_embeds": torch.ones(4, 3, 2)}) == 4
     assert batch_size((IDS,), {}) == 2
     assert batch_size((), {"encoder_outputs": (torch.ones(3, 2, 2),)}) == 3
+    assert batch_size((), {"output_attentions": True, "input_values": torch.ones(5, 9)}) == 5
+    assert batch_size((), {"task_ids": torch.ones(5)}) is None
     assert batch_size((), {}) is None
     assert replicate((), {"use_cache": True}, 2) == ((), {"use_cache": True})

@@ -24,7 +24,7 @@ from adapters.sites.lookup import spec_for
 from adapters.sites.resolve import resolve
 from adapters.sites.spec import At, Branch, Columns, LayerSpec, ModelSpec
 from tests.tiny import BART, TINY_MODELS, adapter_parameters, build, infer, inputs, perturb
-from tests.zoo import hook_names, inputs_of, output, probe, small_model, state
+from tests.zoo import assert_documented, hook_names, inputs_of, output, probe, sample_of, small_model, state
 
 pytestmark = pytest.mark.versions
 
@@ -102,10 +102,10 @@ WHOLE = PARTS | {"ffn", "ffn.up", "ffn.down", "ffn.norm"}
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", STYLES)
 def test_a_type_that_nobody_described(model_type: str) -> None:
-    """Every role is found or refused, and adapters there act, train, merge and go."""
+    """Every role is found or refused, and adapters there do what the docs say that they do."""
     model = small_model(model_type)
-    found = probe(model, inputs_of(model))
-    assert found.failures == {}
+    found = probe(model, inputs_of(model), model_type, sample_of(model_type))
+    assert_documented(model_type, found)
     refused = {role for role in found.refused if not role.startswith("embed")}
     assert refused == STYLES[model_type]
     assert all(found.refused.values())

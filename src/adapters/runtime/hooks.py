@@ -184,12 +184,21 @@ class HookedLinear(HookedSite[LinearSite]):
         plan = self.now()
         if plan is None or "input" not in plan.taps:
             return None
-        run = plan.run if plan.before is None else plan.before
-        return (run(args[0]), *args[1:])
+        run, x = plan.run if plan.before is None else plan.before, args[0]
+        return (run(x) if x.dim() == 3 else run(_as_rows(x)).reshape(x.shape), *args[1:])
 
     def on_output(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         plan = self.now()
-        return None if plan is None or "output" not in plan.taps else plan.run(args[0], output)
+        if plan is None or "output" not in plan.taps:
+            return None
+        if output.dim() == 3:
+            return plan.run(args[0], output)  # type: ignore[no-any-return]
+        return plan.run(_as_rows(args[0]), _as_rows(output)).reshape(output.shape)  # type: ignore[no-any-return]
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """What adapters are given, [B, S, I], of [B, I] or [B, ..., S, I]."""
+    return x.reshape(x.shape[0] if x.dim() > 1 else 1, -1, x.shape[-1])
 
 
 class HookedNorm(HookedLinear):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adapters.runtime.programs import Program
 
 BATCHED = ("input_ids", "inputs_embeds", "pixel_values", "encoder_outputs", "decoder_input_ids", "attention_mask")
-"""Arguments that tell the batch size, in this order."""
+"""Arguments that tell the batch size, in this order; where there is none of them, the first tensor does."""
 
 UNBATCHED = ("cache_position", "past_key_values", "task_ids")
 """Arguments that are never replicated."""
@@ -78,7 +78,8 @@ class Replication:
 def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     """Rows of the batch, from the first argument that tells."""
     named = [kwargs[name] for name in BATCHED if kwargs.get(name) is not None]
-    return next((t.shape[0] for t in _tensors((*named, *args))), None)
+    others = [value for name, value in kwargs.items() if name not in UNBATCHED]  # sounds, series, boxes
+    return next((t.shape[0] for t in _tensors((*named, *args, *others))), None)
 
 
 def replicate(

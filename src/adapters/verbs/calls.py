@@ -46,12 +46,16 @@ class CallVerbs(Verbs):
     def forward_context(self, context: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: a call notes by itself what it needs. Classes written for version 1 call it from their own."""
 
-    def generate(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in Transformers; with `Parallel` the result has the rows of all adapters, first adapter first."""
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Transformers; with `Parallel` the result has the rows of all adapters, first adapter first.
+
+        What comes first is called `inputs` by most models, and otherwise by those that hear or see.
+        """
         if not self._engine.parts:
-            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
-        with self._engine.entry.generation(kwargs, inputs) as (inputs, kwargs):
-            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
+        first = args[0] if args else kwargs.get("inputs")
+        with self._engine.entry.generation(kwargs, first) as (first, kwargs):
+            return super().generate(*(first, *args[1:])[: len(args)], **kwargs)  # type: ignore[misc]
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] | None = None, **kwargs: Any
