@@ -280,8 +280,8 @@ class _RowFunctions:
         rows, device = out.shape[0], out.device
         if torch.compiler.is_compiling():
             places = assignment().places(self.table, rows, device).view(-1, *[1] * (out.dim() - 1))
-            for place, function in enumerate(self.functions):
-                if function is not None:
+            for place in sorted(range(len(self.functions)), key=lambda place: place != self.spares):
+                if (function := self.functions[place]) is not None:
                     new = function(*given)
                     out = new if place == self.spares else torch.where(places == place, new, out)
             return out

@@ -145,7 +145,7 @@ class Entry:
         call.unwatched = not (program.watching or torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
         CALL.now = call
         WATCHING.watch = program.watch
-        program.watch.look()
+        program.watch.look(None if call.mixture is None else call.mixture.names)
         return call
 
     def _close_interrupted(self) -> None:

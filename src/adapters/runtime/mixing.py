@@ -123,11 +123,13 @@ class Mixture:
     Attributes:
         program: What the call follows.
         assignment: Row -> child of the block of the program.
+        names: The adapters that the call uses.
         around: The `AdapterSetup` that was in force where the names were given. One that is entered inside counts more.
     """
 
     def __init__(self, programs: Programs, children: Sequence[Child]) -> None:
         self.programs, self.children = programs, tuple(children)
+        self.names = frozenset[str]().union(*map(_names, dict.fromkeys(children)))
         self.around: AdapterSetup | None = innermost()
         self.renew()
 
