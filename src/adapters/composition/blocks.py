@@ -405,7 +405,7 @@ def parse_row(setup: Any) -> Child:
         CompositionError: it is something else, or a block that gives rows of a batch different adapters itself.
     """
     if setup is None or (isinstance(setup, str) and setup):
-        return setup  # type: ignore[no-any-return]
+        return setup
     if not isinstance(setup, AdapterCompositionBlock):
         raise CompositionError(
             f"adapter_names holds {setup!r}. Allowed for each row: an adapter name, a block "
