@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from torch._dynamo.utils import counters
+from transformers import PreTrainedTokenizerFast, pipeline
 
 from adapters import AdapterSetup, Average, BatchSplit, Fuse, MultiTask, Parallel, Split, Stack
 from adapters.call import CALL
@@ -286,6 +290,22 @@ def test_a_set_up_that_is_entered_while_generating_counts_more() -> None:
     )
     with AdapterSetup("a"):
         torch.testing.assert_close(seen[-1], infer(model, given), **CLOSE)
+
+
+def test_a_pipeline_hands_the_names_to_generate() -> None:
+    words = ["<pad>", "<unk>", *(chr(ord("a") + i) for i in range(26))]
+    split = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    split.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=split, pad_token="<pad>", unk_token="<unk>", padding_side="left"
+    )
+    pipe = pipeline("text-generation", model=mixed("llama", "seq_bn", task="lm"), tokenizer=tokenizer)
+    texts, rows = ["a b c", "d e", "f g h i"], ["a", None, "r2"]
+    options = {"batch_size": 3, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    found = pipe(texts, adapter_names=rows, **options)
+    for row, setup in enumerate(rows):
+        with AdapterSetup(setup):
+            assert found[row] == pipe(texts, **options)[row]
 
 
 def with_heads() -> Any:

@@ -103,8 +103,8 @@ class Arriving:
 def _arriving(step: Step) -> Any:
     if isinstance(step, RowChoice) and torch.compiler.is_compiling():
         raise UnsupportedError(
-            "adapter_names cannot be compiled where adapters act inside of packed experts: which tokens they get depends "
-            "on the names. Do not compile the model, or let the adapters leave out the experts (places)."
+            "adapter_names cannot be compiled where adapters act inside of packed experts: which tokens they get "
+            "depends on the names. Do not compile the model, or let the adapters leave out the experts (places)."
         )
     if isinstance(step, (RowSplit, TaskSplit, PositionSplit)):
         return replace(step, children=tuple(None if c is None else _arriving(c) for c in step.children))
