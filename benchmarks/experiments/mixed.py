@@ -1,23 +1,28 @@
 """What does a batch cost in which rows belong to different adapters? 32 rows over N adapters, tiny model.
 
 Measured against the bare model, and against one adapter for all rows, which should cost nearly the same for any N.
+Then as servers meet them: one name per row (`adapter_names`), in a new order in every call, of 50 LoRAs of three ranks.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.measuring import Timer, check_equal, divided, interleave, timer
-from benchmarks.models import TINY, fingerprint
+from benchmarks.models import TINY, WIDE, Shape, fingerprint
 from benchmarks.results import Result, Run
 
 ROWS = 32
 SIZES = (1, 2, 4, 8, 16, 32)
 NAMES = [f"a{i}" for i in range(ROWS)]
+POOL = [f"a{i}" for i in range(50)]
+RANKS = (4, 8, 16)
 
 
 def ours(run: Run) -> Iterator[Result]:
@@ -39,6 +44,66 @@ def ours(run: Run) -> Iterator[Result]:
             return model(**inputs)[0]  # type: ignore[no-any-return]
 
         yield from _measure(run, "ours", method, timers, alone)
+    for shape in (TINY, replace(WIDE, tokens=16)):
+        yield from _ours_by_name(run, shape)
+
+
+def _ours_by_name(run: Run, shape: Shape) -> Iterator[Result]:
+    from benchmarks.ours import adapted, randomise
+
+    bare = shape.model()
+    model = adapted(shape.sharing(bare), "lora", [])
+    for i, name in enumerate(POOL):
+        model.add_adapter(name, config=f"lora[r={RANKS[i % 3]},alpha={RANKS[i % 3]}]")
+        randomise(model, name)
+    yield from _by_name(run, "ours", shape, bare, model, model.set_active_adapters)
+
+
+def _peft_by_name(run: Run, shape: Shape) -> Iterator[Result]:
+    import peft
+
+    from benchmarks import peer
+
+    bare = shape.model()
+    model: Any = None
+    for i, name in enumerate(POOL):
+        config = peer.config("lora", shape)
+        config.r = config.lora_alpha = RANKS[i % 3]
+        if model is None:
+            model = peft.get_peft_model(shape.sharing(bare), config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+        peer.randomise(model, name)
+    yield from _by_name(run, "PEFT", shape, bare, model.eval(), model.set_adapter)
+
+
+@torch.no_grad()
+def _by_name(
+    run: Run, library: str, shape: Shape, bare: Any, model: Any, activate: Callable[[str], Any]
+) -> Iterator[Result]:
+    """Rows of 50 LoRAs in ever new orders, over the adapter of middle rank for all rows."""
+    inputs, generator = shape.inputs(ROWS), random.Random(0)
+    found = [model(**inputs, adapter_names=(POOL[start:] + POOL)[:ROWS])[0] for start in (0, 18)]
+    expected = []
+    for name in POOL[18:]:
+        activate(name)
+        expected.append(model(**inputs)[0][len(expected)])
+    check_equal(f"{library}: rows of many adapters by name", found[1], torch.stack(expected))
+
+    def mixed() -> Any:
+        return model(**inputs, adapter_names=generator.sample(POOL, ROWS))
+
+    timers = {
+        "bare": timer(partial(bare, **inputs)),
+        "one": timer(partial(model, **inputs), partial(activate, POOL[1])),
+        "mixed": timer(mixed),
+    }
+    times = interleave(timers, run.rounds(25, 7))
+    facts = {**shape.describe(), "rows": ROWS, "adapters": len(POOL), "ranks": RANKS}
+    case = f"rows by name, {shape.name}, {ROWS} of {len(POOL)} LoRAs"
+    for under in ("one adapter", "bare"):
+        ratios = divided(times, "mixed", under.partition(" ")[0])
+        yield Result(f"{case} / {under}", ratios, library, facts=facts, output=fingerprint(found[1]))
 
 
 def peft(run: Run) -> Iterator[Result]:
@@ -58,6 +123,8 @@ def peft(run: Run) -> Iterator[Result]:
         return model(**inputs)[0]  # type: ignore[no-any-return]
 
     yield from _measure(run, "PEFT", "lora", timers, alone)
+    for shape in (TINY, replace(WIDE, tokens=16)):
+        yield from _peft_by_name(run, shape)
 
 
 def _sizes(run: Run) -> tuple[int, ...]:

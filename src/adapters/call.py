@@ -67,6 +67,9 @@ class Call:
         losses: (module, loss) of what blocks own and that trains by more than the task's loss; of a call that is
             over, those of the calls of each model that ended last.
         task_ids: Row -> child of a `MultiTask` block: a LongTensor of indices or a list of names.
+        assignment: Row -> child of a `PerRow` block (`methods/stacking.py`), None where the program has none.
+        mixture: What the `adapter_names` of the call mean (`runtime/mixing.py`), None where it has none.
+        next_mixture: The same for calls that begin inside of this one, and for those of a `generate`.
         replicated: Whether the inputs have one copy per child of `Parallel` already.
         replaying: Whether a layer runs again only for its backward pass (gradient checkpointing).
         unwatched: Whether nobody watches the modules of the program's adapters (`methods/parts.py`).
@@ -88,6 +91,9 @@ class Call:
         self.root: nn.Module | None = None
         self.program: Any = None
         self.outer: Call | None = None
+        self.assignment: Any = None
+        self.mixture: Any = None
+        self.next_mixture: Any = None
         self.reset()
 
     def reset(self) -> None:

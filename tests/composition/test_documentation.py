@@ -20,6 +20,7 @@ def test_the_example_runs() -> None:
     assert names["scores"].shape == (2, 7, 3) and names["loss"].requires_grad
     assert all(p.grad is not None for key, p in names["model"].named_parameters() if "routing" in key)
     assert torch.is_grad_enabled()
+    assert names["logits"].shape == (4, 7, 50) and names["texts"].shape[0] == 4
 
 
 def test_the_table_has_every_block() -> None:

@@ -107,7 +107,7 @@ def test_calls_of_the_base_model_follow_setups(attached: bool) -> None:
     want = infer(model.bert, given)
     with AdapterSetup("x"), pytest.raises(AdapterNameError, match="'x'"):
         model.bert(**given)
-    with pytest.raises(TypeError, match="adapter_names"):
+    with pytest.raises(AdapterNameError, match="adapter_names"):
         model.bert(**given, adapter_names=["x"])
     assert torch.equal(infer(model.bert, given), want)
 

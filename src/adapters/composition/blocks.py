@@ -59,9 +59,9 @@ class AdapterCompositionBlock(Sequence["Child"]):
     children: tuple[Child, ...]
     _depth: int
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, written: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not cls.__name__.startswith("_"):
+        if written and not cls.__name__.startswith("_"):
             BLOCK_TYPES[cls.__name__] = cls
 
     def __init__(self, *children: Child) -> None:
@@ -382,6 +382,51 @@ class MultiTask(AdapterCompositionBlock):
     """
 
     allowed = ("Stack", "Average", "Fuse", "Route")
+
+
+class PerRow(AdapterCompositionBlock, written=False):
+    """Gives each row of a batch the child that the call names for it: what `adapter_names=[...]` of a call means.
+
+        out[i] = c_{n(i)}(h[i])           n: what the call says; the block itself is the same for all assignments
+
+    Nobody writes it, and no file holds it: it is made for all that rows of this model were given lately.
+
+    Args:
+        children: Adapter names, blocks, or None for rows that run without adapter, each once.
+    """
+
+    allowed = ("Stack", "Split", "Average", "Fuse", "Route")
+
+
+def parse_row(setup: Any) -> Child:
+    """What one entry of `adapter_names` means: a name, a block, or None for no adapter.
+
+    Raises:
+        CompositionError: it is something else, or a block that gives rows of a batch different adapters itself.
+    """
+    if setup is None or (isinstance(setup, str) and setup):
+        return setup
+    if not isinstance(setup, AdapterCompositionBlock):
+        raise CompositionError(
+            f"adapter_names holds {setup!r}. Allowed for each row: an adapter name, a block "
+            f"({', '.join(PerRow.allowed)}), or None for no adapter."
+        )
+    validate_composition(setup)
+    for block in _all_blocks(setup):
+        if isinstance(block, Parallel | BatchSplit | MultiTask):
+            raise CompositionError(
+                f"adapter_names holds {setup!r}, but {type(block).__name__} is about several rows. Allowed for each "
+                f"row: an adapter name, a block of {', '.join(PerRow.allowed)}, or None for no adapter."
+            )
+    if isinstance(setup, Stack) and len(setup) < 2:
+        return setup[0] if setup else None
+    return setup
+
+
+def _all_blocks(block: AdapterCompositionBlock) -> Iterator[AdapterCompositionBlock]:
+    yield block
+    for child in _blocks(block.children):
+        yield from _all_blocks(child)
 
 
 GATES = ("token", "sequence", "arrow")

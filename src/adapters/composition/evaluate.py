@@ -6,7 +6,7 @@ A step is made once, when a set-up is activated; running it looks up no names. A
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 from typing import Any
 
@@ -17,6 +17,7 @@ from adapters.composition.blocks import (
     Child,
     MultiTask,
     Parallel,
+    PerRow,
     Split,
     Stack,
 )
@@ -29,6 +30,7 @@ from adapters.composition.steps import (
     Mixed,
     Modules,
     PositionSplit,
+    RowChoice,
     RowSplit,
     Sequential,
     Step,
@@ -37,7 +39,7 @@ from adapters.composition.steps import (
 )
 from adapters.errors import CompositionError
 from adapters.methods.base import AdapterModule
-from adapters.methods.stacking import RowGroups
+from adapters.methods.stacking import ChosenRows, RowGroups, Table
 
 BRANCHES: dict[type[AdapterCompositionBlock], type[Branches]] = {
     Average: Averaged,
@@ -87,6 +89,8 @@ def build(block: Child, modules: Modules, layers: Layers, prepared: bool = False
     if isinstance(block, (BatchSplit, Parallel)) and (stacked := _stacked(block, children)) is not None:
         return Adapter(stacked)
     masked = any("mask" in child.needs for child in kept)
+    if isinstance(block, PerRow):
+        return _row_choice(block, children, masked)
     if owner is not None:
         return owner.step(block, children, layers.get((owner.noun, str(block.owned_name))), masked)
     return BRANCHES[type(block)](block, children, masked)
@@ -120,6 +124,33 @@ def _averages(step: Step) -> bool:
         return True
     inner = step.children if isinstance(step, Branches) else step.steps if isinstance(step, Sequential) else ()
     return any(child is not None and _averages(child) for child in inner)
+
+
+def _row_choice(block: PerRow, children: tuple[Step | None, ...], masked: bool) -> Step:
+    """The children by kind, each kind as one module: batches of any assignment then run the same."""
+    kinds: dict[Any, list[int]] = {}
+    for number, child in enumerate(children):
+        signature = child.module.signature if isinstance(child, Adapter) else None
+        kinds.setdefault(None if child is None else number if signature is None else signature, []).append(number)
+    places, steps, spares = [0] * len(children), [], None
+    for place, (kind, numbers) in enumerate(kinds.items()):
+        for number in numbers:
+            places[number] = place
+        step = children[numbers[0]]
+        if isinstance(step, Adapter) and not isinstance(kind, int):
+            slots = tuple(numbers.index(n) if n in numbers else len(numbers) for n in range(len(children)))
+            module = step.module.stacked([children[n].module for n in numbers], ChosenRows(len(numbers), _table(slots)))  # type: ignore[union-attr]
+            step = Adapter(module)
+            if spares is None and module.spares:
+                spares = place
+        steps.append(step)
+    return RowChoice(block, tuple(steps), masked, _table(tuple(places)), spares)
+
+
+@lru_cache(maxsize=256)
+def _table(places: tuple[int, ...]) -> Table:
+    """One object for all sites: what a call has found for it is found once."""
+    return Table(places)
 
 
 def _stacked(block: AdapterCompositionBlock, children: tuple[Step | None, ...]) -> AdapterModule[Any] | None:

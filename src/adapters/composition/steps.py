@@ -14,8 +14,10 @@ import torch
 from adapters.call import CALL, selecting
 from adapters.composition.blocks import AdapterCompositionBlock, Average, BatchSplit, Split, last_name
 from adapters.errors import CompositionError, SizeError
-from adapters.methods.base import AdapterModule
+from adapters.methods.base import AdapterModule, Direct
+from adapters.methods.stacking import Table, assigned, assignment
 from adapters.methods.state import State
+from adapters.sites.resolve import AffineSite
 
 Modules = Mapping[str, AdapterModule[Any]]
 
@@ -55,6 +57,10 @@ class Adapter:
 
     def run(self, state: Any) -> Any:
         return self.module.run(state if self.prepared else self.module.prepare(state))
+
+    def direct(self) -> Direct | None:
+        """See `AdapterModule.direct`."""
+        return self.module.direct()
 
     def inverse(self) -> Step:
         return Inverse(self.module)
@@ -202,6 +208,101 @@ class TaskSplit(Branches):
         parts = [partial(rows_of, rows[i]) for i in used]
         done = self.apply_to_parts(state, parts, [self.children[i] for i in used])
         return state.rows(order).join(done, dim=0).rows(order.argsort())
+
+
+@dataclass(frozen=True)
+class RowChoice(TaskSplit):
+    """Each row gets the child that the call names for it. Children of one kind are one here, which `stacked` made.
+
+    Attributes:
+        table: Child of the block -> its place among `children`.
+        spares: Place of the child that may run on all rows, since it leaves those of other children as they are; None
+            where there is none.
+    """
+
+    table: Table
+    spares: int | None
+
+    def run(self, state: State) -> State:
+        rows, device = state.carrier.shape[0], state.carrier.device
+        if torch.compiler.is_compiling():
+            return self._run_all(state, assignment().places(self.table, rows, device))
+        parts = assignment().divided(self.table, rows, device)
+        if len(parts) == 1:
+            child = self.children[parts[0].place]
+            return state if child is None else child.run(state)  # type: ignore[no-any-return]
+        done = []
+        for part in parts:
+            with assigned(part.assignment):
+                done += self.apply_to_parts(state, [partial(rows_of, part.rows)], [self.children[part.place]])
+        order = torch.cat([part.rows for part in parts])
+        return state.rows(order).join(done, dim=0).rows(order.argsort())
+
+    def _run_all(self, state: State, places: torch.Tensor) -> State:
+        """As compiled code has it, where what runs cannot depend on the assignment: each child on all rows."""
+        rows, count = places.shape[0], len(self.children)
+        number = torch.arange(rows, device=places.device)
+        return state.rows(number.repeat(count)).join(self.apply([state] * count), dim=0).rows(places * rows + number)
+
+    def direct(self) -> Direct | None:
+        """As of an adapter, where each child has such a function at one tap."""
+        children = [child for child in self.children if child is not None]
+        found = [child.module.direct() if isinstance(child, Adapter) else None for child in children]
+        taps = {None if function is None else function[0] for function in found}
+        if self.masked or len(taps) > 1 or taps & {None, "prefix"}:
+            return None
+        (tap,) = taps
+        whole = 1 if tap == "output" and issubclass(children[0].module.site_type, AffineSite) else 0  # type: ignore[attr-defined]
+        functions = iter(found)
+        return str(tap), _RowFunctions(
+            self.table,
+            tuple(None if child is None else next(functions)[1] for child in self.children),  # type: ignore[index]
+            self.spares,
+            whole,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _RowFunctions:
+    """Changes of one tensor, each for rows of its own. See `RowChoice.direct`.
+
+    Attributes:
+        whole: Which of the arguments is changed.
+    """
+
+    table: Table
+    functions: tuple[Callable[..., Any] | None, ...]
+    spares: int | None
+    whole: int
+
+    def __call__(self, *given: Any) -> Any:
+        out = given[self.whole]
+        rows, device = out.shape[0], out.device
+        if torch.compiler.is_compiling():
+            places = assignment().places(self.table, rows, device).view(-1, *[1] * (out.dim() - 1))
+            for place in sorted(range(len(self.functions)), key=lambda place: place != self.spares):
+                if (function := self.functions[place]) is not None:
+                    new = function(*given)
+                    out = new if place == self.spares else torch.where(places == place, new, out)
+            return out
+        parts = [part for part in assignment().divided(self.table, rows, device) if self.functions[part.place]]
+        for part in sorted(parts, key=lambda part: part.place != self.spares):
+            function = self.functions[part.place]
+            assert function is not None
+            used = len(part.assignment.numbers)
+            if used == rows or (part.place == self.spares and 2 * used >= rows):
+                out = function(*given)
+                continue
+            with assigned(part.assignment):
+                new = function(*(_of_rows(value, part.rows, rows) for value in given))
+            out = out.index_copy(0, part.rows, new)
+        return out
+
+
+def _of_rows(value: Any, index: torch.Tensor, rows: int) -> Any:
+    """The rows `index` of what has `rows` rows; all else as it is."""
+    has_rows = isinstance(value, torch.Tensor) and value.shape[0] == rows
+    return value.index_select(0, index) if has_rows else value
 
 
 Part = Callable[[Any], Any]

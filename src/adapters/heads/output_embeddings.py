@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from adapters.composition.blocks import BatchSplit, MultiTask
+from adapters.composition.blocks import BatchSplit, MultiTask, PerRow
 from adapters.errors import HeadError
 from adapters.heads.base import PredictionHead
 from adapters.heads.language_modeling import LanguageModelingHead
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 else:
     Model = object
 
-Heads = str | Sequence[str] | BatchSplit | MultiTask | None
-"""What can be active: one head, several, one per part of the batch or per task, or none."""
+Heads = str | Sequence[str] | BatchSplit | MultiTask | PerRow | None
+"""What can run: one head, several, one per part of the batch, per task or per row, or none."""
 
 
 class OutputEmbeddingsMixin(Model):

@@ -32,7 +32,8 @@ class MultiHeadOutput(ModelOutput):
         loss: Sum of the heads' losses, where each head has one and each saw other rows.
         head_outputs: One output per head, in order.
         past_key_values: Cache of the base model, for generation.
-        rows: With `MultiTask`, the numbers of the rows in the batch that each head saw, in order; else None.
+        rows: With `MultiTask` and `adapter_names`, the numbers of the rows in the batch that each head saw, in order;
+            else None.
     """
 
     loss: Tensor | None = None
@@ -52,10 +53,7 @@ class MultiHeadOutput(ModelOutput):
         if len(found) < len(outputs) or len({logits.shape[1:] for logits in found}) > 1:
             kinds = [tuple(o["logits"].shape) if "logits" in o else type(o).__name__ for o in outputs]
             raise NoCommonLogits(f"These heads have no logits in common, but {kinds}. Take those of each head: out[i].")
-        joined = torch.cat(found)
-        if self.rows is None:
-            return joined
-        return joined[torch.cat([_groups(r, len(own)) for r, own in zip(self.rows, found, strict=True)]).argsort()]
+        return torch.cat(found) if self.rows is None else _in_order(found, self.rows)
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
@@ -72,6 +70,34 @@ class MultiHeadOutput(ModelOutput):
         """(loss if there is one, tuple of the heads' outputs as tuples)."""
         outputs = tuple(output.to_tuple() for output in self.head_outputs or ())
         return (outputs,) if self.loss is None else (self.loss, outputs)
+
+
+def as_one_output(output: MultiHeadOutput, base: ModelOutput) -> ModelOutput:
+    """What one head for all rows would give, in their order; `output` itself where its heads give unlike things.
+
+    Args:
+        output: Of heads that each saw some rows, which `output.rows` tells.
+        base: The base model's output.
+    """
+    parts, rows = output.head_outputs or [], output.rows or []
+    keys = [key for key in parts[0] if key != "loss" and base.get(key) is None]
+    found = [[part.get(key) for part in parts] for key in keys]
+    whole = all(isinstance(value, Tensor) for values in found for value in values)
+    if len({type(part) for part in parts}) > 1 or any({*part} != {*parts[0]} for part in parts) or not whole:
+        return output
+    if any(len({value.shape[1:] for value in values}) > 1 for values in found):
+        return output
+    joined = type(parts[0])(**{key: _in_order(values, rows) for key, values in zip(keys, found)})
+    if output.loss is not None:
+        joined["loss"] = output.loss
+        joined.move_to_end("loss", last=False)
+    carry_over(base, joined)
+    return joined
+
+
+def _in_order(parts: list[Tensor], rows: list[Tensor]) -> Tensor:
+    """Tensors of some rows each, as one in the order of the rows."""
+    return torch.cat(parts)[torch.cat([_groups(r, len(own)) for r, own in zip(rows, parts, strict=True)]).argsort()]
 
 
 def returned(output: ModelOutput, return_dict: bool) -> Any:

@@ -15,16 +15,18 @@ from adapters.composition.blocks import (
     AdapterCompositionBlock,
     BatchSplit,
     MultiTask,
+    PerRow,
     Stack,
     parse_heads_from_composition,
 )
 from adapters.errors import HeadError, SizeError, choices
 from adapters.heads.base import PredictionHead
 from adapters.heads.output_embeddings import Heads, OutputEmbeddingsMixin, head_names
-from adapters.heads.outputs import MultiHeadOutput, Rows, carry_over, cut, returned, take_rows, tile
+from adapters.heads.outputs import MultiHeadOutput, Rows, as_one_output, carry_over, cut, returned, take_rows, tile
 from adapters.heads.registry import HEADS
 from adapters.runtime.active import Setup, active_head_setup, active_setup
 from adapters.runtime.engine import Engine
+from adapters.runtime.mixing import Mixture
 from adapters.runtime.programs import Program
 
 LABELS = ("labels", "start_positions", "end_positions", "labels_arcs", "labels_rels")
@@ -43,10 +45,30 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
         """Heads of one forward call: those asked for, else those of the AdapterSetup, else the active ones."""
         if head is not None:
             return as_heads(head)
+        mixture = CALL.now.mixture
+        if mixture is not None and mixture.programs is self._engine.programs:
+            return self._heads_of_rows(mixture)
         context = active_head_setup()
         if context is None or self._follows_without_heads(context):
             return self._active_head
         return as_heads(context)
+
+    def _heads_of_rows(self, mixture: Mixture) -> Heads:
+        """The heads of a batch whose rows were given adapters: those named like them, and else the active one."""
+        names = mixture.heads(self.heads)
+        known = dict.fromkeys(name for name in names if name is not None)
+        if not known:
+            return self._active_head
+        if None in names:
+            if not isinstance(self._active_head, str):
+                row = names.index(None)
+                raise HeadError(
+                    f"Row {row} has the adapter {mixture.children[row]!r}, which has no head of its name, while others "
+                    f"have one, and of the active heads {self._active_head!r} none is for it. Activate one head, or "
+                    "pass head= for all rows."
+                )
+            known[self._active_head] = None
+        return next(iter(known)) if len(known) == 1 else PerRow(*known)
 
     def _follows_without_heads(self, context: Heads) -> bool:
         """Whether heads were not asked for by name, but follow from adapters that have no heads."""
@@ -77,7 +99,8 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
             kwargs: Labels and other arguments of the heads. A dict {head: value} gives several heads their own: with
                 `BatchSplit` and `MultiTask` for the rows of that head, in order.
         Returns:
-            The head's output, a `MultiHeadOutput` for several heads, or `outputs` itself if there is no head.
+            The head's output, a `MultiHeadOutput` for several heads, or `outputs` itself if there is no head. With
+            `adapter_names` one output with the rows in order, where the heads of the rows give alike ones.
         Raises:
             HeadError: a head is unknown, there are not as many heads as Parallel has children, or labels are given
                 that no head reads.
@@ -97,8 +120,10 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
             parts = [self._run_head(name, outputs, cls_output, kwargs) for name in head_names(heads)]
             result = MultiHeadOutput(head_outputs=parts, past_key_values=outputs.get("past_key_values"))
         else:
-            copied = None if isinstance(heads, BatchSplit | MultiTask) else total // self._channels()
+            copied = None if isinstance(heads, BatchSplit | MultiTask | PerRow) else total // self._channels()
             result = self._run_shares(shares, outputs, cls_output, kwargs, copied)
+            if isinstance(heads, PerRow):
+                result = as_one_output(result, outputs)
         return returned(result, return_dict)
 
     def _check_labels(self, heads: Heads, given: Mapping[str, Any]) -> None:
@@ -145,6 +170,11 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
     ) -> list[tuple[str, Rows]] | None:
         """Each head with the rows that are its own; None if every head reads all of them."""
         names = head_names(heads)
+        if isinstance(heads, PerRow):
+            own = [name or self._active_head for name in CALL.now.mixture.heads(self.heads)]
+            chosen = torch.tensor([names.index(str(name)) for name in own], device=device)
+            chosen = chosen.repeat_interleave(total // len(own))
+            return [(name, (chosen == number).nonzero().flatten()) for number, name in enumerate(names)]
         if isinstance(heads, MultiTask):
             tasks = steps.task_ids(self._tasks(heads), total, device, ids)
             return [(name, (tasks == task).nonzero().flatten()) for task, name in enumerate(names)]
@@ -225,7 +255,7 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
 
 def as_heads(heads: Heads | AdapterCompositionBlock) -> Heads:
     """What can be active, from what users write: a Stack or Parallel stands for the heads it names."""
-    if isinstance(heads, AdapterCompositionBlock) and not isinstance(heads, BatchSplit | MultiTask):
+    if isinstance(heads, AdapterCompositionBlock) and not isinstance(heads, BatchSplit | MultiTask | PerRow):
         return parse_heads_from_composition(heads)
     return heads
 

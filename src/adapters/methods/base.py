@@ -246,13 +246,21 @@ class AdapterModule(MethodModule, Generic[S]):
 
     @property
     def signature(self) -> tuple[Any, ...] | None:
-        """Equal for adapters that `stacked` can run as one batched operation; None where it cannot."""
+        """Equal for adapters that `stacked` can run as one batched operation; None where it cannot.
+
+        Widths inside of an adapter may differ, such as ranks: smaller ones are filled up with zeros.
+        """
         return None
 
     @classmethod
     def stacked(cls, members: Sequence[Any], groups: RowGroups) -> AdapterModule[S]:
         """One module that gives each row of a batch the member that `groups` assigns to it."""
         raise NotImplementedError
+
+    @property
+    def spares(self) -> bool:
+        """Of what `stacked` made: whether it leaves rows as they are to which `groups` assigns no member."""
+        return False
 
     def record_gate(self, scores: Tensor) -> None:
         """Report gating scores [B, 1, n] if this call was asked for them."""

@@ -34,7 +34,7 @@ from adapters.methods.config import (
 )
 from adapters.methods.derived import Derived, Views
 from adapters.methods.parts import Watching, as_one, call, forward, matched, weights_of
-from adapters.methods.stacking import RowGroups, select
+from adapters.methods.stacking import RowGroups, alike, select
 from adapters.methods.state import ResidualState
 from adapters.sites.resolve import ResidualSite
 
@@ -518,10 +518,10 @@ class Bottleneck(AdapterModule[ResidualState]):
         down, up = self.adapter_down[0], self.adapter_up
         if not (len(self.adapter_down) == 2 and type(down) is nn.Linear and type(up) is nn.Linear):
             return None
-        scaling = self.scaling.shape if isinstance(self.scaling, Tensor) else self.scaling
+        scaling = self.scaling.shape if isinstance(self.scaling, Tensor) else None
         flags = (config.original_ln_before, config.original_ln_after, config.residual_before_ln, config.is_parallel)
         activation = type(self.adapter_down[1]), config.non_linearity.lower()
-        return Bottleneck, down.weight.shape, up.weight.shape, up.weight.dtype, scaling, activation, flags
+        return Bottleneck, down.weight.shape[1], up.weight.shape[0], up.weight.dtype, scaling, activation, flags
 
     @classmethod
     def stacked(cls, members: Sequence[Bottleneck], groups: RowGroups) -> Bottleneck:
@@ -529,7 +529,10 @@ class Bottleneck(AdapterModule[ResidualState]):
 
 
 class StackedBottleneck(Bottleneck):
-    """Bottlenecks with other weights for every row: W_down [N, d, D], W_up [N, D, d] of N equally shaped adapters."""
+    """Bottlenecks with other weights for every row: W_down [N, d, D], W_up [N, D, d] of N adapters.
+
+    Narrower ones end in zeros: whatever the activation makes of them, W_up multiplies it by 0.
+    """
 
     members: tuple[Bottleneck, ...]
 
@@ -541,30 +544,39 @@ class StackedBottleneck(Bottleneck):
         self._maps, self.watching = Derived(self._stack, *members), Watching(*members)
 
     def _stack(self) -> Any:
-        """The maps of all members, and their scaling [N, 1, D or 1] where it is learned; None if they are not alike."""
-        first = self.members[0]
+        """The weights and biases of all members, and their scaling [N, 1, D or 1]; None if they are not alike.
+
+        Of the scaling a number where all have the same, and None where it is 1.
+        """
+        first, spare = self.members[0], 0.0 if self.groups.spare else None
         if any(m.signature is None or m.signature != first.signature for m in self.members):
             return None
         tensors = [
             (d.weight, d.bias, u.weight, u.bias) for d, u in ((m.adapter_down[0], m.adapter_up) for m in self.members)
         ]
-        maps = _multiplied(*map(torch.stack, zip(*tensors)))
-        learned = isinstance(first.scaling, Tensor)
-        return maps, torch.stack([m.scaling for m in self.members])[:, None] if learned else None
+        maps = tuple(alike(same, spare) for same in zip(*tensors))
+        if not isinstance(first.scaling, Tensor) and all(m.scaling == first.scaling for m in self.members):
+            return maps, first.scaling
+        like = first.adapter_up.bias
+        scalings = [1.0 if m.scaling is None else m.scaling for m in self.members]
+        return maps, alike([s if isinstance(s, Tensor) else like.new_tensor([s]) for s in scalings], spare)[:, None]
 
     def forward(self, z: Tensor) -> Tensor:
         watching = not torch.compiler.is_compiling() and bool(self.watching)
         kept = None if watching else self._maps()
         if kept is None:
-            return torch.cat([member(part) for member, part in zip(self.members, self.groups.split(z))])
-        first, (maps, scaling) = self.members[0], kept
+            return self.groups.each(z, self.members)
+        maps, scaling = kept
         flat, index = self.groups.arrange(matched(z, maps[0]))
-        up = through(flat, tuple(select(tensor, index) for tensor in maps), first.adapter_down[1])
+        chosen = _multiplied(*(select(tensor, index) for tensor in maps))
+        up = through(flat, chosen, self.members[0].adapter_down[1])
         if scaling is not None:
-            up = up * select(scaling, index)
-        elif first.scaling is not None:
-            up = up * first.scaling
+            up = up * (select(scaling, index) if isinstance(scaling, Tensor) else scaling)
         return up.view(z.shape).to(z.dtype)
+
+    @property
+    def spares(self) -> bool:
+        return self.direct() is not None
 
 
 Maps = tuple[Tensor, ...]

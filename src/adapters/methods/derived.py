@@ -8,7 +8,8 @@ the CPU. Who writes single numbers so, or on another device, calls `refresh` aft
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
@@ -111,7 +112,7 @@ class Sources:
         self.walks = 0
         self._inside: list[dict[str, Any]] = []
         self._own = [vars(base) for base in self.bases]
-        self._ids: list[int] | None = None
+        self._ids: array[int] | None = None
         self._tensors: list[Tensor] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -119,7 +120,7 @@ class Sources:
 
     def tensors(self) -> list[Tensor]:
         """Their parameters and buffers."""
-        if self._ids != [*map(id, self._values())]:
+        if self._ids != array("Q", map(id, self._values())):
             self._walk()
         return self._tensors
 
@@ -135,7 +136,7 @@ class Sources:
             modules += [child for child in module._modules.values() if child is not None]
         self._inside = [vars(module) for module in modules]
         values = list(self._values())
-        self._ids = [*map(id, values)]
+        self._ids = array("Q", map(id, values))
         self._tensors = [value for value in values if isinstance(value, Tensor)]
         self.walks += 1
 
@@ -148,14 +149,15 @@ class State(NamedTuple):
     """By what changes of some tensors are noticed.
 
     Attributes:
-        key: Numbers of which one changes when a tensor or module is replaced, moved or written to.
+        key: Numbers of which one changes when a tensor or module is replaced, moved or written to. An array: of many
+            tensors it is made and compared faster than a list.
         cells: A few numbers of each tensor on the CPU, as they are in memory: writes through `.data` leave the key as
             it is.
         shown: What these showed, in bits.
         held: The tensors, so that no others get their addresses.
     """
 
-    key: list[int]
+    key: array[int]
     cells: list[memoryview]
     shown: bytes
     held: list[Tensor]
@@ -169,7 +171,8 @@ class State(NamedTuple):
         """
         # fused optimizers change parameters without a trace, so every step of any optimizer counts
         tensors = sources.tensors()
-        key = [_CHANGES.count, sources.walks, *map(Tensor.data_ptr, tensors), *map(_VERSION, tensors)]
+        counts = _CHANGES.count, sources.walks
+        key = array("Q", chain(counts, map(Tensor.data_ptr, tensors), map(_VERSION, tensors)))
         if last is None or key != last.key:
             with torch.inference_mode(False), torch.no_grad():
                 cells = [cell for tensor in tensors for cell in _cells(tensor)]
@@ -209,31 +212,50 @@ class Watch:
     def __init__(self) -> None:
         self.members: dict[Derived, None] = {}
         self.seal = object()
-        self._state: State | None = None
-        self._sources = Sources(())
+        self._states: dict[str, State | None] = {}
+        self._sources: dict[str, Sources] = {}
         self._count = 0
 
-    def look(self) -> None:
-        """Renew the seal unless nothing has changed since the last look."""
-        state = None
-        if not is_grad_enabled() and self.members:
-            if self._count != len(self.members):
-                members = list(self.members)
-                self._sources = Sources(
-                    (root for member in members for root in member.sources.roots),
-                    (base for member in members for base in member.sources.bases),
-                )
-                self._count = len(members)
-            try:
-                state = State.of(self._sources, self._state)
-            except RuntimeError:
-                state = None
-            # the values of a tensor on the device "meta" are elsewhere, where nothing can be told of them
-            if state is not None and state is not self._state and any(t.is_meta for t in state.held):
-                state = None
-        if state is None or state is not self._state:
+    def look(self, names: Collection[str] | None = None) -> None:
+        """Renew the seal unless nothing has changed since the last look.
+
+        Args:
+            names: The adapters that the call uses, where these are not all: of the others nothing is asked, so what is
+                derived from all of them may not be what it should be in the parts that come from the others.
+        """
+        if is_grad_enabled() or not self.members:
+            self.seal, self._states = object(), {}
+            return
+        if self._count != len(self.members):
+            self._sort()
+        if not all([self._holds(name) for name in self._sources if not name or names is None or name in names]):  # noqa: C419  (each)
             self.seal = object()
-        self._state = state
+
+    def _sort(self) -> None:
+        """Note from what the members are derived: the modules of each adapter, and with "" all that has no name."""
+        roots: dict[str, list[nn.Module]] = {"": []}
+        for member in self.members:
+            for root in member.sources.roots:
+                name = getattr(root, "name", "")
+                roots.setdefault(name if isinstance(name, str) else "", []).append(root)
+        bases = [base for member in self.members for base in member.sources.bases]
+        self._sources = {name: Sources(own, () if name else bases) for name, own in roots.items()}
+        self._states, self._count = {}, len(self.members)
+
+    def _holds(self, name: str) -> bool:
+        """Whether nothing has changed in one adapter since the last look at it."""
+        last = self._states.get(name)
+        try:
+            state = State.of(self._sources[name], last)
+        except RuntimeError:
+            self._states[name] = None
+            return False
+        # the values of a tensor on the device "meta" are elsewhere, where nothing can be told of them
+        if state is not last and any(tensor.is_meta for tensor in state.held):
+            self._states[name] = None
+            return False
+        self._states[name] = state
+        return state is last
 
 
 class _Watching(threading.local):

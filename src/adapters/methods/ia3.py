@@ -142,7 +142,7 @@ class IA3(LinearAdapter):
     def signature(self) -> tuple[Any, ...] | None:
         if self.gate is not None:
             return None
-        return IA3, self.tensor("lora_B").shape, self.tensor("lora_B").dtype, self.alpha, self.columns
+        return IA3, self.tensor("lora_B").shape, self.tensor("lora_B").dtype, self.alpha, str(self.columns)
 
     @classmethod
     def stacked(cls, members: Sequence[IA3], groups: RowGroups) -> IA3:
@@ -201,8 +201,14 @@ class StackedIA3(IA3):
         self.__dict__["members"], self.groups = tuple(members), groups
         self.vectors, self.watching = Derived(self._stack, *members), Watching(*members)
 
+    @property
+    def spares(self) -> bool:
+        return True
+
     def _stack(self) -> Tensor:
-        return torch.cat([m.plain_scale() for m in self.members])
+        """The scaling vectors of all members, [N, 1, O]."""
+        vectors = [m.plain_scale() for m in self.members]
+        return torch.cat([*vectors, torch.ones_like(vectors[0])] if self.groups.spare else vectors)
 
     def scale(self, x: Tensor) -> Tensor:
         """The scaling vectors, [B, 1, O]."""

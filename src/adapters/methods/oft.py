@@ -166,7 +166,15 @@ class StackedOFT(OFT):
 
     def _stack(self) -> Tensor:
         """The rotations of all members, [N, n or 1, b, b]."""
-        return torch.stack([member.rotation() for member in self.members])
+        rotations = [member.rotation() for member in self.members]
+        if self.groups.spare:
+            none = torch.eye(self.size, dtype=rotations[0].dtype, device=rotations[0].device)
+            rotations.append(none.expand_as(rotations[0]))
+        return torch.stack(rotations)
+
+    @property
+    def spares(self) -> bool:
+        return True
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         if self.watching and not torch.compiler.is_compiling():

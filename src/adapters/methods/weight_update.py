@@ -31,7 +31,7 @@ from adapters.methods.config import (
 from adapters.methods.derived import Derived, Views
 from adapters.methods.parts import Watching, as_one, matched, watched
 from adapters.methods.places import Chosen, count, output_columns, roles_of
-from adapters.methods.stacking import RowGroups, select
+from adapters.methods.stacking import RowGroups, alike, select
 from adapters.methods.state import LinearState
 from adapters.sites.resolve import LinearSite
 
@@ -263,8 +263,9 @@ class WeightUpdate(LinearAdapter):
         if not self.bare():
             return None
         with torch.no_grad():
-            shapes = tuple((factor.shape, factor.dtype) for factor in self.factors())
-        return WeightUpdate, shapes, self.scaling, str(self.columns)
+            factors = self.factors()
+        dtypes = tuple(factor.dtype for factor in factors)
+        return WeightUpdate, dtypes, factors[0].shape[-1], factors[-1].shape[-2], str(self.columns)
 
     @classmethod
     def stacked(cls, members: Sequence[WeightUpdate], groups: RowGroups) -> WeightUpdate:
@@ -272,63 +273,76 @@ class WeightUpdate(LinearAdapter):
 
 
 class StackedUpdates(WeightUpdate):
-    """Updates with other matrices for every row: each factor [N, ...] of N equally shaped adapters."""
+    """Updates with other matrices for every row: each factor [N, ...] of N adapters. Smaller ranks end in zeros."""
 
     members: tuple[WeightUpdate, ...]
 
     def __init__(self, members: Sequence[WeightUpdate], groups: RowGroups) -> None:
         first = members[0]
         LinearAdapter.__init__(self, first.config, first.site, "+".join(m.name for m in members))
-        self.columns, self.widths, self.scaling, self.whole = first.columns, first.widths, first.scaling, first.whole
+        self.columns, self.widths, self.whole = first.columns, first.widths, first.whole
         self.adjacent = first.adjacent
         self.in_features, self.out_features = first.in_features, first.out_features
         self.gate = self.dropout = None
         self.__dict__["members"], self.groups = tuple(members), groups
-        self._maps = Derived(self._stack, *(source for m in members for source in m.sources()))
+        self._stacked = Derived(self._stack, *(source for m in members for source in m.sources()))
         self.watching = Watching(*members)
 
-    def maps(self) -> Maps:
-        """As of one adapter, but [N, I, r] and [N, r, O]; none where the members are no longer alike."""
-        return self._maps()  # type: ignore[no-any-return]
+    def _stack(self) -> tuple[float, Maps] | None:
+        """s where all have the same, and (columns, factors [N, r, I] and [N, O, r]) of every adapted part.
 
-    def _stack(self) -> Maps:
-        own = [list(member.parts(member.factors())) for member in self.members]
+        None where the members are no longer alike.
+        """
         if any(m.signature != self.members[0].signature for m in self.members[1:]):
-            return []
-        return [
-            (columns, tuple(torch.stack(alike).mT for alike in zip(*(part[i][1] for part in own))))
+            return None
+        own = [list(member.parts(member.factors())) for member in self.members]
+        scaling = self.members[0].scaling
+        if any(m.scaling != scaling for m in self.members):
+            scaling = 1.0
+            own = [
+                [(columns, (*first, last * member.scaling)) for columns, (*first, last) in parts]
+                for member, parts in zip(self.members, own)
+            ]
+        spare = 0.0 if self.groups.spare else None
+        return scaling, [
+            (columns, tuple(alike(same, spare) for same in zip(*(parts[i][1] for parts in own))))
             for i, columns in enumerate(self.columns)
         ]
 
     def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
-        maps = self.maps()
+        scaling, maps = self._stacked()
         x = matched(x, maps[0][1][0])
         out = x.new_zeros(*x.shape[:-1], self.out_features)
-        return self._add_to(out, x, maps)
+        return self._add_to(out, x, scaling, maps)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        maps = [] if self.alone() else self.maps()
-        if not maps:
+        stacked: tuple[float, Maps] | None = None if self.alone() else self._stacked()
+        if stacked is None:
             return self.run(LinearState(x, y)).result()
+        scaling, maps = stacked
         if not (self.adjacent and x.dtype is y.dtype is maps[0][1][0].dtype and self.may_write(y)):
             return (y + self.update(x, x)).to(y.dtype)
-        return self._add_to(y, x, maps)
+        return self._add_to(y, x, scaling, maps)
 
-    def _add_to(self, y: Tensor, x: Tensor, maps: Maps) -> Tensor:
+    def _add_to(self, y: Tensor, x: Tensor, scaling: float, maps: Maps) -> Tensor:
         flat, index = self.groups.arrange(x)
         out = y.view(flat.shape[0], flat.shape[1], -1)
         for columns, own in maps:
-            chosen = tuple(select(factor, index) for factor in own)
+            chosen = tuple(select(factor, index).mT for factor in own)
             if self.whole or isinstance(columns, slice):
-                add_product(out if self.whole else out[..., columns], flat, chosen, self.scaling)
+                add_product(out if self.whole else out[..., columns], flat, chosen, scaling)
             else:
-                out[..., columns] += reduce(torch.bmm, chosen, flat) * self.scaling
+                out[..., columns] += reduce(torch.bmm, chosen, flat) * scaling
         return y
 
     def run(self, state: LinearState) -> LinearState:
-        if not self.alone() and self.maps():
+        if not self.alone() and self._stacked() is not None:
             return super().run(state)
         return self.groups.apart(state, self.members)
+
+    @property
+    def spares(self) -> bool:
+        return True
 
     def alone(self) -> bool:
         """Whether every member has to run by itself, because somebody watches one."""

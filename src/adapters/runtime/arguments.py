@@ -1,9 +1,8 @@
-"""Which arguments does no model here take? Those of other libraries are answered with what to write instead."""
+"""Which arguments does no model here take? They are answered with what to write instead."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import groupby
 
 from adapters.errors import AdapterError
 
@@ -16,22 +15,16 @@ class UnknownArgument(AdapterError, TypeError):
 
 
 def refuse_adapter_names(arguments: Mapping[str, object]) -> None:
-    """Refuse PEFT's `adapter_names`, one per row, which models of transformers would swallow without effect.
+    """Refuse `adapter_names`, one per row, where models of transformers would swallow it without effect.
 
     Args:
-        arguments: Named arguments of a call of the model.
+        arguments: Named arguments of what a call of the model runs.
     Raises:
         UnknownArgument: it is among them (a TypeError).
     """
-    names = arguments.get("adapter_names")
-    if names is None:
-        return
-    block = "BatchSplit('a', 'b', batch_sizes=[2, 1])"
-    if isinstance(names, list | tuple) and names:
-        runs = [(name, len(list(rows))) for name, rows in groupby(names)]
-        children = ", ".join(repr(None if name == BASE else name) for name, _ in runs)
-        block = f"BatchSplit({children}, batch_sizes={[size for _, size in runs]})"
-    raise UnknownArgument(
-        f"adapter_names={names!r} is how PEFT gives every row its adapter. Here that is a set-up: "
-        f"`with AdapterSetup({block}): model(...)`, or model.set_active_adapters(...) for all following calls."
-    )
+    if arguments.get("adapter_names") is not None:
+        raise UnknownArgument(
+            "adapter_names is read by calls of the model and by generate, and this is none: call model(...) itself, "
+            "not its forward. Compile it in place, by model.compile(): what torch.compile(model) makes would be "
+            "compiled anew for every order of names."
+        )

@@ -17,7 +17,6 @@ from adapters.composition.registry import BLOCK_MODULES
 from adapters.errors import UnsupportedError
 from adapters.methods.derived import WATCHING
 from adapters.runtime.active import INNERMOST
-from adapters.runtime.arguments import refuse_adapter_names
 from adapters.runtime.hooks import HookedPrompt
 from adapters.runtime.replication import batch_size, replicate
 
@@ -69,17 +68,14 @@ class Entry:
         for key in set(needed) - set(self.stacks):
             self.stacks[key] = needed[key].register_forward_pre_hook(self.on_stack, with_kwargs=True)
 
-    def check_unfollowed(self, kwargs: dict[str, Any]) -> None:
+    def check_unfollowed(self) -> None:
         """Refuse what a call asks of adapters where there are none, and so no hook that would see the call.
 
         Raises:
             AdapterNameError: an `AdapterSetup` is in force that names one.
-            UnknownArgument: the call has PEFT's `adapter_names`.
         """
         if INNERMOST.setup is not None:
             self.engine.programs.in_force()
-        if "adapter_names" in kwargs:
-            refuse_adapter_names(kwargs)
 
     def check_compiled(self) -> None:
         """Let compiled code have guards on what it would not notice: the hooks, and a set-up that no hook would see.
@@ -101,7 +97,6 @@ class Entry:
                 "adapters. Put the whole model into DataParallel, not its base model; or use DistributedDataParallel."
             )
         if not self._continues(call, module):
-            refuse_adapter_names(kwargs)
             call = self._begin(module)
             call.reports = {name: {} for name in REPORTS if kwargs.pop(f"output_{name}", False)}
             call.task_ids = kwargs.pop("task_ids", None)
@@ -143,11 +138,14 @@ class Entry:
             program = programs.in_force()
         programs.open(program)
         call = Call(CALL.now.generation)
+        if (mixture := CALL.now.next_mixture) is not None and mixture.program is program:
+            call.assignment, call.mixture = mixture.assignment, mixture
+            call.next_mixture = None
         call.root, call.program, call.outer = module, program, CALL.now
         call.unwatched = not (program.watching or torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
         CALL.now = call
         WATCHING.watch = program.watch
-        program.watch.look()
+        program.watch.look(None if call.mixture is None else call.mixture.names)
         return call
 
     def _close_interrupted(self) -> None:

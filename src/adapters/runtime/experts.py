@@ -25,7 +25,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from adapters.call import CALL
-from adapters.composition.steps import Adapter, Averaged, Branches, PositionSplit, RowSplit, Step, TaskSplit
+from adapters.composition.steps import (
+    Adapter,
+    Averaged,
+    Branches,
+    PositionSplit,
+    RowChoice,
+    RowSplit,
+    Step,
+    TaskSplit,
+)
 from adapters.errors import CompositionError, UnsupportedError
 from adapters.methods.base import Effect
 from adapters.methods.experts import PerExpert
@@ -92,6 +101,11 @@ class Arriving:
 
 
 def _arriving(step: Step) -> Any:
+    if isinstance(step, RowChoice) and torch.compiler.is_compiling():
+        raise UnsupportedError(
+            "adapter_names cannot be compiled where adapters act inside of packed experts: which tokens they get "
+            "depends on the names. Do not compile the model, or let the adapters leave out the experts (places)."
+        )
     if isinstance(step, (RowSplit, TaskSplit, PositionSplit)):
         return replace(step, children=tuple(None if c is None else _arriving(c) for c in step.children))
     return Arriving(step)

@@ -20,7 +20,7 @@ from adapters.call import CALL, Positions, Running
 from adapters.composition.blocks import Child
 from adapters.composition.evaluate import build
 from adapters.composition.owned import Layers
-from adapters.composition.steps import Adapter, Step
+from adapters.composition.steps import Adapter, RowChoice, Step
 from adapters.errors import UnsupportedError
 from adapters.methods.base import AdapterModule
 from adapters.methods.state import HiddenState, LinearState, ResidualState
@@ -227,8 +227,8 @@ class HookedExperts(HookedSite[ExpertsSite]):
 
 
 def _alone(step: Step) -> Any:
-    """The function of an adapter that acts alone, if it has one."""
-    direct = step.module.direct() if isinstance(step, Adapter) else None
+    """The function of an adapter that acts alone, if it has one; or of those that rows have alone."""
+    direct = step.direct() if isinstance(step, Adapter | RowChoice) else None
     return None if direct is None else direct[1]
 
 
@@ -263,7 +263,7 @@ class HookedResidual(HookedSite[ResidualSite]):
         return {"x": site.x_call, "beside": site.beside_call, "h": site.call}.get(tap, site.norm_call)
 
     def planned(self, step: Step) -> Plan:
-        direct = step.module.direct() if isinstance(step, Adapter) else None
+        direct = step.direct() if isinstance(step, Adapter | RowChoice) else None
         taps = ("x", "h") if self.site.beside is None else ("x", "beside", "h")
         if direct is not None and (direct[0] == "sum" or not self.site.swapped):
             tap, function = direct

@@ -26,6 +26,7 @@ from adapters.methods.derived import Watch
 from adapters.methods.parts import Watching
 from adapters.runtime.active import IN_USE, INNERMOST, LOCK, REGISTRIES, AdapterSetup, Setup, innermost
 from adapters.runtime.hooks import HookedSite, Pin, Plan
+from adapters.runtime.mixing import Pools
 from adapters.sites.layers import require_layers
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Programs:
         default: The program outside of every `AdapterSetup`.
         taps, mark: The hooks at sites that are registered, and a text that stands for them.
         lock: Guards the adapters of the model and its hooks.
+        pools: The programs of batches whose rows have adapters of their own.
         running: How many calls follow each program at the moment, on any thread.
     """
 
@@ -104,6 +106,7 @@ class Programs:
         self.lock = threading.Condition(threading.RLock())
         self.running: Counter[Program] = Counter()
         self._kept: OrderedDict[tuple[Setup, tuple[int, ...]], Program] = OrderedDict()
+        self.pools = Pools(self)
         self._built: WeakSet[Program] = WeakSet()
         self._sweeps, self._late, self._closed_for_calls = 0, False, False
         self._hooks(frozenset())
@@ -128,11 +131,19 @@ class Programs:
             CompositionError: it cannot mean anything in this model.
         """
         if torch.compiler.is_compiling():
-            setup = INNERMOST.setup
+            mixture, setup = CALL.now.next_mixture, INNERMOST.setup
+            if mixture is not None and mixture.holds(self):
+                return mixture.program
             program = self.default if setup is None else setup.programs.get(self.number)
             if program is None:
                 raise CompositionError("The AdapterSetup in force names an adapter that this model does not have.")
             return program
+        mixture = CALL.now.next_mixture
+        if mixture is not None and mixture.holds(self):
+            if mixture.program.stale:
+                mixture.renew()
+                CALL.now.assignment = mixture.assignment
+            return mixture.program
         setup = innermost()
         if setup is None:
             return self.default
@@ -153,7 +164,7 @@ class Programs:
             except AdapterError:
                 setup.programs.pop(self.number, None)
             else:
-                self._serve(program)
+                self.serve(program)
 
     def of(self, setup: Setup, skipped: tuple[int, ...] = ()) -> Program:
         """The program of a set-up, made unless it is known. Raises as `in_force`."""
@@ -161,12 +172,17 @@ class Programs:
             key = setup, skipped
             program = self._kept.get(key)
             if program is None:
-                program = self._kept[key] = self._build(setup, skipped)
-                self._built.add(program)
+                program = self._kept[key] = self.made(setup, skipped)
                 self._forget(program)
             else:
                 self._kept.move_to_end(key)
             return program
+
+    def made(self, setup: Setup, skipped: tuple[int, ...] = ()) -> Program:
+        """A new program of a set-up, which whoever asks for it keeps. Raises as `in_force`."""
+        program = self._build(setup, skipped)
+        self._built.add(program)
+        return program
 
     def _forget(self, new: Program) -> None:
         """Give up the programs that were asked for longest ago: a server that mixes batches meets ever new blocks."""
@@ -179,7 +195,8 @@ class Programs:
         """Let calls outside of every `AdapterSetup` follow `setup`, and unhook what nobody needs any more."""
         with self.lock:
             self.default = self.of(setup, tuple(sorted(set(skipped))))
-            self._serve(self.default)
+            self.pools.rest()
+            self.serve(self.default)
             self.sweep()
 
     def changed(self, names: Iterable[str], replaced: bool = False) -> None:
@@ -195,9 +212,10 @@ class Programs:
                 if not changed.isdisjoint(program.names) or (replaced and not program.holds()):
                     program.stale = True
             self._kept = OrderedDict((key, program) for key, program in self._kept.items() if not program.stale)
+            self.pools.drop_stale()
             if self.default.stale:
                 self.default = self.of(self.default.setup, self.default.skipped)
-            self._serve(self.default)
+            self.serve(self.default)
             for setup in [setup for setup in IN_USE if not setup.empty]:
                 known = setup.programs.get(self.number)
                 if known is None or known.stale:
@@ -257,7 +275,7 @@ class Programs:
 
     # --------------------------------------------------------------------------------------------------- hooks
 
-    def _serve(self, program: Program) -> None:
+    def serve(self, program: Program) -> None:
         """Register all hooks that a program needs."""
         if program.served != self._sweeps:
             for number, tap in program.taps:
@@ -275,6 +293,7 @@ class Programs:
         with self.lock:
             with LOCK:
                 entered = [setup.programs.get(self.number) for setup in IN_USE]
+            entered += self.pools.serving()
             needed = self.default.taps.union(*(program.taps for program in entered if program is not None))
             kept = needed.union(*(program.taps for program in self.running))
             self._late = len(kept) > len(needed)
@@ -297,7 +316,7 @@ class Programs:
                 self.lock.wait()
             self.running[program] += 1
             if program.served != self._sweeps:  # swept away already: a call that came late, or a recomputation
-                self._serve(program)
+                self.serve(program)
                 self._late = True
 
     def close(self, program: Program) -> None:

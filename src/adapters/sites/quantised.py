@@ -34,7 +34,13 @@ class Packing:
 
 def packing_of(module: nn.Module) -> Packing | None:
     """How `module` packs its weight; None for a plain weight, and for packed ones that nobody can read."""
+    if type(getattr(module, "weight", None)) in PLAIN:  # all that compiled code has to follow
+        return None
     return next((packing for packing in PACKINGS if packing.known(module)), None)
+
+
+PLAIN = (nn.Parameter, Tensor)
+"""What a weight is that is stored as it is."""
 
 
 def _weight_is(library: str, *classes: str) -> Callable[[Any], bool]:

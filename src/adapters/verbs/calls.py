@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 from adapters.call import CALL
 from adapters.errors import UnsupportedError
 from adapters.runtime.active import INNERMOST, innermost
+from adapters.runtime.arguments import refuse_adapter_names
 from adapters.runtime.engine import Engine, checkpoint_functions, reenters
+from adapters.runtime.mixing import mixing
 from adapters.verbs.base import Verbs
 
 
@@ -21,16 +23,26 @@ class CallVerbs(Verbs):
     """Forward calls, generation, gradient checkpointing and replicas, as Transformers and torch ask for them."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As every module; an interrupt in the middle leaves nothing behind, replicas get adapters of their own."""
+        """As every module; an interrupt in the middle leaves nothing behind, replicas get adapters of their own.
+
+        Args:
+            args, kwargs: As of the class, and `adapter_names`: a list of one adapter name, block or None ("no adapter")
+                for each row of the batch, in place of the active set-up. Where adapters have heads of their names, each
+                row goes through its own.
+        """
         if "_is_replica" in self.__dict__:
             refuse_losses(self._engine)
             return replica_of(self._engine.root, cast(nn.Module, self))(*args, **kwargs)
         if torch.compiler.is_compiling():
+            refuse_adapter_names(kwargs)
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         entry = self._engine.entry
         INNERMOST.setup, before = innermost(), CALL.now
+        if (names := kwargs.pop("adapter_names", None)) is not None:
+            with mixing(self._engine.programs, names, args, kwargs):
+                return self.__call__(*args, **kwargs)
         if not entry.attached:
-            entry.check_unfollowed(kwargs)
+            entry.check_unfollowed()
         try:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -49,8 +61,14 @@ class CallVerbs(Verbs):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in Transformers; with `Parallel` the result has the rows of all adapters, first adapter first.
 
-        What comes first is called `inputs` by most models, and otherwise by those that hear or see.
+        Args:
+            args, kwargs: As in Transformers, and `adapter_names`, as for a call of the model: one for each row of the
+                input, whatever `num_beams` and `num_return_sequences` make of it. What comes first is called `inputs`
+                by most models, and otherwise by those that hear or see.
         """
+        if (names := kwargs.pop("adapter_names", None)) is not None:
+            with mixing(self._engine.programs, names, args[:1], kwargs):
+                return self.generate(*args, **kwargs)
         if not self._engine.parts:
             return super().generate(*args, **kwargs)  # type: ignore[misc]
         first = args[0] if args else kwargs.get("inputs")
