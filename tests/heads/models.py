@@ -103,6 +103,7 @@ ADD = {
     "masked_lm": ("add_masked_lm_head", {}),
     "causal_lm": ("add_causal_lm_head", {}),
     "seq2seq_lm": ("add_seq2seq_lm_head", {}),
+    "ctc": ("add_ctc_head", {}),
 }
 PAIRS = [(kind, head) for kind in CONFIGS for head in auto.MODEL_KINDS[kind].head_types]
 
