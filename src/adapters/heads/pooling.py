@@ -136,6 +136,6 @@ def summary(config: PreTrainedConfig, outputs: ModelOutput, inputs: Mapping[str,
 
 POOLINGS: dict[str, Pooling] = {
     way.__name__: way
-    for way in (pooler, first, mean, mean_of_all, patches, first_and_patches, last_token, last, last_eos, summary)
+    for way in (pooler, first, mean, mean_of_all, patches, first_and_patches, last_token, last, last_eos)
 }
 """What `pooling` in the config of a head may name."""

@@ -29,7 +29,7 @@ from adapters.errors import UnsupportedError, choices
 from adapters.heads.base import norm_eps, width_of
 from adapters.heads.kinds import BASES, MODEL_KINDS, stem
 from adapters.heads.language_modeling import scales_decoder
-from adapters.heads.pooling import POOLINGS, text_config
+from adapters.heads.pooling import POOLINGS, summary, text_config
 from adapters.sites.discovery.inputs import candidates
 from adapters.sites.discovery.twin import configs, divisor, plain_torch, randomised, shrunken, size
 
@@ -354,7 +354,7 @@ class _Reading:
                 continue
             if state.dim() != 2 or state.size(-1) != linears[0].module.in_features:
                 continue
-            if name == "pooler" and not self._pools():
+            if (name == "pooler" or pool is summary) and not self._pools():
                 continue
             for linear, norm in zip(linears, [*norms, None], strict=True):
                 state = linear.module(state)
