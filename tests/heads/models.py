@@ -92,6 +92,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "patch_size": 8,
     },
 }
+SOUNDS: dict[str, dict[str, Any]] = {
+    "wav2vec2": {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "conv_dim": [16, 16],
+        "conv_kernel": [10, 3],
+        "conv_stride": [5, 2],
+        "num_conv_pos_embeddings": 4,
+        "num_conv_pos_embedding_groups": 2,
+        "vocab_size": VOCAB,
+    }
+}
+"""Types that hear."""
 ADD = {
     "classification": ("add_classification_head", {"num_labels": 3}),
     "multilabel_classification": ("add_classification_head", {"num_labels": 3, "multilabel": True}),
@@ -109,7 +124,7 @@ PAIRS = [(kind, head) for kind in CONFIGS for head in auto.MODEL_KINDS[kind].hea
 
 
 def tiny_config(model_type: str, **kwargs: Any) -> Any:
-    return AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **kwargs})
+    return AutoConfig.for_model(model_type, **{**{**CONFIGS, **SOUNDS}[model_type], **kwargs})
 
 
 def tiny(model_type: str, **kwargs: Any) -> Any:

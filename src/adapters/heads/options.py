@@ -67,9 +67,9 @@ RULES: Mapping[str, Rule] = {
     "bias": flag,
     "layer_norm": flag,
     "shift_labels": flag,
-    "blank": integer(0),
-    "reduction": one_of("mean", "sum"),
-    "zero_infinity": flag,
+    "blank": integer(0) | nothing,
+    "reduction": one_of("mean", "sum") | nothing,
+    "zero_infinity": flag | nothing,
     "structure": Rule(f"a dict of ({_ENTRIES})", _is_structure, {"type": "object"}) | nothing,
 }
 """Option of a head, or field of its config -> the values that it may have. Custom heads may have others."""
