@@ -102,6 +102,7 @@ SOUNDS: dict[str, dict[str, Any]] = {
         "conv_kernel": [10, 3],
         "conv_stride": [5, 2],
         "num_conv_pos_embeddings": 4,
+        "apply_spec_augment": False,
         "num_conv_pos_embedding_groups": 2,
         "vocab_size": VOCAB,
     }
@@ -121,6 +122,8 @@ ADD = {
     "ctc": ("add_ctc_head", {}),
 }
 PAIRS = [(kind, head) for kind in CONFIGS for head in auto.MODEL_KINDS[kind].head_types]
+OF_TYPE = {head_type: kind for kind, head_type in reversed(PAIRS)} | {"ctc": "wav2vec2"}
+"""Head type -> the first model type that has it."""
 
 
 def tiny_config(model_type: str, **kwargs: Any) -> Any:
@@ -144,6 +147,8 @@ def inputs_for(model: Any, head_type: str = "", rows: int = 2) -> dict[str, torc
     draw = torch.Generator().manual_seed(1)
     if model.config.model_type == "vit":
         return {"pixel_values": torch.randn(rows, 3, 16, 16, generator=draw)}
+    if model.config.model_type in SOUNDS:
+        return {"input_values": torch.randn(rows, 400, generator=draw)}
     ids = torch.randint(5, VOCAB, (rows, 7), generator=draw)
     mask = torch.ones_like(ids)
     ids[:, 6] = EOS
@@ -166,6 +171,8 @@ def labels_for(head_type: str, rows: int = 2) -> dict[str, torch.Tensor]:
         return {"labels": torch.tensor([1, 0] * (rows // 2))}
     if head_type == "multilabel_classification":
         return {"labels": torch.tensor([[1, 0, 1], [0, 0, 1]] * (rows // 2))}
+    if head_type == "ctc":
+        return {"labels": torch.tensor([[5, 6], [7, -100]] * (rows // 2))}
     if head_type == "tagging":
         return {"labels": torch.randint(0, 3, (rows, 7), generator=draw)}
     if head_type == "question_answering":

@@ -16,7 +16,7 @@ from adapters.heads.adding import AddHeadMethods
 from adapters.heads.options import MOST_LABELS, MOST_LAYERS, RULES, label_map
 from adapters.heads.registry import register_custom_head
 from tests.heads.custom import Custom
-from tests.heads.models import ADD, PAIRS, add_head, inputs_for, tiny
+from tests.heads.models import ADD, OF_TYPE, add_head, inputs_for, tiny
 
 WRONG: dict[str, tuple[Any, ...]] = {
     "num_labels": (0, -1, 2.0, "2", None, True, float("nan"), MOST_LABELS + 1, 10**30),
@@ -34,8 +34,6 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "zero_infinity": ("yes", 1, 0.0, []),
     **dict.fromkeys(("multilabel", "use_pooler", "bias", "layer_norm", "shift_labels"), (None, "yes", 1, 0.0, [])),
 }
-OF_TYPE = {head_type: kind for kind, head_type in reversed(PAIRS)} | {"ctc": "wav2vec2"}
-"""Head type -> the first model type that has it."""
 
 
 def state_of(model: Any) -> tuple[Any, ...]:
