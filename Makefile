@@ -24,7 +24,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help demo demo-short hub test fast test-lowest hub-clients lint format types zoo bench bench-hub hooks venv constraints clean
+.PHONY: help demo demo-short hub test fast test-lowest hub-clients lint format types zoo heads bench bench-hub hooks venv constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -64,6 +64,9 @@ types: $(STAMPS)/dev  ## mypy --strict on src/, scripts/ and benchmarks/
 
 zoo: $(STAMPS)/test  ## what adapters do in every model type of transformers: docs/capabilities (an hour or two)
 	$(BIN)/python scripts/zoo.py $(ARGS)
+
+heads: $(STAMPS)/test  ## which types of transformers carry flexible heads, and which plain heads become some (an hour)
+	$(BIN)/python scripts/heads.py $(ARGS)
 
 bench: $(STAMPS)/bench $(STAMPS)-smollm2  ## benchmarks against PEFT: a table and JSON
 	$(BIN)/python -m benchmarks $(ARGS)

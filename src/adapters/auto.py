@@ -11,10 +11,11 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAuto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
 
 from adapters.checkpoint.atomic import finish
-from adapters.heads.kinds import MODEL_KINDS
+from adapters.heads.kinds import BASES, MODEL_KINDS, stem
 from adapters.heads.model import (
     EncoderDecoderHeadModel,
     HeadModel,
+    OwnPositionsGenerationMixin,
     UncachedGenerationMixin,
     argument_names,
     make_signature,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     MBartAdapterModel: type[Any]
     ViTAdapterModel: type[Any]
 
-ADAPTER_MODEL_MAPPING_NAMES = {kind: f"{row.name}AdapterModel" for kind, row in MODEL_KINDS.items()}
+ADAPTER_MODEL_MAPPING_NAMES = {kind: f"{stem(base)}AdapterModel" for kind, base in BASES.items()}
 
 
 def make_adapter_model_class(model_type: str) -> type[Any]:
@@ -53,6 +54,7 @@ def make_adapter_model_class(model_type: str) -> type[Any]:
     heads = HeadModel if kind.shift is None else EncoderDecoderHeadModel
     parents = (heads, AdapterModelMixin, family)
     generation = GenerationMixin if "past_key_values" in argument_names(base) else UncachedGenerationMixin
+    generation = OwnPositionsGenerationMixin if hasattr(base, "get_rope_index") else generation
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return HeadModel.forward(self, *args, **kwargs)
@@ -64,6 +66,7 @@ def make_adapter_model_class(model_type: str) -> type[Any]:
         "__module__": __name__,
         "__doc__": f"{kind.base} with adapters and flexible prediction heads. See `HeadModel`.",
         "base_model_class": base,
+        "base_model_prefix": base.base_model_prefix or "model",
         "head_types": kind.head_types,
         "pooling": None if kind.pooling is None else staticmethod(kind.pooling),
         "shift": None if kind.shift is None else staticmethod(kind.shift),

@@ -92,6 +92,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "patch_size": 8,
     },
 }
+SOUNDS: dict[str, dict[str, Any]] = {
+    "wav2vec2": {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "conv_dim": [16, 16],
+        "conv_kernel": [10, 3],
+        "conv_stride": [5, 2],
+        "num_conv_pos_embeddings": 4,
+        "apply_spec_augment": False,
+        "num_conv_pos_embedding_groups": 2,
+        "vocab_size": VOCAB,
+    }
+}
+"""Types that hear."""
 ADD = {
     "classification": ("add_classification_head", {"num_labels": 3}),
     "multilabel_classification": ("add_classification_head", {"num_labels": 3, "multilabel": True}),
@@ -103,12 +119,15 @@ ADD = {
     "masked_lm": ("add_masked_lm_head", {}),
     "causal_lm": ("add_causal_lm_head", {}),
     "seq2seq_lm": ("add_seq2seq_lm_head", {}),
+    "ctc": ("add_ctc_head", {}),
 }
 PAIRS = [(kind, head) for kind in CONFIGS for head in auto.MODEL_KINDS[kind].head_types]
+OF_TYPE = {head_type: kind for kind, head_type in reversed(PAIRS)} | {"ctc": "wav2vec2"}
+"""Head type -> the first model type that has it."""
 
 
 def tiny_config(model_type: str, **kwargs: Any) -> Any:
-    return AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **kwargs})
+    return AutoConfig.for_model(model_type, **{**{**CONFIGS, **SOUNDS}[model_type], **kwargs})
 
 
 def tiny(model_type: str, **kwargs: Any) -> Any:
@@ -128,6 +147,8 @@ def inputs_for(model: Any, head_type: str = "", rows: int = 2) -> dict[str, torc
     draw = torch.Generator().manual_seed(1)
     if model.config.model_type == "vit":
         return {"pixel_values": torch.randn(rows, 3, 16, 16, generator=draw)}
+    if model.config.model_type in SOUNDS:
+        return {"input_values": torch.randn(rows, 400, generator=draw)}
     ids = torch.randint(5, VOCAB, (rows, 7), generator=draw)
     mask = torch.ones_like(ids)
     ids[:, 6] = EOS
@@ -150,6 +171,8 @@ def labels_for(head_type: str, rows: int = 2) -> dict[str, torch.Tensor]:
         return {"labels": torch.tensor([1, 0] * (rows // 2))}
     if head_type == "multilabel_classification":
         return {"labels": torch.tensor([[1, 0, 1], [0, 0, 1]] * (rows // 2))}
+    if head_type == "ctc":
+        return {"labels": torch.tensor([[5, 6], [7, -100]] * (rows // 2))}
     if head_type == "tagging":
         return {"labels": torch.randint(0, 3, (rows, 7), generator=draw)}
     if head_type == "question_answering":

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 import adapters
 from adapters import auto
@@ -18,7 +19,7 @@ from adapters.heads.language_modeling import scales_decoder, ties_embeddings
 from adapters.sites.discovery.twin import randomised
 from adapters.sites.specs import SPECS
 from tests.heads.models import CONFIGS, WIDTH, add_head, inputs_for, tiny, tiny_config
-from tests.zoo import inputs_of, small_config
+from tests.zoo import inputs_of, small_config, small_model
 
 pytestmark = pytest.mark.versions
 
@@ -40,12 +41,39 @@ def test_class_of_each_type(model_type: str) -> None:
 
 
 def test_mapping_is_complete() -> None:
-    assert set(CONFIGS) <= set(SPECS) and set(CONFIGS) < set(auto.MODEL_KINDS)
-    assert len(ADAPTER_MODEL_MAPPING.values()) >= len(auto.MODEL_KINDS)
-    for name in auto.ADAPTER_MODEL_MAPPING_NAMES.values():
+    assert set(CONFIGS) <= set(SPECS) and set(auto.MODEL_KINDS) == set(MODEL_MAPPING_NAMES)
+    assert set(auto.ADAPTER_MODEL_MAPPING_NAMES) == set(auto.MODEL_KINDS)
+    bases = {(auto.ADAPTER_MODEL_MAPPING_NAMES[kind], base) for kind, base in auto.BASES.items()}
+    assert len({name for name, _ in bases}) == len(bases), "two base models share a name"
+    for kind in [*CONFIGS, *TAKES]:
+        name = auto.ADAPTER_MODEL_MAPPING_NAMES[kind]
         assert getattr(adapters, name).__name__ == name
     with pytest.raises(AttributeError):
         auto.NoAdapterModel  # noqa: B018
+
+
+TAKES = {
+    "audioflamingo3": "causal_lm",
+    "clip_text_model": "classification",
+    "clip_vision_model": "image_classification",
+    "dinov3_convnext": "image_classification",
+    "florence2": "seq2seq_lm",
+    "granite_speech": "causal_lm",
+    "kosmos-2": "causal_lm",
+    "mimi": None,
+    "pixtral": "image_classification",
+    "qwen2_vl_text": "causal_lm",
+    "sam": None,
+    "voxtral_encoder": "tagging",
+    "wav2vec2": "ctc",
+}
+"""Types whose heads follow from what their base model takes and returns, and one of these; None: they have none."""
+
+
+@pytest.mark.parametrize("model_type", TAKES)
+def test_heads_follow_from_the_base_model(model_type: str) -> None:
+    found = auto.MODEL_KINDS[model_type].head_types
+    assert TAKES[model_type] in found if TAKES[model_type] else not found
 
 
 FOUND = {
@@ -290,3 +318,105 @@ def test_the_trainer_evaluates_and_trains(tmp_path: Any) -> None:
     trainer.train()
     assert not torch.equal(model.heads["h"][1].weight, before)
     assert trainer.evaluate()["eval_loss"] > 0
+
+
+TEXT = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT |= {
+    "num_key_value_heads": 2,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+VIEW = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 8}
+SIGHT = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 2, "mlp_ratio": 2}
+TURNED = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+SEEING: dict[str, tuple[str, dict[str, Any], int]] = {
+    "llava": (
+        "LlavaForConditionalGeneration",
+        {
+            "text_config": {**TEXT, "model_type": "llama"},
+            "vision_config": {**VIEW, "patch_size": 4, "model_type": "clip_vision_model"},
+            "image_token_id": 90,
+        },
+        4,
+    ),
+    "qwen2_vl": (
+        "Qwen2VLForConditionalGeneration",
+        {
+            "text_config": {**TEXT, "rope_parameters": TURNED},
+            "vision_config": SIGHT,
+            "image_token_id": 90,
+            "video_token_id": 91,
+            "vision_start_token_id": 92,
+            "vision_end_token_id": 93,
+        },
+        4,
+    ),
+}
+"""Types that write about images: class, config, tokens per image."""
+
+
+@pytest.mark.parametrize("model_type", SEEING)
+def test_what_is_written_about_images(model_type: str, tmp_path: Any) -> None:
+    class_name, options, patches = SEEING[model_type]
+    config = transformers.AutoConfig.for_model(model_type, **options)
+    torch.manual_seed(0)
+    plain = randomised(getattr(transformers, class_name)(config)).eval()
+    plain.save_pretrained(tmp_path)
+    model = AutoAdapterModel.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([[92, *[90] * patches, 93, 5, 6, 7], [92, *[90] * patches, 93, 8, 9, 10]])
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model_type == "llava":
+        given["pixel_values"] = torch.randn(2, 3, 8, 8)
+    else:
+        given["pixel_values"] = torch.randn(2 * 16, 3 * 2 * 2 * 2)
+        given["image_grid_thw"] = torch.tensor([[1, 4, 4]] * 2)
+        given["mm_token_type_ids"] = (ids == 90).long()
+    with torch.no_grad():
+        want, got = (one(**given, labels=ids) for one in (plain, model))
+        blind = model(input_ids=ids.where(ids != 90, 5)).logits
+    torch.testing.assert_close(got.logits, want.logits)
+    torch.testing.assert_close(got.loss, want.loss)
+    assert not torch.allclose(blind, got.logits, atol=1e-3)
+    for cached in (True, False):
+        steps = {"max_new_tokens": 4, "do_sample": False, "use_cache": cached}
+        assert torch.equal(model.generate(**given, **steps), plain.generate(**given, **steps))
+    model.add_classification_head("c", num_labels=3)
+    model.add_adapter("c", config="lora")
+    model.train_adapter("c")
+    model(**given, labels=torch.tensor([0, 2])).loss.backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if ".loras.c." in n and "language_model" in n)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_recognisers_of_tokens_per_frame(reduction: str, tmp_path: Any) -> None:
+    """The loss too, with sounds and labels of different lengths."""
+    torch.manual_seed(0)
+    config = small_config("wav2vec2")
+    config.ctc_loss_reduction = reduction
+    plain = randomised(transformers.Wav2Vec2ForCTC(config)).eval()
+    plain.save_pretrained(tmp_path)
+    model = AutoAdapterModel.from_pretrained(tmp_path).eval()
+    sounds, mask = torch.randn(2, 4000), torch.ones(2, 4000).long()
+    mask[1, 2600:] = 0
+    labels = torch.tensor([[5, 6, 7], [8, -100, -100]])
+    with torch.no_grad():
+        want, got = (one(sounds, attention_mask=mask, labels=labels) for one in (plain, model))
+    torch.testing.assert_close(got.logits, want.logits)
+    torch.testing.assert_close(got.loss, want.loss)
+    assert model.heads["default"].config["reduction"] == reduction
+
+
+@pytest.mark.parametrize("model_type", ["dinov3_convnext", "dinov3_vit", "sapiens2"])
+def test_all_of_a_base_model_is_frozen(model_type: str) -> None:
+    """Also where `base_model` is its list of layers."""
+    model = small_model(model_type)
+    assert model.base_model is not model
+    adapters.init(model)
+    model.add_adapter("a", config=adapters.LoRAConfig(r=2, places=["*"]))
+    model.train_adapter("a")
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained and all(".loras.a." in name for name in trained)
+    model.freeze_model(False)
+    assert all(p.requires_grad for p in model.parameters())

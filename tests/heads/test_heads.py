@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 
 from adapters.heads import HEADS
 from adapters.heads.language_modeling import scales_decoder
-from tests.heads.models import ADD, EOS, PAIRS, WIDTH, add_head, inputs_for, labels_for, tiny
+from tests.heads.models import ADD, EOS, OF_TYPE, PAIRS, WIDTH, add_head, inputs_for, labels_for, tiny
 
 
 def base_states(model: Any, inputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
@@ -159,8 +159,7 @@ def test_tuples_hold_the_same(model_type: str, head_type: str) -> None:
 
 @pytest.mark.parametrize("head_type", HEADS)
 def test_training_reaches_head_and_base(head_type: str) -> None:
-    model_type = next(kind for kind, head in PAIRS if head == head_type)
-    model = tiny(model_type).train()
+    model = tiny(OF_TYPE[head_type]).train()
     add_head(model, head_type)
     model.train()
     model(**inputs_for(model, head_type), **labels_for(head_type)).loss.backward()

@@ -16,7 +16,7 @@ from adapters.heads.adding import AddHeadMethods
 from adapters.heads.options import MOST_LABELS, MOST_LAYERS, RULES, label_map
 from adapters.heads.registry import register_custom_head
 from tests.heads.custom import Custom
-from tests.heads.models import ADD, PAIRS, add_head, inputs_for, tiny
+from tests.heads.models import ADD, OF_TYPE, add_head, inputs_for, tiny
 
 WRONG: dict[str, tuple[Any, ...]] = {
     "num_labels": (0, -1, 2.0, "2", None, True, float("nan"), MOST_LABELS + 1, 10**30),
@@ -29,10 +29,11 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "id2label": (["no", "yes"], {"no": "yes"}, {0: ["no"]}, 2),
     "label2id": ([0, 1], {"no": "zero"}, {"no": None}, 2),
     "structure": ([], {"inner_size": 0}, {"pooling": "best"}, {"scale": -1}, {"norm_eps": float("inf")}, {"width": 3}),
+    "blank": (-1, 1.5, "2", True),
+    "reduction": ("none", 3, ["sum"]),
+    "zero_infinity": ("yes", 1, 0.0, []),
     **dict.fromkeys(("multilabel", "use_pooler", "bias", "layer_norm", "shift_labels"), (None, "yes", 1, 0.0, [])),
 }
-OF_TYPE = {head_type: kind for kind, head_type in reversed(PAIRS)}
-"""Head type -> the first model type that has it."""
 
 
 def state_of(model: Any) -> tuple[Any, ...]:
@@ -52,7 +53,7 @@ def test_wrong_values_change_nothing(head_type: str) -> None:
     add_head(model, head_type, "kept")
     before = state_of(model)
     for option in set(inspect.signature(HEADS[head_type]).parameters) & set(WRONG):
-        unused = head_type.endswith("_lm") and option in ("id2label", "label2id")
+        unused = head_type.endswith(("_lm", "ctc")) and option in ("id2label", "label2id")
         for value in () if unused else WRONG[option]:
             config = {"head_type": head_type, option: value}
             with pytest.raises(HeadError):

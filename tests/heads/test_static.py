@@ -8,14 +8,11 @@ import pytest
 import torch
 import transformers
 
-import adapters
 from adapters.auto import AutoAdapterModel
 from adapters.errors import UnsupportedError
 from adapters.heads.static import CLASSES, convert_static_head, static_head_config
-from adapters.sites.discovery.inputs import candidates
-from adapters.sites.discovery.twin import randomised
+from tests.heads.everything import try_class
 from tests.heads.models import VOCAB, WIDTH, inputs_for, tiny_config
-from tests.zoo import small_config
 
 MODEL_TYPES = {
     transformers.AutoConfig.for_model(kind).__class__: kind
@@ -125,58 +122,19 @@ FOUND = [
     "UMT5ForConditionalGeneration",
     "XLNetForSequenceClassification",
     "XmodForSequenceClassification",
+    "ApertusForCausalLM",
+    "AudioFlamingo3ForConditionalGeneration",
+    "BailingHybridForCausalLM",
+    "HubertForCTC",
+    "LlavaForConditionalGeneration",
+    "MixtralForCausalLM",
 ]
 """Heads of all shapes, of types that nobody described."""
 
 
-IMAGES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
-PLAIN: dict[str, dict[str, Any]] = {"beit": IMAGES, "dinov2": IMAGES}
-"""Types whose small configs cannot be read again from a file."""
-
-
-def same_logits(class_name: str, folder: Any) -> None:
-    """Whether a checkpoint of a class gives the same logits in a model with flexible heads, also when saved again."""
-    torch.manual_seed(0)
-    kind = CLASSES[class_name][1]
-    config = transformers.AutoConfig.for_model(kind, **PLAIN[kind]) if kind in PLAIN else small_config(kind)
-    if kind == "gemma2":
-        config.hidden_size = 40
-    if getattr(config, "pad_token_id", 0) is None:
-        config.pad_token_id = 0
-    if CLASSES[class_name][0] not in ("multiple_choice", "question_answering"):
-        config.num_labels = 3
-    plain = getattr(transformers, class_name)(config).float().eval()
-    if kind != "resnet":  # whose 50 convolutions would make numbers too large
-        randomised(plain)
-    plain.save_pretrained(folder / "plain")
-    if kind == "xmod":  # whose own language adapters are silent in every model with ours
-        adapters.init(plain)
-    model = AutoAdapterModel.from_pretrained(folder / "plain", dtype="float32").eval()
-    assert model.active_head == "default"
-    for inputs in candidates(plain):
-        if CLASSES[class_name][0] == "multiple_choice":
-            inputs = {name: value.unsqueeze(0) for name, value in inputs.items()}
-        if model.config.is_encoder_decoder and "input_ids" in inputs:
-            inputs["input_ids"][:, -1] = model.config.eos_token_id
-        try:
-            with torch.no_grad():
-                wanted = plain(**inputs)
-        except Exception:
-            continue
-        break
-    with torch.no_grad():
-        found = model(**inputs)
-        model.save_pretrained(folder / "flex")
-        again = AutoAdapterModel.from_pretrained(folder / "flex", dtype="float32").eval()(**inputs)
-    for name in ("logits", "start_logits", "end_logits"):
-        if name in wanted:
-            torch.testing.assert_close(found[name], wanted[name], atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(again[name], found[name])
-
-
 @pytest.mark.parametrize("class_name", FOUND)
 def test_heads_of_types_that_nobody_described(class_name: str, tmp_path: Any) -> None:
-    same_logits(class_name, tmp_path)
+    assert try_class(class_name, tmp_path).startswith("logits")
 
 
 REFUSED = {

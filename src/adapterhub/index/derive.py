@@ -30,6 +30,7 @@ PIPELINES: Mapping[str, str] = {
     "masked_lm": "fill-mask",
     "causal_lm": "text-generation",
     "seq2seq_lm": "text2text-generation",
+    "ctc": "automatic-speech-recognition",
     "image_classification": "image-classification",
 }
 _PEFT_TASKS = {

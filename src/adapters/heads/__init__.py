@@ -6,6 +6,7 @@ from adapters.heads.classification import (
     ImageClassificationHead,
     MultiLabelClassificationHead,
 )
+from adapters.heads.ctc import CTCHead
 from adapters.heads.dependency_parsing import BiaffineParsingHead, DependencyParsingOutput
 from adapters.heads.language_modeling import CausalLMHead, MaskedLMHead, Seq2SeqLMHead
 from adapters.heads.mixin import FlexibleHeadsMixin
@@ -35,6 +36,7 @@ __all__ = [
     "BertStyleMaskedLMHead",
     "CausalLMHead",
     "Seq2SeqLMHead",
+    "CTCHead",
     "HEADS",
     "CUSTOM_HEADS",
     "register_custom_head",

@@ -9,6 +9,7 @@ from typing import Any
 
 from adapters.heads.base import PredictionHead
 from adapters.heads.classification import ClassificationHead, ImageClassificationHead, MultiLabelClassificationHead
+from adapters.heads.ctc import CTCHead
 from adapters.heads.dependency_parsing import BiaffineParsingHead
 from adapters.heads.language_modeling import CausalLMHead, MaskedLMHead, Seq2SeqLMHead
 from adapters.heads.multiple_choice import MultipleChoiceHead
@@ -117,6 +118,11 @@ class AddHeadMethods:
         **TOKENS,
     )
     add_seq2seq_lm_head = adder(Seq2SeqLMHead, "layers overwrite_ok set_active", "predicts the decoder's tokens")
+    add_ctc_head = adder(
+        CTCHead,
+        f"vocab_size {LAYERS} overwrite_ok blank reduction zero_infinity dropout_prob set_active",
+        "predicts what is said in a sound, as tokens and blanks per frame",
+    )
 
 
 for _name, _verb in vars(AddHeadMethods).items():

@@ -99,7 +99,7 @@ class PredictionHead(_Modules):
         structure = self.config.get("structure") or {}
         width = structure.get("input_size") or hidden_size(model)
         inner = structure.get("inner_size") or width_of(model.config) or width
-        outputs = 1 if "num_choices" in self.config else self._option("num_labels")
+        outputs = 1 if "num_choices" in self.config else self.config.get("vocab_size") or self._option("num_labels")
         dropout = dropout_probability(self.config, model)
         modules: list[nn.Module] = []
         for _ in range(self._option("layers") - 1):

@@ -148,12 +148,12 @@ class ImageClassificationHead(RowHead):
 
 
 def classification_vector(head: PredictionHead, outputs: ModelOutput, cls_output: Tensor | None) -> Tensor:
-    """The vector per row that a head classifies: the one handed to it, else pooler output or position 0."""
+    """The vector per row that a head classifies: what is handed to it, else the pooler's, position 0, a mean."""
     if cls_output is not None:
         return cls_output
     if not head.config.get("use_pooler"):
         states: Tensor = outputs[0]
-        return states[:, 0]
+        return states.mean((-2, -1)) if states.dim() == 4 else states[:, 0]
     if (pooled := outputs.get("pooler_output")) is None:
         raise HeadError(
             f"Head {head.name!r} has use_pooler=True, but this model has no pooler. Add the head with use_pooler=False."

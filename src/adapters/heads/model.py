@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import ModelOutput, TransformersKwargs
 
@@ -168,6 +170,8 @@ class HeadModel(_Base):
 
     def _sort_arguments(self, inputs: Mapping[str, Any], heads: Heads) -> tuple[dict[str, Any], dict[str, Any]]:
         base = {*self.base_arguments, *RUNTIME, *TransformersKwargs.__optional_keys__} - {"num_items_in_batch"}
+        if "past_key_values" in base:  # what multimodal models hand on to their text model, unnamed
+            base.add("use_cache")
         for_base = {name: value for name, value in inputs.items() if name in base}
         for_heads = {name: value for name, value in inputs.items() if name not in base}
         for_heads.pop("token_type_ids", None)  # tokenizers give it, and a base model without it has no use for it
@@ -219,7 +223,8 @@ class HeadModel(_Base):
             options["head_type"] = "multilabel_classification"
         elif config.problem_type == MULTILABEL and options["head_type"] == "image_classification":
             options["multilabel"] = True
-        renames = static_key_mapping(name, DEFAULT_HEAD, config) | _base_mapping(static, cls.base_model_prefix)
+        heads = static_key_mapping(name, DEFAULT_HEAD, config)
+        renames = heads | _class_mapping(name) | _base_mapping(static, cls.base_model_prefix)
         config.prediction_heads = {DEFAULT_HEAD: options}
         kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **renames}
         loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
@@ -244,6 +249,21 @@ class HeadModel(_Base):
                 name,
             )
             return None
+
+    # What transformers asks of where a class is written: it is for the code of the base model
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Whether the model is none of transformers, so that its checkpoints are not renamed."""
+        return bool(cls.base_model_class.is_custom_code())
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return bool(cls.base_model_class._can_set_attn_implementation())
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return bool(cls.base_model_class._can_set_experts_implementation())
 
     # What the HF Trainer asks of a model or its class
 
@@ -300,6 +320,24 @@ class UncachedGenerationMixin(GenerationMixin):
         return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
 
 
+class OwnPositionsGenerationMixin(GenerationMixin):
+    """Generation with a base model that says where tokens are: those of an image in time, rows and columns."""
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Any, model_kwargs: dict[str, Any]) -> Any:
+        """Positions [4, B, S]: in the text, and in time, rows and columns."""
+        text = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+        base: Any = self.base_model  # type: ignore[attr-defined]
+        ids = model_kwargs.get("input_ids", inputs_tensor)
+        grids = any(model_kwargs.get(f"{what}_grid_thw") is not None for what in ("image", "video"))
+        if ids.dim() != 2 or not grids:
+            base.rope_deltas = text.new_zeros(text.size(0), 1)
+            return text.expand(4, *text.shape)
+        takes = inspect.signature(base.get_rope_index).parameters
+        given = {name: value for name, value in model_kwargs.items() if name in takes and name != "input_ids"}
+        seen, base.rope_deltas = base.get_rope_index(ids, **given)
+        return torch.cat([text[None], seen])
+
+
 def argument_names(base_model_class: type[PreTrainedModel]) -> tuple[str, ...]:
     """Names of the arguments of a base model's forward, in order."""
     variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
@@ -351,6 +389,13 @@ def _was_tied(raw: Mapping[str, Any]) -> bool:
     """What a stored config says about tied embeddings; transformers 5 writes true for every mT5."""
     major = str(raw.get("transformers_version") or "0").partition(".")[0]
     return raw.get("tie_word_embeddings") is True and major.isdigit() and int(major) < 5
+
+
+def _class_mapping(class_name: str) -> dict[str, str]:
+    """What transformers renames in checkpoints of a class alone, not in all of its type."""
+    conversions = get_checkpoint_conversion_mapping(class_name) or ()
+    renamings = [one for one in conversions if type(one) is WeightRenaming]
+    return {one.source_patterns[0]: one.target_patterns[0] for one in renamings}
 
 
 def _base_mapping(static: StaticHead, prefix: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 
 from adapters.errors import HeadError, choices
 from adapters.heads.pooling import POOLINGS
-from adapters.methods.config import Rule, flag, nothing, one_of, text
+from adapters.methods.config import Rule, flag, integer, nothing, one_of, text
 
 MOST_LABELS = 1_000_000
 MOST_LAYERS = 100
@@ -67,6 +67,9 @@ RULES: Mapping[str, Rule] = {
     "bias": flag,
     "layer_norm": flag,
     "shift_labels": flag,
+    "blank": integer(0) | nothing,
+    "reduction": one_of("mean", "sum") | nothing,
+    "zero_infinity": flag | nothing,
     "structure": Rule(f"a dict of ({_ENTRIES})", _is_structure, {"type": "object"}) | nothing,
 }
 """Option of a head, or field of its config -> the values that it may have. Custom heads may have others."""

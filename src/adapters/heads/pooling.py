@@ -127,6 +127,13 @@ def first_and_patches(config: PreTrainedConfig, outputs: ModelOutput, inputs: Ma
     return torch.cat([first(config, outputs, inputs), patches(config, outputs, inputs)], -1)
 
 
+def summary(config: PreTrainedConfig, outputs: ModelOutput, inputs: Mapping[str, Any]) -> Tensor:
+    """What the model itself says of the whole: the output of its pooler, where it returns one, else the mean."""
+    found = outputs.get("pooler_output")
+    rows = isinstance(found, Tensor) and found.size(0) == outputs[0].size(0) and found.flatten(1).dim() == 2
+    return (pooler if rows else mean)(config, outputs, inputs)
+
+
 POOLINGS: dict[str, Pooling] = {
     way.__name__: way
     for way in (pooler, first, mean, mean_of_all, patches, first_and_patches, last_token, last, last_eos)

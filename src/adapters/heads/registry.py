@@ -11,6 +11,7 @@ from adapters.heads.classification import (
     ImageClassificationHead,
     MultiLabelClassificationHead,
 )
+from adapters.heads.ctc import CTCHead
 from adapters.heads.dependency_parsing import BiaffineParsingHead
 from adapters.heads.language_modeling import CausalLMHead, MaskedLMHead, Seq2SeqLMHead
 from adapters.heads.multiple_choice import MultipleChoiceHead
@@ -31,6 +32,7 @@ HEADS: dict[str, type[PredictionHead]] = {
     "masked_lm": MaskedLMHead,
     "causal_lm": CausalLMHead,
     "seq2seq_lm": Seq2SeqLMHead,
+    "ctc": CTCHead,
 }
 """head_type -> class."""
 

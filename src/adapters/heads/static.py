@@ -57,7 +57,7 @@ def static_head_config(
     """
     static = find_static_head(class_name, model_config)
     config: dict[str, Any] = {"head_type": static.head_type, **static.options}
-    if static.head_type in TOKENS:
+    if static.head_type in (*TOKENS, "ctc"):
         return config
     count = num_labels or len(label2id or ()) or 2
     if static.head_type == "question_answering":

@@ -27,20 +27,21 @@ from transformers.utils.generic import ModelOutput
 
 from adapters.errors import UnsupportedError, choices
 from adapters.heads.base import norm_eps, width_of
-from adapters.heads.kinds import MODEL_KINDS
+from adapters.heads.kinds import BASES, MODEL_KINDS, stem
 from adapters.heads.language_modeling import scales_decoder
-from adapters.heads.pooling import POOLINGS, text_config
+from adapters.heads.pooling import POOLINGS, summary, text_config
 from adapters.sites.discovery.inputs import candidates
-from adapters.sites.discovery.twin import divisor, plain_torch, randomised, shrunken, size
+from adapters.sites.discovery.twin import configs, divisor, plain_torch, randomised, shrunken, size
 
 TASKS = {
     "seq2seq_lm": ("SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ"),
     "classification": ("SEQUENCE_CLASSIFICATION", "AUDIO_CLASSIFICATION"),
     "tagging": ("TOKEN_CLASSIFICATION", "AUDIO_FRAME_CLASSIFICATION"),
-    "question_answering": ("QUESTION_ANSWERING",),
+    "question_answering": ("QUESTION_ANSWERING", "DOCUMENT_QUESTION_ANSWERING"),
     "multiple_choice": ("MULTIPLE_CHOICE",),
-    "causal_lm": ("CAUSAL_LM",),
+    "causal_lm": ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM"),
     "masked_lm": ("MASKED_LM",),
+    "ctc": ("CTC",),
     "image_classification": ("IMAGE_CLASSIFICATION", "VIDEO_CLASSIFICATION"),
 }
 """Type of a flexible head -> the tasks of transformers that it is for. The first that names a class is the class's."""
@@ -49,7 +50,9 @@ ROWS = ("classification", "multiple_choice", "image_classification")
 """Heads that read one vector per row."""
 TOKENS = ("masked_lm", "causal_lm", "seq2seq_lm")
 """Heads that predict tokens."""
-BIASED = ("tagging", "question_answering", "multiple_choice")
+GENERATORS = {"causal_lm": "seq2seq_lm", "seq2seq_lm": "causal_lm"}
+"""Heads that write. Which of them a class for images or sounds has is told by its type, not by its task."""
+BIASED = ("tagging", "question_answering", "multiple_choice", "ctc")
 """Heads whose last layer has a bias, whatever their options say."""
 ENCODER_DECODER = ("encoder", "decoder", "shared")
 """Children of classes like T5ForConditionalGeneration that are the base model; the others are the head."""
@@ -94,7 +97,7 @@ def _classes() -> dict[str, tuple[str, str]]:
                 for name in (names,) if isinstance(names, str) else names:
                     if model_type not in MODEL_KINDS or (name in found and found[name][0] != head_type):
                         continue
-                    if name not in found or name.startswith(MODEL_KINDS[model_type].name):
+                    if name not in found or name.startswith(stem(BASES[model_type])):
                         found[name] = head_type, model_type
     return found
 
@@ -152,6 +155,9 @@ class _Reading:
         self.cls, self.given = cls, config
         self.head_type, model_type = CLASSES[cls.__name__]
         self.kind = MODEL_KINDS.get(config.model_type) or MODEL_KINDS[model_type]
+        other = GENERATORS.get(self.head_type)
+        if self.head_type not in self.kind.head_types and other in self.kind.head_types and _senses(cls.__name__):
+            self.head_type = other
         if self.head_type not in self.kind.head_types:
             raise UnsupportedError(f"{self.kind.name}AdapterModel has no heads of type {self.head_type!r}.")
         self.steps: list[_Step] = []
@@ -348,7 +354,7 @@ class _Reading:
                 continue
             if state.dim() != 2 or state.size(-1) != linears[0].module.in_features:
                 continue
-            if name == "pooler" and not self._pools():
+            if (name == "pooler" or pool is summary) and not self._pools():
                 continue
             for linear, norm in zip(linears, [*norms, None], strict=True):
                 state = linear.module(state)
@@ -428,7 +434,7 @@ class _Reading:
         for conversion in get_model_conversion_mapping(self.model, add_legacy=False):
             for source, target in zip(conversion.source_patterns, conversion.target_patterns, strict=False):
                 plain = source.removeprefix("^").replace("\\.", ".")
-                if source.startswith("^") and name.startswith(target) and f"^{re.escape(plain)}" == source:
+                if source.startswith("^") and name.startswith(target) and re.fullmatch(r"[\w.]+", plain):
                     found.append(plain + name.removeprefix(target))
         return found
 
@@ -437,6 +443,13 @@ class _Reading:
         last = max(names)
         without = [i for i, name in names.items() if getattr(self.model.get_submodule(name), "bias", None) is None]
         return tuple(f"{i}.bias" for i in without if i != last or options.get("bias", True))
+
+
+def _senses(class_name: str) -> bool:
+    """Whether a class writes about what it sees or hears."""
+    tasks = ("IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "SPEECH_SEQ_2_SEQ", "SEQ_TO_SEQ_CAUSAL_LM")
+    maps = (getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES") for task in tasks)
+    return any(class_name in names.values() for names in maps)
 
 
 def _small(cls: type[PreTrainedModel], config: Any, as_trained: bool = False) -> Any:
@@ -467,6 +480,9 @@ def _complete(config: Any) -> Any:
                 setattr(text, name, token)
     if not hasattr(config, "decoder_start_token_id"):
         config.decoder_start_token_id = 0
+    for part in configs(config):
+        if isinstance(getattr(part, "dtype", None), str):  # as it is read from files
+            part.dtype = getattr(torch, part.dtype)
     for name in ("adapters", "quantization_config", "prediction_heads"):
         if hasattr(config, name):
             delattr(config, name)

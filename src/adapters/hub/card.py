@@ -23,6 +23,7 @@ PIPELINES = {
     "masked_lm": "fill-mask",
     "causal_lm": "text-generation",
     "seq2seq_lm": "text2text-generation",
+    "ctc": "automatic-speech-recognition",
     "image_classification": "image-classification",
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from adapters.methods.base import fixed_parameters
 from adapters.runtime.engine import Engine
 from adapters.runtime.owned import Owned
 from adapters.runtime.parts import parameters_of
 
+BASE_MODELS = frozenset(
+    name
+    for names in MODEL_MAPPING_NAMES.values()
+    for name in ((names,) if isinstance(names, str) else names)
+    if not re.search("For[A-Z]", name)
+)
+"""Classes that `AutoModel` of transformers opens, but for those with heads."""
+
 
 def freeze_base(engine: Engine, freeze: bool = True) -> None:
     """Freeze or unfreeze the base model without what was added to it."""
     added = set(map(id, parameters_of(engine.added)))
-    for parameter in engine.base.parameters():
+    for parameter in _whole(engine).parameters():
         if id(parameter) not in added:
             parameter.requires_grad_(not freeze)
 
@@ -23,7 +33,7 @@ def freeze_base(engine: Engine, freeze: bool = True) -> None:
 def train_adapters(engine: Engine, names: Iterable[str]) -> None:
     """Freeze everything below the base model but the adapters `names`."""
     names = list(names)
-    engine.base.requires_grad_(False)
+    _whole(engine).requires_grad_(False)
     engine.trained = frozenset(names)
     for name in names:
         for part in engine.parts[name]:
@@ -39,6 +49,12 @@ def train_owned(engine: Engine, owned: Owned, names: Iterable[str], adapters: It
     for name in names:
         for part in owned[name]:
             part.module.requires_grad_(True)
+
+
+def _whole(engine: Engine) -> nn.Module:
+    """The base model with all that is no head: some have their layers in a part of their own, which `base_model` is."""
+    wholes = (module for module in engine.root.modules() if type(module).__name__ in BASE_MODELS)
+    return next((whole for whole in wholes if any(part is engine.base for part in whole.modules())), engine.base)
 
 
 def _unfreeze(module: nn.Module) -> None:

@@ -109,6 +109,8 @@ class _Maker:
             yield {"input_features": self.normal(*shape), **self.decoder()}
 
     def waves(self) -> Iterator[Inputs]:
+        if bins := getattr(self.config, "num_mel_bins", None):  # a sound as an image
+            yield {"input_values": self.normal(ROWS, self.number("max_length", default=64), bins)}
         for shape in ((ROWS, 2000), (ROWS, 1, 2000), (ROWS, 1, 2048), (ROWS, 64, 16)):
             yield {"input_values": self.normal(*shape), **self.decoder()}
 
