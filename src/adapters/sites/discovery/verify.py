@@ -203,12 +203,12 @@ def check_widths(sites: Iterable[Site], readings: Sequence[Reading]) -> None:
                 reading.refused[site.role] = f"its states are {width} wide, where its linear maps say {site.width}"
         elif isinstance(site, AttentionSite) and not _tells_heads(site, reading):
             reading.places.pop(site.role)
-            reading.refused[site.role] = "the attention module does not tell how wide the heads of its keys are"
+            reading.refused[site.role] = "the attention module does not tell how wide its keys and values are"
 
 
 def _tells_heads(site: AttentionSite, reading: Reading) -> bool:
     try:
-        return site.head_dim == reading.head_sizes[site.role.partition(".")[0]]
+        return (site.head_dim, site.value_dim) == reading.head_sizes[site.role.partition(".")[0]]
     except UnsupportedError:
         return False
 
