@@ -148,7 +148,10 @@ class HookedSite(Generic[SiteT]):
 
 
 class HookedLinear(HookedSite[LinearSite]):
-    """Replaces the output of a linear map, or what it reads."""
+    """Replaces the output of a linear map, or what it reads.
+
+    Adapters see rows of positions, [B, S, D]: where a map reads vectors [B, D], as poolers do, S is 1.
+    """
 
     site_type = LinearSite
 
@@ -184,12 +187,17 @@ class HookedLinear(HookedSite[LinearSite]):
         plan = self.now()
         if plan is None or "input" not in plan.taps:
             return None
-        run = plan.run if plan.before is None else plan.before
-        return (run(args[0]), *args[1:])
+        run, x = plan.run if plan.before is None else plan.before, args[0]
+        return (run(x) if x.dim() > 2 else run(x[..., None, :]).squeeze(-2), *args[1:])
 
     def on_output(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         plan = self.now()
-        return None if plan is None or "output" not in plan.taps else plan.run(args[0], output)
+        if plan is None or "output" not in plan.taps:
+            return None
+        x = args[0]
+        if x.dim() > 2:
+            return plan.run(x, output)  # type: ignore[no-any-return]
+        return plan.run(x[..., None, :], output[..., None, :]).squeeze(-2)  # type: ignore[no-any-return]
 
 
 class HookedNorm(HookedLinear):
