@@ -93,6 +93,7 @@ STYLES: dict[str, frozenset[str]] = {
     ),
     **dict.fromkeys(("roformer", "mixtral", "qwen3_moe", "gpt_oss", "olmoe"), frozenset()),
     "deepseek_v3": frozenset({"attn.k"}),
+    "llama4_text": frozenset({"ffn.up"}),
 }
 """A sample of types of every style, and the roles that are refused there."""
 PARTS = {f"attn{part}" for part in ("", ".q", ".k", ".v", ".o", ".core", ".norm")}
@@ -268,6 +269,38 @@ def test_what_is_scaled_before_it_is_added() -> None:
         for name, parameter in adapter_parameters(plain, "a").items():
             parameter.copy_(adapter_parameters(model, "a")[name])
         torch.testing.assert_close(output(model, given), output(plain, given))
+
+
+def test_a_branch_that_gives_its_states_flat() -> None:
+    """Llama 4's experts give [B * S, D]: a bottleneck there reads h + x of each position."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+        widths = {"head_dim": 8, "intermediate_size": 40, "intermediate_size_mlp": 48, "num_local_experts": 2}
+        config = AutoConfig.for_model("llama4_text", **sizes, **widths, **TOKENS)
+        model = randomised(AutoModel.from_config(config))
+    plain, ids = copy.deepcopy(model), torch.arange(3, 17).reshape(2, 7)
+    adapters.init(model)
+    config = adapters.SeqBnConfig(places=["ffn"], reduction_factor=4, non_linearity="relu", original_ln_before=True)
+    model.add_adapter("a", config=config, set_active=True)
+    perturb(model, "a")
+    down, up = (w for name, w in adapter_parameters(model, "a").items() if name.endswith("weight"))
+    before, behind = (w for name, w in adapter_parameters(model, "a").items() if name.endswith("bias"))
+    seen: list[Tensor] = []
+    layer = plain.layers[0]
+    layer.post_attention_layernorm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+
+    def added(module: nn.Module, args: Any, output: Any) -> Any:
+        h = output[0].view(2, 7, 32)
+        hidden = torch.relu(nn.functional.linear(h + seen[-1], down, before))
+        return (h + nn.functional.linear(hidden, up, behind)).view(14, 32), output[1]
+
+    layer.feed_forward.register_forward_hook(added)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).last_hidden_state, plain(ids).last_hidden_state)
+    model.add_adapter("r", config=adapters.LoReftConfig(places="ffn"), set_active=True)
+    with pytest.raises(UnsupportedError, match=r"no positions, \[14, 32\].*places='layer'"):
+        model(ids)
 
 
 @pytest.mark.parametrize(
