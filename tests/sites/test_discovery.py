@@ -94,6 +94,7 @@ STYLES: dict[str, frozenset[str]] = {
     **dict.fromkeys(("roformer", "mixtral", "qwen3_moe", "gpt_oss", "olmoe"), frozenset()),
     "deepseek_v3": frozenset({"attn.k"}),
     "llama4_text": frozenset({"ffn.up"}),
+    "longcat_flash": frozenset({"attn.k", "ffn", "ffn.up"}),
 }
 """A sample of types of every style, and the roles that are refused there."""
 PARTS = {f"attn{part}" for part in ("", ".q", ".k", ".v", ".o", ".core", ".norm")}
