@@ -169,7 +169,7 @@ def _attended(rows: int, positions: int) -> Tensor | None:
 
 
 def attended_mean(values: Tensor) -> Tensor:
-    """Mean of values [B, S, n] over the positions that are no padding, [B, 1, n]."""
+    """Mean of values [B, S, ..., n] over the positions that are no padding, [B, 1, ..., n]."""
     rows, positions, dtype, known = values.shape[0], values.shape[1], values.dtype, CALL.now.shares
     for entry in () if CALL.now.selected else known:
         if entry[0] == rows and entry[1] == positions and entry[2] is dtype:
@@ -179,7 +179,9 @@ def attended_mean(values: Tensor) -> Tensor:
         weights = _shares(rows, positions, dtype)
         if not CALL.now.selected:
             known.append((rows, positions, dtype, weights))
-    return values.mean(1, keepdim=True) if weights is None else torch.bmm(weights, values)
+    if weights is None:
+        return values.mean(1, keepdim=True)
+    return torch.bmm(weights, values.flatten(2)).view(rows, 1, *values.shape[2:])
 
 
 def _shares(rows: int, positions: int, dtype: torch.dtype) -> Tensor | None:

@@ -83,8 +83,6 @@ class AdapterModelMixin(
         base = model.get_submodule(interface.base_model) if interface and interface.base_model else model.base_model
         self.__dict__["_engine"] = Engine(model, base, ModelAdaptersConfig(), interface, example_inputs)
         self.model_frozen = False
-        if hasattr(model.config, "adapters"):
-            del model.config.adapters
         if stored is not None:
             for name in stored:
                 self._engine.add(name, cast(AdapterConfig, stored.get(name)))
@@ -92,7 +90,9 @@ class AdapterModelMixin(
                 for name in register.configs:
                     add_registered(self._engine, register, name, old=data is not None and is_old(data))
         self._on_heads_changed()
-        self._engine.adopt_checkpointing()
+        if hasattr(model.config, "adapters"):
+            del model.config.adapters
+        self._engine.take_over()
         for part in {id(module): module for module in (model.base_model, base)}.values():
             if part is not model and isinstance(part, PreTrainedModel):
                 part.__class__ = adapted_class(type(part), BaseModelMixin)
@@ -206,13 +206,12 @@ def init(
     """
     if isinstance(model, AdapterModelMixin):
         return model
-    if not isinstance(model, PreTrainedModel):
-        if not isinstance(model, nn.Module) or (example_inputs is None and interface is None):
-            raise UnsupportedError(
-                "init needs a Transformers model, or another module of torch with example_inputs={...}, which are the "
-                f"arguments of one forward pass, got {type(model).__name__}."
-            )
-        prepare(model)
+    alone = isinstance(model, nn.Module) and (example_inputs is not None or interface is not None)
+    if not isinstance(model, PreTrainedModel) and not alone:
+        raise UnsupportedError(
+            "init needs a Transformers model, or another module of torch with example_inputs={...}, which are the "
+            f"arguments of one forward pass, got {type(model).__name__}."
+        )
     check_free_of_peft(model)
     if isinstance(getattr(model, "base_model", None), AdapterModelMixin):
         raise UnsupportedError(
@@ -221,12 +220,18 @@ def init(
         )
     plain: Any = type(model)
     adapted: Any = model
-    adapted.__class__ = adapted_class(plain)
+    before = dict(vars(model))
     try:
+        if not isinstance(model, PreTrainedModel):
+            prepare(model)
+        adapted.__class__ = adapted_class(plain)
         adapted._init_adapters(adapters_config, interface, example_inputs)
-    except BaseException:
-        adapted.__dict__.pop("_engine", None)
+    except BaseException:  # an interrupt too
+        if (engine := vars(model).get("_engine")) is not None:
+            engine.withdraw()
         adapted.__class__ = plain
+        vars(model).clear()
+        vars(model).update(before)
         raise
     return adapted
 

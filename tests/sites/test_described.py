@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     BertConfig,
     BertModel,
     EncoderDecoderConfig,
@@ -28,11 +29,11 @@ from transformers import (
 
 import adapters
 from adapters import AutoAdapterModel, BatchSplit, BnConfig, DoubleSeqBnConfig, LoRAConfig, Parallel, PrefixTuningConfig
-from adapters.errors import CheckpointError, UnsupportedError
+from adapters.errors import CheckpointError, ConfigError, UnsupportedError
 from adapters.sites.discovery import cache, discover
 from adapters.sites.lookup import spec_for, written
 from adapters.sites.resolve import LinearSite, resolve
-from adapters.sites.spec import LayerSpec, Linear
+from adapters.sites.spec import LayerList, LayerSpec, Linear
 from tests.tiny import adapter_parameters, config, hooks, infer, inputs, perturb, randomised
 from tests.zoo import inputs_of, output, small_model
 
@@ -461,3 +462,65 @@ class TestPairs:
         rest = {key: value for key, value in given.items() if not key.startswith("decoder")}
         assert len(ours) == len(theirs) == 1
         torch.testing.assert_close(states, alone(**rest).last_hidden_state)
+
+
+class NoCaches:
+    """What FlauBERT takes apart into the caches of its layers, none of which it has."""
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def __getitem__(self, layer: int) -> None:
+        return None
+
+
+class TestXLM:
+    """Layers whose parts stand in lists side by side."""
+
+    SIZES: ClassVar[dict[str, Any]] = {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "n_words": 64, "pad_index": 2}
+
+    def model(self, kind: str, **options: Any) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return randomised(AutoModel.from_config(AutoConfig.for_model(kind, **self.SIZES, **options)))
+
+    @pytest.mark.parametrize(("kind", "first"), [("xlm", False), ("flaubert", False), ("flaubert", True)])
+    def test_every_role_is_there_and_works(self, kind: str, first: bool) -> None:
+        model = self.model(kind, **({"pre_norm": True} if first else {}))
+        found = probe(model, {**GIVEN, "cache": NoCaches()} if first else GIVEN)
+        assert found.failures == {} and found.unnamed == []
+        expected = {f"attn{part}" for part in ("", ".q", ".k", ".v", ".o", ".core", ".norm")}
+        expected |= {"ffn", "ffn.up", "ffn.down", "ffn.norm", "layer"}
+        assert set(found.roles) == expected - ({"layer"} if first else set())
+        assert ("layer" in found.refused) == first
+
+    @pytest.mark.parametrize("kind", ["xlm", "flaubert"])
+    def test_bottlenecks_read_the_sums_of_their_layer(self, kind: str) -> None:
+        """h + U relu(D norm(h + x)), against hooks that compute it from what goes into both parts of each layer."""
+        model = self.model(kind)
+        plain = copy.deepcopy(model)
+        adapters.init(model)
+        config = BnConfig(True, True, 4, "relu", original_ln_before=True)
+        model.add_adapter("a", config=config, set_active=True)
+        perturb(model, "a")
+        for number in range(2):
+            parts = (("attentions", plain.layer_norm1[number]), ("ffns", plain.layer_norm2[number]))
+            for name, norm in parts:
+                adapter = model.get_submodule(f"{name}.{number}.adapters.a")
+
+                def added(module: Any, args: Any, given: Any, norm: Any = norm, adapter: Any = adapter) -> Any:
+                    h = given[0] if isinstance(given, tuple) else given
+                    h = h + adapter.adapter_up(torch.relu(adapter.adapter_down[0](norm(h + args[0]))))
+                    return (h,) if isinstance(given, tuple) else h
+
+                getattr(plain, name)[number].register_forward_hook(added)
+        torch.testing.assert_close(infer(model, GIVEN), infer(plain, GIVEN))
+
+    def test_layers_are_counted_as_anywhere(self) -> None:
+        model = adapters.init(self.model("xlm"))
+        model.add_adapter("a", config=LoRAConfig(places="attn.q", leave_out=[0]))
+        assert set(model.get_adapter("a")) == {1}
+        layers = dict(model.iter_layers())
+        assert list(layers) == [0, 1] and model.attentions[1] in layers[1].children()
+        with pytest.raises(ConfigError, match="need a spec for each"):
+            LayerList("", LayerSpec({}), apart=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertConfig, PreTrainedModel
 
 import adapters
 from adapters import AutoAdapterModel
@@ -23,7 +23,7 @@ from adapters.sites.discovery.columns import as_columns
 from adapters.sites.lookup import spec_for
 from adapters.sites.resolve import resolve
 from adapters.sites.spec import At, Branch, Columns, LayerSpec, ModelSpec
-from tests.tiny import BART, TINY_MODELS, adapter_parameters, build, infer, inputs, perturb
+from tests.tiny import BART, TINY_MODELS, adapter_parameters, build, infer, inputs, perturb, randomised
 from tests.zoo import assert_documented, hook_names, inputs_of, output, probe, sample_of, small_model, state
 
 pytestmark = pytest.mark.versions
@@ -92,7 +92,9 @@ STYLES: dict[str, frozenset[str]] = {
         ("bloom", "codegen", "deberta", "deberta-v2", "falcon", "gpt_neo", "gptj", "mpnet", "mpt"), frozenset()
     ),
     **dict.fromkeys(("roformer", "mixtral", "qwen3_moe", "gpt_oss", "olmoe"), frozenset()),
-    "deepseek_v3": frozenset({"attn.k", "attn.core"}),
+    "deepseek_v3": frozenset({"attn.k"}),
+    "llama4_text": frozenset({"ffn.up"}),
+    "longcat_flash": frozenset({"attn.k", "ffn", "ffn.up"}),
 }
 """A sample of types of every style, and the roles that are refused there."""
 PARTS = {f"attn{part}" for part in ("", ".q", ".k", ".v", ".o", ".core", ".norm")}
@@ -110,6 +112,77 @@ def test_a_type_that_nobody_described(model_type: str) -> None:
     assert refused == STYLES[model_type]
     assert all(found.refused.values())
     assert set(found.roles) >= WHOLE - refused
+
+
+LATENT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 40,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "vocab_size": 64,
+    "max_position_embeddings": 64,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "attn_implementation": "eager",
+}
+
+
+def latent(auto: Any = AutoModel) -> Any:
+    """DeepSeek V3 whose keys are 12 wide and whose values are 6 wide."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return randomised(auto.from_config(AutoConfig.for_model("deepseek_v3", **LATENT)))
+
+
+def test_a_prefix_stands_in_front_of_latent_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[P_k; k] and [P_v; v] of different widths, behind what makes both of one latent vector and before any query."""
+    model, ids, length = latent(), torch.arange(3, 17).reshape(2, 7), 3
+    plain = copy.deepcopy(model)
+    adapters.init(model)
+    cores = [site for site in model._engine.sites if site.role == "attn.core"]
+    assert [(site.num_heads, site.head_dim, site.value_dim, site.hidden_size) for site in cores] == [(4, 12, 6, 32)] * 2
+    model.add_adapter("a", config=adapters.PrefixTuningConfig(flat=True, prefix_length=length), set_active=True)
+    (numbers,) = adapter_parameters(model, "a").values()
+    prefixes = numbers.detach().view(length, 2, 4 * (12 + 6)).unbind(1)
+    for layer, prefix in zip(plain.layers, prefixes, strict=True):
+        own = [part.view(length, 4, -1).transpose(0, 1)[None] for part in prefix.split((4 * 12, 4 * 6), 1)]
+        expand = layer.self_attn.expand_kv
+
+        def prefixed(*given: Tensor, expand: Any = expand, own: Any = own) -> tuple[Tensor, ...]:
+            return tuple(torch.cat([p.expand(2, -1, -1, -1), x], 2) for p, x in zip(own, expand(*given), strict=True))
+
+        monkeypatch.setattr(layer.self_attn, "expand_kv", prefixed)
+    mask = torch.full((7, 7), torch.finfo(torch.float32).min).triu(1)
+    mask = nn.functional.pad(mask, (length, 0))[None, None].expand(2, 1, -1, -1)
+    with torch.no_grad():
+        expected = plain(ids, attention_mask=mask, use_cache=False).last_hidden_state
+        torch.testing.assert_close(model(ids).last_hidden_state, expected)
+        model.set_active_adapters(None)
+        assert not torch.allclose(model(ids).last_hidden_state, expected)
+
+
+def test_generation_with_latent_keys_is_what_it_is_without_a_cache() -> None:
+    model = adapters.init(latent(AutoModelForCausalLM))
+    model.add_adapter("a", config=adapters.PrefixTuningConfig(flat=True, prefix_length=3), set_active=True)
+    ids = torch.arange(3, 13).reshape(2, 5)
+    with_cache, without = (
+        model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False, use_cache=cache)
+        for cache in (True, False)
+    )
+    assert torch.equal(with_cache, without)
 
 
 TOKENS = {"vocab_size": 64, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
@@ -197,6 +270,38 @@ def test_what_is_scaled_before_it_is_added() -> None:
         for name, parameter in adapter_parameters(plain, "a").items():
             parameter.copy_(adapter_parameters(model, "a")[name])
         torch.testing.assert_close(output(model, given), output(plain, given))
+
+
+def test_a_branch_that_gives_its_states_flat() -> None:
+    """Llama 4's experts give [B * S, D]: a bottleneck there reads h + x of each position."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+        widths = {"head_dim": 8, "intermediate_size": 40, "intermediate_size_mlp": 48, "num_local_experts": 2}
+        config = AutoConfig.for_model("llama4_text", **sizes, **widths, **TOKENS)
+        model = randomised(AutoModel.from_config(config))
+    plain, ids = copy.deepcopy(model), torch.arange(3, 17).reshape(2, 7)
+    adapters.init(model)
+    config = adapters.SeqBnConfig(places=["ffn"], reduction_factor=4, non_linearity="relu", original_ln_before=True)
+    model.add_adapter("a", config=config, set_active=True)
+    perturb(model, "a")
+    down, up = (w for name, w in adapter_parameters(model, "a").items() if name.endswith("weight"))
+    before, behind = (w for name, w in adapter_parameters(model, "a").items() if name.endswith("bias"))
+    seen: list[Tensor] = []
+    layer = plain.layers[0]
+    layer.post_attention_layernorm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+
+    def added(module: nn.Module, args: Any, output: Any) -> Any:
+        h = output[0].view(2, 7, 32)
+        hidden = torch.relu(nn.functional.linear(h + seen[-1], down, before))
+        return (h + nn.functional.linear(hidden, up, behind)).view(14, 32), output[1]
+
+    layer.feed_forward.register_forward_hook(added)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).last_hidden_state, plain(ids).last_hidden_state)
+    model.add_adapter("r", config=adapters.LoReftConfig(places="ffn"), set_active=True)
+    with pytest.raises(UnsupportedError, match=r"no positions, \[14, 32\].*places='layer'"):
+        model(ids)
 
 
 @pytest.mark.parametrize(

@@ -119,18 +119,18 @@ class AdapterFusion(BlockModule):
         )
 
     def forward(self, query: Tensor, updates: Tensor, residual: Tensor) -> Tensor:
-        """Combine `updates` [B, S, n, D], asked by `query` [B, S, D]; returns [B, S, D] with the residual added."""
+        """Combine `updates` [..., n, D], asked by `query` [..., D]; returns [..., D] with the residual added."""
         config, dtype, like = self.config, residual.dtype, next(self.parameters())
         query, updates, residual = (matched(t, like) for t in (query, updates, residual))
         keys = updates if self.key is None else self.key(updates)
-        values = updates + residual[:, :, None] if config.residual_before else updates
+        values = updates + residual[..., None, :] if config.residual_before else updates
         if self.value is not None and config.value_before_softmax:
             values = self.value(values)
         asked = query if self.query is None else self.query(query)
-        scores = torch.einsum("bsd,bsnd->bsn", asked, keys) / self._next_temperature()
+        scores = torch.einsum("...d,...nd->...n", asked, keys) / self._next_temperature()
         attention = torch.softmax(self.dropout(scores), dim=-1)
         self.record(self.name, self.site, self.tap, attention)
-        context = torch.einsum("bsn,bsnd->bsd", attention, values)
+        context = torch.einsum("...n,...nd->...d", attention, values)
         if self.value is not None and not config.value_before_softmax:
             context = self.value(context)
         return (context if config.residual_before else context + residual).to(dtype)
@@ -170,13 +170,13 @@ class FusionStep:
         query = state.query if self.layer.config.query_before_ln or self.last.config.is_parallel else state.h
         residual = state.res
         assert query is not None and residual is not None
-        h = self.layer.module(query, torch.stack([part.up for part in parts], dim=2), residual)  # type: ignore[misc]
+        h = self.layer.module(query, torch.stack([part.up for part in parts], dim=-2), residual)  # type: ignore[misc]
         return replace(state, h=h, up=h - residual, last=self.last)
 
     def _place(self, state: State, parts: Sequence[State]) -> State:
         """Everywhere else: what leaves the place, compared with what leaves it without them."""
         before = state.output
-        updates = torch.stack([part.output - before for part in parts], dim=2)
+        updates = torch.stack([part.output - before for part in parts], dim=-2)
         return state.with_output(self.layer.module(before, updates, before), parts)
 
     def inverse(self) -> Any:

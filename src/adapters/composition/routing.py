@@ -176,13 +176,15 @@ def balance_loss(logits: Tensor, top_k: int | None) -> Tensor:
     mean of softmax(logits)_i. Paper: Fedus et al. 2021, arXiv:2101.03961, equation 4.
 
     Args:
-        logits: Gates before the softmax, [B, S, n].
+        logits: Gates before the softmax, [B, S, ..., n].
         top_k: k.
     """
     n = logits.shape[-1]
     k = min(top_k or 1, n)
     shares = logits.softmax(-1)
     chosen = torch.zeros_like(shares).scatter(-1, logits.topk(k, dim=-1).indices, 1 / k)
+    if logits.dim() > 3:
+        chosen, shares = (t.flatten(2, -2).mean(2) for t in (chosen, shares))
     mask = attended(*logits.shape[:2]) if logits.shape[1] > 1 else None
     if mask is None:
         f, p = chosen.mean((0, 1)), shares.mean((0, 1))

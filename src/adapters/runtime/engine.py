@@ -96,8 +96,17 @@ class Engine:
         self.entry = Entry(self)
         self.replication = Replication(self)
         self.programs.default = self.programs.of(None)
+
+    def take_over(self) -> None:
+        """What a model has of its own gives way: its own adapters, and how it checkpoints. The last step of `init`."""
+        self.adopt_checkpointing()
         if self.spec.natives is not None:
-            silence(base, self.spec.natives)
+            silence(self.base, self.spec.natives)
+
+    def withdraw(self) -> None:
+        """Take all adapters out of a model that the engine has not taken over."""
+        for name in list(self.parts):
+            self.delete(name)
 
     # ----------------------------------------------------------------------------------------------- adapters
 

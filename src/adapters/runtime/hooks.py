@@ -148,7 +148,10 @@ class HookedSite(Generic[SiteT]):
 
 
 class HookedLinear(HookedSite[LinearSite]):
-    """Replaces the output of a linear map, or what it reads."""
+    """Replaces the output of a linear map, or what it reads.
+
+    Adapters see rows of positions, [B, S, D]: where a map reads vectors [B, D], as poolers do, S is 1.
+    """
 
     site_type = LinearSite
 
@@ -295,8 +298,11 @@ class HookedResidual(HookedSite[ResidualSite]):
         if plan is None or "h" not in plan.taps:
             return None
         h = output[0] if isinstance(output, tuple) else output
-        scale = self.site.scale
+        scale, shape, x = self.site.scale, h.shape, CALL.now.residual
+        if x is not None and h.dim() < x.dim():  # flat, [B * S, D], as experts give it
+            h = h.view(x.shape)
         new = plan.run(h) if scale == 1 else plan.run(h * scale) / scale
+        new = new if new.dim() == len(shape) else new.view(shape)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     def on_normed(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
@@ -386,6 +392,11 @@ class HookedLayer(HookedSite[LayerSite]):
         if plan is None:
             return None
         h = output[0] if isinstance(output, tuple) else output
+        if h.dim() < 3:
+            raise UnsupportedError(
+                f"What {self.site.path} gives has no positions, {list(h.shape)}, which adapters of {self.site.role} "
+                "choose among. Use places='layer'."
+            )
         new = plan.run(h, *attended_positions(h, self.site.stack))
         return (new, *output[1:]) if isinstance(output, tuple) else new
 

@@ -70,7 +70,7 @@ def _below(half: str, layers: LayerList) -> LayerList:
         for spec in ((layers.layer,) if isinstance(layers.layer, LayerSpec) else layers.layer)
     )
     path, stack = _path(half, layers.path), _path(half, layers.stack)
-    return LayerList(path, specs[0] if one else specs, stack)
+    return LayerList(path, specs[0] if one else specs, stack, apart=layers.apart)
 
 
 def _moved(half: str, place: Place) -> Place:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -246,7 +246,29 @@ class ResidualSite(Site):
 
 HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "d_head", "dim_head")
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "num_heads", "num_attention_heads", "n_heads", "n_head")
+KEY_SIZES, VALUE_SIZES = ("qk_head_dim", *HEAD_SIZES), ("v_head_dim", *HEAD_SIZES)
 """Attributes by which attention modules tell the width of a head, and how many key heads they have."""
+
+
+def told_widths(module: nn.Module, key: int, value: int) -> tuple[str, str] | None:
+    """The names by which an attention module tells the width of one key and of one value; None where it does not."""
+    keys, values = _telling(module, KEY_SIZES, key), _telling(module, VALUE_SIZES, value)
+    return (keys[0], values[0]) if keys and values else None
+
+
+def told_number(module: nn.Module, queries: int) -> str | None:
+    """The name by which an attention module of so many query heads tells how many key heads it has."""
+    return next((name for name in KEY_HEADS if queries and queries % (_number(module, name) or queries + 1) == 0), None)
+
+
+def _telling(module: nn.Module, names: Iterable[str], number: int) -> list[str]:
+    return [name for name in names if _number(module, name) == number]
+
+
+def _number(module: nn.Module, name: str) -> int:
+    """A positive number that a module has under a name; 0 if it has none."""
+    number = getattr(module, name, None)
+    return number if type(number) is int and number > 0 else 0
 
 
 @dataclass(eq=False)
@@ -289,7 +311,7 @@ class AttentionSite(Site):
             return self.heads[1]
         for names, whole in ((HEAD_SIZES, False), (KEY_HEADS, True)):
             for name in names:
-                if isinstance(number := getattr(self.module, name, None), int) and number > 0:
+                if number := _number(self.module, name):
                     size = self.key_width // number if whole else number
                     if size and self.key_width % size == 0:
                         return size
@@ -365,6 +387,18 @@ class Naming:
     def pool(self, role: str, stack: str = "") -> str:
         """The name under which the places of a role share what they share."""
         return self.location(role, stack)
+
+
+def modules_of(base: nn.Module, layers: LayerList) -> list[nn.Module]:
+    """The layers of a list; where their parts stand apart, a list of the parts of each."""
+    try:
+        found = base.get_submodule(layers.path)
+    except AttributeError:
+        return []
+    if not layers.apart:
+        return list(found.children())
+    lists = [child for child in found.children() if isinstance(child, nn.ModuleList)]
+    return [nn.ModuleList(parts) for parts in zip(*(own for own in lists if len(own) == len(layers.layer)))]  # type: ignore[arg-type]
 
 
 def resolve(base: nn.Module, spec: ModelSpec, names: Naming = Naming()) -> list[Site]:
@@ -452,11 +486,17 @@ class _Layers:
         self.base, self.layers, self.names = base, layers, names
         self.stack = _find(base, layers.stack, base, "the model", "layer")
         found = _find(base, layers.path, base, "the model", "layer")
+        if layers.apart:
+            assert isinstance(layers.layer, tuple)
+            self.specs = list(layers.layer)
+            self.modules, self.paths = [found] * len(self.specs), [layers.path] * len(self.specs)
+            return
         if not isinstance(found, nn.ModuleList | nn.Sequential):
             raise UnsupportedError(
                 f"{_called(base)}: {layers.path!r} is a {type(found).__name__}, but layers are found in a ModuleList."
             )
         self.modules = list(found)
+        self.paths = [f"{layers.path}.{i}" for i in range(len(self.modules))]
         self.specs = [layers.layer] * len(found) if isinstance(layers.layer, LayerSpec) else list(layers.layer)
         if len(self.specs) != len(found):
             raise UnsupportedError(
@@ -464,8 +504,7 @@ class _Layers:
             )
 
     def __iter__(self) -> Iterator[tuple[str, nn.Module, LayerSpec]]:
-        paths = (f"{self.layers.path}.{i}" for i in range(len(self.modules)))
-        return zip(paths, self.modules, self.specs)
+        return zip(self.paths, self.modules, self.specs)
 
 
 class _Layer:
@@ -499,7 +538,7 @@ class _Layer:
 
     def _named(self, role: str, path: str) -> tuple[str, str, int, str]:
         location = self.layers.names.location(role.partition("+")[0], self.layers.layers.stack)
-        return role, location, self.number, f"{self.path}.{path}" if path else self.path
+        return role, location, self.number, ".".join(filter(None, (self.path, path)))
 
     def _linear(self, role: str, place: Linear) -> LinearSite:
         if isinstance(place, Experts):
@@ -548,14 +587,17 @@ class _Layer:
         """`columns`, with the number of its stretches read from the layer."""
         if isinstance(columns.repeats, int):
             return columns
-        path, _, name = columns.repeats.rpartition(".")
-        number = getattr(self.find(path, role), name, None)
+        return replace(columns, repeats=self._number(columns.repeats, role, f"the columns of {role} depend"))
+
+    def _number(self, path: str, role: str, use: str) -> int:
+        """The attribute of a module of the layer at `path`. Raises UnsupportedError where it is no number."""
+        owner, _, name = path.rpartition(".")
+        number = getattr(self.find(owner, role), name, None)
         if not isinstance(number, int):
             raise UnsupportedError(
-                f"{_called(self.layers.base)}: {columns.repeats!r} of {self.path}, on which the columns of {role} "
-                f"depend, is {number!r} and no number."
+                f"{_called(self.layers.base)}: {path!r} of {self.path}, on which {use}, is {number!r} and no number."
             )
-        return replace(columns, repeats=number)
+        return number
 
     def _branch(self, role: str, place: Branch) -> ResidualSite:
         x, beside = place.x, place.beside
@@ -588,12 +630,24 @@ class _Layer:
         kind, base = role.partition(".")[0], self.layers.base
         bias = _find(base, place.position_bias, base, "the model", role) if place.position_bias else None
         module, told = self.find(place.path, role), place.heads is not None
-        query, key = (None if told else self._linear_at(f"{kind}.{part}") for part in "qk")
-        hidden = self._width(kind) if query is None else self._features(query, role)[0]
+        query, key = (self._linear_at(f"{kind}.{part}") for part in "qk")
+        hidden = self._width(kind) if query is None or told else self._features(query, role)[0]
         pool = self.layers.names.pool(role, self.layers.layers.stack)
         widths = self._width_of(role, key), self._width_of(role, query)
         named = self._named(role, place.path)
-        return AttentionSite(*named, module, hidden, widths[0], bias, place.heads, widths[1], pool)
+        heads = self._heads(role, place, widths[0])
+        return AttentionSite(*named, module, hidden, widths[0], bias, heads, widths[1], pool)
+
+    def _heads(self, role: str, place: Attention, width: int) -> tuple[int, int, int] | None:
+        """`heads` of an attention, with those that its module tells read from it. `width` is that of all its keys."""
+        if place.heads is None:
+            return None
+        start, use = f"{place.path}." if place.path else "", f"the heads of {role} depend"
+        number, key, value = (
+            self._number(f"{start}{entry}", role, use) if isinstance(entry, str) else entry for entry in place.heads
+        )
+        assert key is not None and value is not None
+        return width // key if number is None else number, key, value
 
     def _width_of(self, role: str, place: Linear | None) -> int:
         """Width of a projection, of its own columns if it is fused; 0 if there is none."""

@@ -148,15 +148,19 @@ class Attention:
         position_bias: Path, from the base model, of the attention module that owns the relative position bias which
             is added to these scores, if there is one (T5).
         heads: (number of key heads, width of a key, width of a value), where the projections do not tell: latent
-            attention (DeepSeek), projections that are no linear maps (XLNet). None reads them from the projections.
+            attention (DeepSeek), projections that are no linear maps (XLNet). Each is a number, or the name of an
+            attribute of the attention's module, such as "v_head_dim"; a number of None is that of the heads in the
+            key projection. None reads them all from the projections.
     """
 
     path: str
     position_bias: str = ""
-    heads: tuple[int, int, int] | None = None
+    heads: tuple[int | str | None, int | str, int | str] | None = None
 
     def __post_init__(self) -> None:
-        if self.heads is not None and (len(self.heads) != 3 or min(self.heads) < 1):
+        if self.heads is not None and (
+            len(self.heads) != 3 or any(isinstance(number, int) and number < 1 for number in self.heads)
+        ):
             raise ConfigError(f"{self}: heads are (number of key heads, width of a key, width of a value).")
 
 
@@ -217,12 +221,19 @@ class LayerList:
         stack: Module whose `attention_mask` argument describes the positions of these layers.
         optional: Whether some classes of such models lack the whole stack (T5EncoderModel, BartForCausalLM), and with
             it places of the model that are inside of it.
+        apart: Whether the parts of a layer stand apart, in lists side by side (XLM): `path` is the module that has
+            these lists, addresses are relative to it, and every layer has its own spec.
     """
 
     path: str
     layer: LayerSpec | tuple[LayerSpec, ...]
     stack: str = ""
     optional: bool = False
+    apart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.apart and isinstance(self.layer, LayerSpec):
+            raise ConfigError(f"Layers of {self.path!r} whose parts stand apart need a spec for each of them.")
 
 
 @dataclass(frozen=True)

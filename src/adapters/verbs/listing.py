@@ -9,7 +9,7 @@ from torch import nn
 
 from adapters.methods.carriers import AdapterLayerBase
 from adapters.runtime.report import adapter_modules, adapter_summary
-from adapters.runtime.tree import find
+from adapters.sites.resolve import modules_of
 from adapters.verbs.activation import ActivationVerbs
 
 
@@ -37,8 +37,8 @@ class ListingVerbs(ActivationVerbs):
     def iter_layers(self) -> Iterator[tuple[int, nn.Module]]:
         """Number and module of every layer, those of an encoder first."""
         engine = self._engine
-        lists = (find(engine.base, layers.path) for layers in engine.spec.layers)
-        yield from enumerate(layer for found in lists if found is not None for layer in found.children())
+        lists = (modules_of(engine.base, layers) for layers in engine.spec.layers)
+        yield from enumerate(layer for found in lists for layer in found)
 
     def apply_to_adapter_layers(self, function: Callable[[int, nn.Module], Any]) -> None:
         """Call `function(layer, module)` for all modules in the layers that carry adapters: see `AdapterLayerBase`."""

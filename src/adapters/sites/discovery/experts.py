@@ -19,13 +19,26 @@ FLAGS = ("has_gate", "is_transposed", "is_concatenated")
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether a module holds packed experts that transformers' ExpertsInterface can run."""
+    """Whether a module holds packed experts, such as transformers' ExpertsInterface can run, or by the same names."""
     down = module._parameters.get("down_proj")
-    return down is not None and down.dim() == 3 and all(isinstance(getattr(module, flag, None), bool) for flag in FLAGS)
+    told = all(isinstance(getattr(module, flag, None), bool) for flag in FLAGS)
+    return down is not None and down.dim() == 3 and (told or _turned(module) is not None)
+
+
+def _turned(module: nn.Module) -> bool | None:
+    """Whether experts without flags store [E, I, O], by the shapes of both parameters; None if these do not tell."""
+    up, down = (module._parameters.get(name) for name in ("gate_up_proj", "down_proj"))
+    if up is None or down is None or up.dim() != 3 or down.dim() != 3:
+        return None
+    one, other = down.shape[1:]
+    turned, straight = up.shape[1:] == (other, 2 * one), up.shape[1:] == (2 * other, one)
+    return turned if turned != straight else None
 
 
 def places_in(module: Any, path: str) -> dict[str, Place]:
     """The roles of its parameters; without ffn.up and ffn.gate where their columns cannot be told apart."""
+    if not all(hasattr(module, flag) for flag in FLAGS):
+        return {"ffn.down": Experts(f"{path}.down_proj", transposed=bool(_turned(module)))}
     transposed = module.is_transposed
     found: dict[str, Place] = {"ffn.down": Experts(f"{path}.down_proj", transposed=transposed)}
     if not module.has_gate:

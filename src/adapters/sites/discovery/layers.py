@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from adapters.sites.discovery.attentions import Core, cores
-from adapters.sites.discovery.graph import Call, Graph, is_linear_map
+from adapters.sites.discovery.graph import Call, Graph, Region, is_linear_map
+from adapters.sites.discovery.residual import follow
 from adapters.sites.discovery.trace import opaque
 
 
@@ -28,7 +29,10 @@ def stacks(graph: Graph, model: nn.Module) -> list[Stack]:
         if call.end > call.start:
             first.setdefault(call.path, call)
     entries = [first[path] for path in _entries(model) if path in first]
-    layers = _innermost([call for call in entries if _is_whole(graph, call)])
+    whole = [call for call in entries if _is_whole(graph, call)]
+    layers = _innermost(
+        [call for call in whole if not any(_inside(call, other) for other in whole) or _adds(graph, call)]
+    )
     layers += _innermost([call for call in entries if _has_maps(graph, call) and not _overlaps(call, layers)])
     found: dict[str, Stack] = {}
     for call in sorted(layers, key=lambda call: call.order):
@@ -58,6 +62,12 @@ def _is_whole(graph: Graph, call: Call) -> bool:
     """Whether a call computes an attention and more: linear maps, or experts, that are not its projections."""
     found = cores(graph, call)
     return bool(found) and not _of_attention(graph, call, found) >= _maps(graph, call)
+
+
+def _adds(graph: Graph, call: Call) -> bool:
+    """Whether a call adds to a stream: a layer may hold lists of attentions, none of which is a layer (LongCat)."""
+    end = call.outputs.get(-1, call.outputs.get(0))
+    return end is not None and bool(follow(Region(graph, call), end).sums)
 
 
 def _of_attention(graph: Graph, call: Call, found: list[Core]) -> set[int]:

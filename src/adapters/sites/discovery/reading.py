@@ -12,6 +12,7 @@ from adapters.sites.discovery.graph import PASSED, SCALED, Call, Graph, Node, Re
 from adapters.sites.discovery.places import Addresses
 from adapters.sites.discovery.residual import ADD, Stream, Sum, follow, last_map, parts
 from adapters.sites.linear import features
+from adapters.sites.resolve import told_number, told_widths
 from adapters.sites.spec import At, Attention, Branch, Linear, Norm, Place
 
 
@@ -37,7 +38,7 @@ class Reading:
         places, refused: As in `LayerSpec`.
         sums: Its sums, in order.
         widths: "layer" or role of a branch -> that of its hidden states.
-        head_sizes: Role of an attention -> width of one of its heads.
+        head_sizes: Role of an attention -> width of one of its keys, and of one of its values.
         closed: Whether the stream is x and these branches and nothing else, from end to end and without a norm.
     """
 
@@ -45,7 +46,7 @@ class Reading:
     refused: dict[str, str] = field(default_factory=dict)
     sums: list[Added] = field(default_factory=list)
     widths: dict[str, int] = field(default_factory=dict)
-    head_sizes: dict[str, int] = field(default_factory=dict)
+    head_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     closed: bool = False
 
 
@@ -134,13 +135,23 @@ class _Reader:
 
     def _core(self, role: str, core: Core) -> None:
         """The attention itself, for prefixes."""
+        query, value, output = (self.graph.tensors[value].shape for value in (core.query, core.value, core.output))
+        key_width = int(query[-1])
+        value_width = int(value[-1]) if value[-1] == output[-1] else key_width  # others are arranged otherwise
         if not self.addresses.is_inside(core.call):
             self.refuse("the layer itself computes it", f"{role}.core")
-        elif f"{role}.k" not in self.found.places:
-            self.refuse(f"it needs {role}.k: {self.found.refused[f'{role}.k']}", f"{role}.core")
-        else:
-            self.found.places[f"{role}.core"] = Attention(self.addresses.path(core.call))
-            self.found.head_sizes[role] = int(self.graph.tensors[core.query].shape[-1])
+            return
+        heads = None
+        if (unknown := f"{role}.k" not in self.found.places) or key_width != value_width:
+            widths = told_widths(core.call.module, key_width, value_width)
+            number = told_number(core.call.module, query[1] if len(query) == 4 else 0) if unknown else None
+            if widths is not None and (number or not unknown):
+                heads = number, *widths
+            elif unknown:
+                self.refuse(f"it needs {role}.k: {self.found.refused[f'{role}.k']}", f"{role}.core")
+                return
+        self.found.places[f"{role}.core"] = Attention(self.addresses.path(core.call), heads=heads)
+        self.found.head_sizes[role] = key_width, value_width
 
     # ------------------------------------------------------------------------------------------------ branches
 

@@ -125,14 +125,14 @@ class Trial:
         reason = ""
         if x is None or total is None or len(hs) < len(found):
             reason = "the modules at its addresses were not called"
-        elif any(h.shape != x.shape for h in hs) or x.numel() != total.numel():
+        elif not all(_alike(h, x) for h in hs) or x.numel() != total.numel():
             reason = "its output has another shape than the hidden states that it is added to"
         else:
             expected = x.clone()
             for h, role in zip(hs, one.roles, strict=True):
                 place = reading.places[role]
                 assert isinstance(place, Branch)
-                expected += place.scale * (h + moved[path, role])
+                expected += place.scale * (h + moved[path, role]).reshape(x.shape)
             if not _close(total.reshape(expected.shape), expected):
                 reason = "the sum is not x + h: it changes otherwise than what the branch gives"
         if reason:
@@ -162,6 +162,11 @@ class Trial:
                 for role in [role for one in reading.sums for role in one.roles]:
                     reading.places.pop(role, None)
                     reading.refused[role] = "without its branches the layer still changes its hidden states"
+
+
+def _alike(h: Tensor, x: Tensor) -> bool:
+    """Whether h [B, S, D] has the shape of x, or is flat, [B * S, D]."""
+    return h.shape == x.shape or h.shape == x.flatten(0, -2).shape
 
 
 def _h(reading: Reading, role: str) -> At:
@@ -203,12 +208,12 @@ def check_widths(sites: Iterable[Site], readings: Sequence[Reading]) -> None:
                 reading.refused[site.role] = f"its states are {width} wide, where its linear maps say {site.width}"
         elif isinstance(site, AttentionSite) and not _tells_heads(site, reading):
             reading.places.pop(site.role)
-            reading.refused[site.role] = "the attention module does not tell how wide the heads of its keys are"
+            reading.refused[site.role] = "the attention module does not tell how wide its keys and values are"
 
 
 def _tells_heads(site: AttentionSite, reading: Reading) -> bool:
     try:
-        return site.head_dim == reading.head_sizes[site.role.partition(".")[0]]
+        return (site.head_dim, site.value_dim) == reading.head_sizes[site.role.partition(".")[0]]
     except UnsupportedError:
         return False
 

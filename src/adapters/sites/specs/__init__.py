@@ -22,6 +22,7 @@ from adapters.sites.specs.phi import PHI
 from adapters.sites.specs.t5 import t5
 from adapters.sites.specs.vit import VIT
 from adapters.sites.specs.whisper import WHISPER
+from adapters.sites.specs.xlm import xlm
 from adapters.sites.specs.xmod import xmod
 
 SPECS: Mapping[str, ModelSpec | Callable[[Any], ModelSpec]] = {
@@ -33,6 +34,7 @@ SPECS: Mapping[str, ModelSpec | Callable[[Any], ModelSpec]] = {
     **dict.fromkeys(("gemma2", "gemma3_text"), GEMMA),
     "modernbert": modernbert,
     "xmod": xmod,
+    **dict.fromkeys(("xlm", "flaubert"), xlm),
     **dict.fromkeys(("llama", "mistral"), LLAMA),
     **dict.fromkeys(("qwen2", "qwen3"), QWEN),
     **dict.fromkeys(("t5", "mt5"), t5),
