@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.masking_utils import create_masks_for_generate
 
 from adapters.call import CALL
 from adapters.errors import UnsupportedError
@@ -52,6 +53,18 @@ class CallVerbs(Verbs):
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
         with self._engine.entry.generation(kwargs, inputs) as (inputs, kwargs):
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def create_masks_for_generate(self, *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        """As in Transformers; with prompts the mask [B, S] as it is, from which the model makes one with theirs."""
+        if self._engine.entry.prompt_length():
+            return attention_mask
+        create = getattr(super(), "create_masks_for_generate", create_masks_for_generate)
+        return create(*args, attention_mask=attention_mask, **kwargs)
+
+    def _prepare_static_cache(self, *args: Any, max_cache_len: int, **kwargs: Any) -> Any:
+        """As in Transformers, with room for prompts."""
+        length = max_cache_len + self._engine.entry.prompt_length()
+        return super()._prepare_static_cache(*args, max_cache_len=length, **kwargs)  # type: ignore[misc]
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] | None = None, **kwargs: Any

@@ -71,7 +71,7 @@ FOREIGN = {
     "22": ["model.layers.0.self_attn.W_pack"],
 }
 """Configs of models that no tiny model stands for, and a module of theirs: what is loaded elsewhere must be refused."""
-EITHER = {"29": "PromptTuning cannot act", "30": "rotary", "67": "positions"}
+EITHER = {"30": "rotary", "67": "positions"}
 """What is refused as long as the method does not act there."""
 
 FILES = sorted(FOLDER.glob("*.json"))

@@ -23,9 +23,9 @@ from adapters.sites.discovery.layers import stacks
 from adapters.sites.discovery.reading import Reading, read
 from adapters.sites.discovery.trace import given_to, trace
 from adapters.sites.discovery.twin import plain_torch, twin
-from adapters.sites.discovery.verify import Trial, check_widths, is_causal
+from adapters.sites.discovery.verify import Trial, check_widths, is_causal, takes_prompts
 from adapters.sites.resolve import resolve
-from adapters.sites.spec import ModelSpec
+from adapters.sites.spec import ModelSpec, prompts
 
 logger = logging.getLogger(__name__)
 
@@ -118,4 +118,15 @@ def _looked_at(model: nn.Module, inputs: Mapping[str, Any] | Inputs) -> ModelSpe
     numbered = [readings.get(f"{stack.path}.{number}", Reading()) for stack in lists for number in range(stack.length)]
     check_widths(resolve(model, untried), numbered)
     spec = assemble(model, graph, lists, readings)
-    return replace(spec, causal=is_causal(model, inputs))
+    return _with_prompts(replace(spec, causal=is_causal(model, inputs)), model, inputs)
+
+
+def _with_prompts(spec: ModelSpec, model: nn.Module, inputs: Mapping[str, Any] | Inputs) -> ModelSpec:
+    """The spec with the place of prompts: in front of a decoder, or of the encoder that a decoder reads."""
+    first, *others = (layers.stack for layers in spec.layers)
+    read = bool(first and others) and all(stack not in ("", first) for stack in others)
+    alone = spec.causal and {first, *others} == {""}
+    if not (alone or read) or not takes_prompts(model.get_submodule(first), inputs):
+        return spec
+    refused = {role: reason for role, reason in spec.refused.items() if role != "embed.prompt"}
+    return replace(spec, places={**spec.places, **prompts(first)}, refused=refused)
