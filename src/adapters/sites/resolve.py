@@ -406,10 +406,11 @@ def resolve(base: nn.Module, spec: ModelSpec, names: Naming = Naming()) -> list[
             sites.append(EmbeddingSite(role, names.location(role), -1, owner, module, index, width))
         else:
             entrance = (str(place.argument), _table(module)) if place.side == "in" else ("", None)
+            stack = module if place.side == "in" else lists[0].stack
             readers = tuple(layers.stack for layers in lists[1:] if layers.reads_another)
             sites.append(
                 PromptSite(
-                    *(role, names.location(role), -1, "", module, lists[0].stack, width, *entrance),
+                    *(role, names.location(role), -1, "", module, stack, width, *entrance),
                     readers=readers,
                     causal=spec.causal,
                 )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
@@ -55,11 +55,13 @@ class CallVerbs(Verbs):
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def create_masks_for_generate(self, *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
-        """As in Transformers; with prompts the mask [B, S] as it is, from which the model makes one with theirs."""
-        if self._engine.entry.prompt_length():
-            return attention_mask
+        """As in Transformers; with prompts a mask [B, S], from which the model makes one with theirs."""
         create = getattr(super(), "create_masks_for_generate", create_masks_for_generate)
-        return create(*args, attention_mask=attention_mask, **kwargs)
+        found = create(*args, attention_mask=attention_mask, **kwargs)
+        if not (prompts := self._engine.entry.prompt_length()):
+            return found
+        fills = isinstance(found, Tensor) and found.dim() == 2  # BLOOM: as many columns as the cache has room for
+        return found[:, :-prompts] if fills else attention_mask
 
     def _prepare_static_cache(self, *args: Any, max_cache_len: int, **kwargs: Any) -> Any:
         """As in Transformers, with room for prompts."""

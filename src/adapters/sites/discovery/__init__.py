@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from torch import nn
@@ -123,10 +124,14 @@ def _looked_at(model: nn.Module, inputs: Mapping[str, Any] | Inputs) -> ModelSpe
 
 def _with_prompts(spec: ModelSpec, model: nn.Module, inputs: Mapping[str, Any] | Inputs) -> ModelSpec:
     """The spec with the place of prompts: in front of a decoder, or of the encoder that a decoder reads."""
-    first, *others = (layers.stack for layers in spec.layers)
-    read = bool(first and others) and all(stack not in ("", first) for stack in others)
-    alone = spec.causal and {first, *others} == {""}
-    if not (alone or read) or not takes_prompts(model.get_submodule(first), inputs):
+    first, *others = spec.layers
+    if not spec.causal and not (first.stack and others and all(one.stack not in ("", first.stack) for one in others)):
         return spec
-    refused = {role: reason for role, reason in spec.refused.items() if role != "embed.prompt"}
-    return replace(spec, places={**spec.places, **prompts(first)}, refused=refused)
+    around = [layers.path.split(".")[:-1] for layers in (spec.layers if spec.causal else spec.layers[:1])]
+    shared = list(takewhile(lambda names: len(set(names)) == 1, zip(*around)))
+    for depth in range(len(shared), -1, -1):  # outer modules may be passed over: OPT's language model calls its decoder
+        path = ".".join(names[0] for names in shared[:depth])
+        if takes_prompts(model.get_submodule(path), inputs):
+            refused = {role: reason for role, reason in spec.refused.items() if role != "embed.prompt"}
+            return replace(spec, places={**spec.places, **prompts(path)}, refused=refused)
+    return spec
