@@ -44,16 +44,17 @@ are given the tokens of all rows in one list, so `BatchSplit`, `Parallel`, `Mult
 adapter, each with its tokens; these stand around all other blocks there, `Average` inside of them. `Stack`, `Fuse`,
 `Route` and gates are refused with the reason.
 
-**Prompts** (`embed.prompt`) stand in front of the sequence. Encoders of text or patches that are described by hand take them
-behind their embeddings, position embeddings and norm, and return P more positions. Decoders, and the encoders that a
-decoder reads (T5, BART), take them where embeddings are given to the stack: prompts have the first P positions, masks and
-positions grow with them, the cache holds them. What leaves a decoder is cut to the length of the input, so labels, heads
-and `generate` do not notice; `hidden_states`, `attentions` and `encoder_last_hidden_state` keep the P positions. In rows that
-are padded on the left the prompt stands in front of the padding, as in PEFT: sliding windows, and positions that are
-not given, count it as distance (`generate` gives positions). Decoders that were found by tracing take prompts if they compute
-of embeddings what they compute of ids. Prompts are refused where one vector stands for the whole input at a fixed
-position (CLIP), where positions are biases of pairs of patches (BEiT), for sound, and in encoders that nobody described.
-Assisted generation and `generate` from a cache that is already filled are refused: they count tokens by its length.
+**Prompts** (`embed.prompt`) stand in front of the sequence. Encoders of text or patches that are described by hand
+take them behind their embeddings, position embeddings and norm, and return P more positions. Decoders, and the
+encoders that a decoder reads (T5, BART), take them where embeddings are given to the stack: prompts have the first P
+positions, masks and positions grow with them, the cache holds them. What leaves a decoder is cut to the length of the
+input, so labels, heads and `generate` do not notice; `hidden_states`, `attentions` and `encoder_last_hidden_state`
+keep the P positions. In rows that are padded on the left the prompt stands in front of the padding, as in PEFT:
+sliding windows, and positions that are not given, count it as distance (`generate` gives positions). Decoders that
+were found by tracing take prompts if they compute of embeddings what they compute of ids. Prompts are refused where
+one vector stands for the whole input at a fixed position (CLIP), where positions are biases of pairs of patches
+(BEiT), for sound, and in encoders that nobody described. Assisted generation and `generate` from a cache that is
+already filled are refused: they count tokens by its length.
 
 What of all this a model has, `adapters.inspect(model)` tells.
 

@@ -147,6 +147,7 @@ def test_it_is_loaded_or_refused(path: Path, tmp_path: Path) -> None:
         return
     assert (reason is None or number in EITHER) and loaded == "theirs" and want is not None
     got = infer(model, inputs(name, task, padded=False))
+    want = want[:, -got.shape[1] :] if got.dim() > 2 else want  # PEFT leaves what a decoder's prompt predicts
     torch.testing.assert_close(got, want, atol=2e-5, rtol=2e-4)
 
 
