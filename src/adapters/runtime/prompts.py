@@ -57,8 +57,9 @@ def _embed(site: PromptSite, step: Step, given: dict[str, Any]) -> bool:
         assert site.table is not None
         embedded = site.table(ids)
     if embedded.dim() != 3:
+        shape = tuple((embedded if ids is None else ids).shape)
         raise SizeError(
-            f"Prompts stand in front of rows of tokens, [B, S], and this input has the shape {tuple(ids.shape)}. "
+            f"Prompts stand in front of rows of tokens, [B, S], and this input has the shape {shape}. "
             "Give one row for each sequence."
         )
     given.pop("input_ids", None)

@@ -405,12 +405,15 @@ def resolve(base: nn.Module, spec: ModelSpec, names: Naming = Naming()) -> list[
             owner = _root(place.path) if "." in place.path else ""
             sites.append(EmbeddingSite(role, names.location(role), -1, owner, module, index, width))
         else:
-            entrance = (str(place.argument), _table(module)) if place.side == "in" else ("", None)
-            stack = module if place.side == "in" else lists[0].stack
+            enters = place.side == "in"
             readers = tuple(layers.stack for layers in lists[1:] if layers.reads_another)
             sites.append(
                 PromptSite(
-                    *(role, names.location(role), -1, "", module, stack, width, *entrance),
+                    *(role, names.location(role), -1, "", module),
+                    stack=module if enters else lists[0].stack,
+                    width=width,
+                    argument=str(place.argument) if enters else "",
+                    table=_table(module) if enters else None,
                     readers=readers,
                     causal=spec.causal,
                 )

@@ -56,7 +56,7 @@ class CallVerbs(Verbs):
 
     def create_masks_for_generate(self, *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
         """As in Transformers; with prompts a mask [B, S], from which the model makes one with theirs."""
-        create = getattr(super(), "create_masks_for_generate", create_masks_for_generate)
+        create: Any = getattr(super(), "create_masks_for_generate", create_masks_for_generate)
         found = create(*args, attention_mask=attention_mask, **kwargs)
         if not (prompts := self._engine.entry.prompt_length()):
             return found
