@@ -44,6 +44,18 @@ are given the tokens of all rows in one list, so `BatchSplit`, `Parallel`, `Mult
 adapter, each with its tokens; these stand around all other blocks there, `Average` inside of them. `Stack`, `Fuse`,
 `Route` and gates are refused with the reason.
 
+**Prompts** (`embed.prompt`) stand in front of the sequence. Encoders of text or patches that are described by hand
+take them behind their embeddings, position embeddings and norm, and return P more positions. Decoders, and the
+encoders that a decoder reads (T5, BART), take them where embeddings are given to the stack: prompts have the first P
+positions, masks and positions grow with them, the cache holds them. What leaves a decoder is cut to the length of the
+input, so labels, heads and `generate` do not notice; `hidden_states`, `attentions` and `encoder_last_hidden_state`
+keep the P positions. In rows that are padded on the left the prompt stands in front of the padding, as in PEFT:
+sliding windows, and positions that are not given, count it as distance (`generate` gives positions). Decoders that
+were found by tracing take prompts if they compute of embeddings what they compute of ids. Prompts are refused where
+one vector stands for the whole input at a fixed position (CLIP), where positions are biases of pairs of patches
+(BEiT), for sound, and in encoders that nobody described. Assisted generation and `generate` from a cache that is
+already filled are refused: they count tokens by its length.
+
 What of all this a model has, `adapters.inspect(model)` tells; [capabilities.md](capabilities.md) has it for all types.
 
 ## Say where
@@ -97,7 +109,8 @@ def paths_of(config: str) -> dict[str, str]:
         path = modules[id(site.module)].removeprefix(f"{layer}.")
         for i, role in enumerate(site.role.split("+")):
             part = f", part {i + 1}" if isinstance(site, LinearSite) and site.parts else ""
-            found.setdefault(role, f"`{path}`{part}" if path != layer else "the layer")
+            named = {layer: "the layer", "": "the model"}.get(path, f"`{path}`{part}")
+            found.setdefault(role, f"in front of {named}" if site.role == "embed.prompt" and site.argument else named)
     return found
 
 

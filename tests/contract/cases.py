@@ -124,8 +124,6 @@ REPRESENTATIVE = ("bert", "electra", "gpt2", "llama", "t5", "bart", "mbart", "vi
 def refusal(method: str, name: str) -> str | None:
     """Why an architecture cannot carry a config, None if it can. Written down, so that a change shows."""
     tiny = TINY_MODELS[name]
-    if method in LENGTHENING and (tiny.kind != "encoder" and tiny.kind != "image"):
-        return "prompt tuning has no place in decoders"
     if method.startswith("bitfit") and name in WITHOUT_BIAS:
         return "no module of its layers has a bias"
     if method == "bitfit_subset" and name == "qwen2":

@@ -362,8 +362,6 @@ def test_a_stack_has_an_order(method: str, name: str) -> None:
 @pytest.mark.parametrize("method", ["seq_bn_inv", "prompt_tuning", "loreft", "noreft"])
 def test_what_edits_hidden_states_is_chained(method: str, name: str) -> None:
     """A stack is the composition of what its adapters do, at the place where they do it."""
-    if method == "prompt_tuning" and name == "llama":
-        pytest.skip("prompt tuning has no place in decoders")
     model, given = build(name), inputs(name)
     for i, adapter in enumerate("ab"):
         config = CONFIGS[method]
@@ -374,7 +372,7 @@ def test_what_edits_hidden_states_is_chained(method: str, name: str) -> None:
         one, two = (model.base_model.invertible_adapters[adapter] for adapter in "ab")
         expected = two(one(tapped(model, given, None, model.get_submodule(place))))
     elif method == "prompt_tuning":
-        place = "embeddings"
+        place = {"bert": "embeddings", "llama": "layers.0.input_layernorm"}[name]
         of_a, of_b = (tapped(model, given, adapter, model.get_submodule(place)) for adapter in "ab")
         expected = torch.cat([of_b[:, :3], of_a], 1)
     else:
@@ -584,15 +582,16 @@ def test_a_prompt_is_not_split() -> None:
     assert model.active_adapters is None and infer(model, given).shape[1] == LENGTH
 
 
-def test_prompts_of_different_length_are_no_batch() -> None:
-    model, given = build("bert"), inputs("bert")
+@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
+def test_prompts_of_different_length_are_no_batch(name: str) -> None:
+    model, given = build(name), inputs(name)
     model.add_adapter("a", config="prompt_tuning[prompt_length=2]")
     model.add_adapter("b", config="prompt_tuning[prompt_length=3]")
     for setup in (Parallel("a", "b"), Parallel("a", None), BatchSplit("a", "b", batch_sizes=2), Average("a", "b")):
         with pytest.raises(CompositionError, match="equally long"):
             model.set_active_adapters(setup)
     model.set_active_adapters("b")
-    assert infer(model, given).shape[1] == LENGTH + 3
+    assert infer(model, given).shape[1] == {"bert": LENGTH + 3, "llama": LENGTH, "t5": LENGTH - 2}[name]
 
 
 @every_pair(methods=NO_PROMPTS, names=("bert",))

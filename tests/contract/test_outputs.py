@@ -36,7 +36,8 @@ def test_hidden_states_show_the_edits(method: str, name: str) -> None:
     assert len(found) == len(plain) == 3
     assert torch.equal(result.last_hidden_state, infer(model, given))
     last = found[-1] if name != "vit" else model.layernorm(found[-1])
-    torch.testing.assert_close(last, result.last_hidden_state)
+    cut = 3 if method == "prompt_tuning" and TINY_MODELS[name].kind == "decoder" else 0
+    torch.testing.assert_close(last[:, cut:], result.last_hidden_state)
     assert not torch.allclose(found[-1], plain[-1]) if found[-1].shape == plain[-1].shape else True
     if method.startswith(("loreft", "noreft", "direft")):
         for layer in (1, 2):
@@ -71,7 +72,9 @@ def test_attentions(method: str, name: str) -> None:
     assert len(found) == len(plain) > 0
     prefix = 3 if "AttentionSite" in {one.site_type.__name__ for one in methods_of(method)} else 0
     prompt = 3 if method == "prompt_tuning" else 0
-    for one, other in zip(found, plain):
+    if name == "t5" and prompt:  # the decoder itself sees none
+        found, plain = found[:2] + found[4:], plain[:2] + plain[4:]
+    for one, other in zip(found, plain, strict=True):
         assert one.shape[-1] == other.shape[-1] + prefix + prompt
         torch.testing.assert_close(one.sum(-1), torch.ones_like(one.sum(-1)), atol=1e-4, rtol=1e-4)
     if prefix:
@@ -145,7 +148,7 @@ def test_prompts_lengthen_the_output(name: str, attention: str) -> None:
 @every_pair(methods=ONE_OF_EACH, names=("bert", "roberta", "distilbert", "llama", "t5", "bart"))
 def test_padding_does_not_matter(method: str, name: str) -> None:
     """A row that is padded on the right gives what it gives alone. Gates are means over all positions: not for them."""
-    if method == "unipelt" or (name == "llama" and method == "prompt_tuning"):
+    if method == "unipelt":
         return
     model, given = carrying(name, method), inputs(name, "base" if name != "llama" else "masked lm")
     if name == "llama":
@@ -153,7 +156,7 @@ def test_padding_does_not_matter(method: str, name: str) -> None:
     perturb(model, "a")
     model.set_active_adapters("a")
     together = infer(model, given)
-    extra = 3 if method == "prompt_tuning" else 0
+    extra = 3 if method == "prompt_tuning" and name != "llama" else 0
     for row in range(ROWS):
         length = int(given["attention_mask"][row].sum())
         single = {key: v[row : row + 1] for key, v in given.items()}

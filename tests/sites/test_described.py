@@ -35,7 +35,7 @@ from adapters.sites.lookup import spec_for, written
 from adapters.sites.resolve import LinearSite, resolve
 from adapters.sites.spec import LayerList, LayerSpec, Linear
 from tests.tiny import adapter_parameters, config, hooks, infer, inputs, perturb, randomised
-from tests.zoo import inputs_of, output, small_model
+from tests.zoo import inputs_of, output, probe, small_model
 
 FURTHER = ("albert", "beit", "clip", "clip_text_model", "clip_vision_model", "deberta", "deberta-v2", "whisper")
 EXPLAINED: dict[tuple[str, str], str] = {

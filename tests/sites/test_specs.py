@@ -213,7 +213,9 @@ def test_places_of_the_whole_model(name: str) -> None:
     embeddings, prompts = of(EmbeddingSite, sites), of(PromptSite, sites)
     kind = TINY_MODELS[name].kind
     assert len(embeddings) == (0 if kind == "image" else 1)
-    assert len(prompts) == (1 if kind in ("encoder", "image") else 0)
+    assert len(prompts) == 1
+    assert bool(prompts[0].argument) == (kind in ("decoder", "encoder-decoder"))
+    assert prompts[0].causal == (kind == "decoder") and len(prompts[0].readers) == (kind == "encoder-decoder")
     assert all(spec_for(model).refusals()[role] for role in ("embed", "embed.prompt") if not here(sites, role))
     for site in (*embeddings, *prompts):
         assert site.layer == -1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from adapters.errors import ConfigError
+from adapters.errors import ConfigError, UnsupportedError
 from adapters.methods.base import AdapterModule
 from adapters.methods.carriers import PromptTuningLayer as PromptTuningLayer
 from adapters.methods.config import AdapterConfig, Rule, integer, nothing, one_of, place_patterns, seed, text
@@ -26,6 +26,8 @@ class PromptTuningConfig(AdapterConfig):
 
         out = model([P; embed(x)])
 
+    Encoders return P more positions; decoders cut theirs, so that logits and labels are as long as the input.
+
     Paper: Lester et al. 2021, arXiv:2104.08691.
 
     Args:
@@ -33,7 +35,7 @@ class PromptTuningConfig(AdapterConfig):
         prompt_init: "random_uniform" (within -0.5 and 0.5), or "from_string".
         prompt_init_text: With "from_string" the text whose embedded tokens, repeated as needed, are the
             start.
-        combine: "prefix" puts the prompt first, "prefix_after_bos" behind the first token.
+        combine: "prefix" puts the prompt first, "prefix_after_bos" behind the first token (not in decoders).
         init_weights_seed: Seed set before the prompt is initialised; None leaves the generator alone.
         places: Where to adapt (`methods/places.py`); prompts have one place only, "embed.prompt".
     Raises:
@@ -73,7 +75,11 @@ class PromptTuning(AdapterModule[HiddenState]):
 
         [p_1 ... p_P, e_1 ... e_S]             prefix_after_bos: [e_1, p_1 ... p_P, e_2 ... e_S]
 
-    Prompts join after position embeddings and their norm, so they have neither; P more positions leave the model.
+    In encoders such as BERT and ViT prompts join after position embeddings and their norm, so they have neither, and P
+    more positions leave the model. In decoders, and in the encoders of T5 and BART, they enter where embeddings are
+    given to the stack, [B, P + S, D]: they have positions 0 to P - 1, and the sequence those behind them. What leaves a
+    decoder is [B, S, D] again; hidden states and attentions of its layers are those of all P + S positions, and so is
+    what leaves the encoder of an encoder-decoder. A cache holds the prompt: later calls do not see it again.
 
     Paper: Lester et al. 2021, arXiv:2104.08691.
     """
@@ -90,6 +96,12 @@ class PromptTuning(AdapterModule[HiddenState]):
 
     def __init__(self, config: PromptTuningConfig, site: PromptSite, name: str) -> None:
         super().__init__(config, site, name)
+        if site.causal and config.combine != "prefix":
+            raise UnsupportedError(
+                f"combine={config.combine!r} is for encoders, where rows begin with their first token: those of a "
+                "decoder may be padded on the left. Use combine='prefix', which puts the prompt in front of the first "
+                "token too."
+            )
         self.prompt_embedding = nn.Embedding(config.prompt_length, site.width)
         if config.prompt_init == "from_string":
             self._init_from_text(config)

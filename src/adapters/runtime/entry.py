@@ -18,6 +18,7 @@ from adapters.errors import UnsupportedError
 from adapters.methods.derived import WATCHING
 from adapters.runtime.active import INNERMOST
 from adapters.runtime.hooks import HookedPrompt
+from adapters.runtime.prompts import longer_mask
 from adapters.runtime.replication import batch_size, replicate
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class Entry:
     def follow_stacks(self) -> None:
         """Follow the stacks whose masks the adapters need that are there now, and no others."""
         wanted = [hooked for hooked in self.engine.masked if hooked.names or self.engine.asks_for_masks()]
-        needed = {id(hooked.site.stack): hooked.site.stack for hooked in wanted}
+        stacks = [stack for hooked in wanted for stack in (hooked.site.stack, *getattr(hooked.site, "readers", ()))]
+        needed = {id(stack): stack for stack in stacks}
         for key in set(self.stacks) - set(needed):
             self.stacks.pop(key).remove()
         for key in set(needed) - set(self.stacks):
@@ -189,18 +191,16 @@ class Entry:
         return output
 
     def on_stack(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Note the stack's mask and its number of cached positions; lengthen the mask for prompts."""
-        cache = kwargs.get("past_key_values")
+        """Let prompts enter; note the stack's mask and its number of cached positions."""
+        prompts = [hooked for hooked in self._prompts() if module in (hooked.site.stack, *hooked.site.readers)]
+        cache, args, kwargs = _argument(module, "past_key_values", args, kwargs)
         offset = 0 if cache is None else int(cache.get_seq_length())
         mask, args, kwargs = _argument(module, "attention_mask", args, kwargs)
-        prompts = sum(
-            hooked.length()
-            for hooked in self.engine.masked
-            if isinstance(hooked, HookedPrompt) and hooked.site.stack is module
-        )
-        if prompts and isinstance(mask, Tensor) and mask.dim() == 2:
-            mask = torch.cat([mask.new_ones(mask.shape[0], prompts), mask], 1)
-            kwargs["attention_mask"] = mask
+        if any(hooked.site.argument or hooked.site.stack is not module for hooked in prompts):
+            _, args, kwargs = _argument(module, "input_ids", args, kwargs)
+        for hooked in prompts:
+            kwargs = hooked.entering(module, kwargs, offset)
+            mask = kwargs.get("attention_mask")
         inputs = [*args[:1], *(kwargs.get(name) for name in ("input_ids", "inputs_embeds"))]
         span = next((tensor.shape[1] for tensor in inputs if isinstance(tensor, Tensor) and tensor.dim() > 1), None)
         call = CALL.now
@@ -208,6 +208,15 @@ class Entry:
         call.stacks.pop(id(module), None)  # the stack that runs now is the last
         call.stacks[id(module)] = Running(mask if isinstance(mask, Tensor) else None, offset, span)
         return args, kwargs
+
+    def _prompts(self) -> list[HookedPrompt]:
+        """The places of prompts that have some."""
+        return [hooked for hooked in self.engine.masked if isinstance(hooked, HookedPrompt) and hooked.names]
+
+    def prompt_length(self) -> int:
+        """Positions that the prompts in force put in front of what the model generates from, and into its cache."""
+        encodes = getattr(self.engine.base.config, "is_encoder_decoder", False)
+        return 0 if encodes else sum(hooked.length() for hooked in self._prompts())
 
     # ------------------------------------------------------------------------------------------ recomputation
 
@@ -241,6 +250,8 @@ class Entry:
     @contextmanager
     def generation(self, kwargs: dict[str, Any], inputs: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Facts of a `generate` call: inputs are replicated here, once; the given lengths are known to methods."""
+        if self.prompt_length():
+            _check_cache(kwargs)
         call = CALL.now
         outer = call.generation
         copies = self.engine.programs.in_force().copies
@@ -248,7 +259,7 @@ class Entry:
         if copies > 1 and not given:
             (inputs,), kwargs = replicate((inputs,), kwargs, copies)
         encodes = getattr(self.engine.base.config, "is_encoder_decoder", False)
-        mask = None if encodes else kwargs.get("attention_mask")
+        mask = None if encodes else longer_mask(kwargs.get("attention_mask"), self.prompt_length())
         call.generation = Generation(copies > 1 or given, self._given_lengths(inputs, kwargs), mask)
         try:
             yield inputs, kwargs
@@ -265,7 +276,24 @@ class Entry:
         if not isinstance(named, Tensor):
             return {}
         stacks = {id(hooked.site.stack) for hooked in self.engine.masked}
-        return dict.fromkeys(stacks, named.shape[1])
+        return dict.fromkeys(stacks, named.shape[1] + self.prompt_length())
+
+
+COUNTING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+"""What lets `generate` cut the cache to a number of tokens."""
+
+
+def _check_cache(kwargs: dict[str, Any]) -> None:
+    """Raise UnsupportedError if `generate` would take the positions in a cache for tokens of the sequence."""
+    config, cache = kwargs.get("generation_config"), kwargs.get("past_key_values")
+    asked = [name for name in COUNTING if (kwargs.get(name) or getattr(config, name, None)) is not None]
+    if cache is not None and cache.get_seq_length():
+        asked.append("past_key_values")
+    if asked:
+        raise UnsupportedError(
+            f"generate with {' and '.join(asked)} counts tokens by the length of the cache, which holds the prompt of "
+            "prompt tuning too. Leave it out: plain sampling, greedy search and beams work, with every kind of cache."
+        )
 
 
 _POSITIONS: dict[tuple[type[nn.Module], str], int | None] = {}

@@ -24,7 +24,7 @@ from adapters.composition.steps import Adapter, RowChoice, Step
 from adapters.errors import UnsupportedError
 from adapters.methods.base import AdapterModule
 from adapters.methods.state import HiddenState, LinearState, ResidualState
-from adapters.runtime import attention, experts, softmax
+from adapters.runtime import attention, experts, prompts, softmax
 from adapters.sites.resolve import (
     AttentionSite,
     EmbeddingSite,
@@ -490,15 +490,41 @@ class HookedEmbedding(HookedSite[EmbeddingSite]):
 
 
 class HookedPrompt(HookedSite[PromptSite]):
-    """Lengthens the embedded sequence, and the attention mask with it."""
+    """Lengthens the embedded sequence, and with it the masks of its stack and of those that read it."""
 
     site_type = PromptSite
 
     def register(self, tap: str) -> RemovableHandle:
+        if tap == "leaving":
+            return self.site.stack.register_forward_hook(self.on_leaving, prepend=True)
         return self.site.module.register_forward_hook(self.on_output, prepend=True)
 
     def planned(self, step: Step) -> Plan:
-        return Plan(("prompt",), step, step.run)
+        if not self.site.argument:
+            return Plan(("prompt",), step, step.run)
+        return Plan(("leaving",) if self.site.causal else (), step, step.run)
+
+    def entering(self, stack: nn.Module, given: dict[str, Any], offset: int) -> dict[str, Any]:
+        """What a stack is given, with the prompts that are in force: its own, or those of the stack that it reads."""
+        if (plan := self.now()) is None:
+            return given
+        if stack is self.site.stack:
+            if self.site.argument:
+                return prompts.lengthen(self.site, plan.step, given, offset)
+            mask = given.get("attention_mask")
+            if not isinstance(mask, Tensor) or mask.dim() != 2:
+                return given
+            return {**given, "attention_mask": prompts.longer_mask(mask, plan.step.extra_positions)}
+        mask, states = given.get("encoder_attention_mask"), given.get("encoder_hidden_states")
+        if mask is None or states is None or mask.shape[-1] == states.shape[1]:  # states of a call without prompts
+            return given
+        return {**given, "encoder_attention_mask": prompts.longer_mask(mask, plan.step.extra_positions, causal=False)}
+
+    def on_leaving(self, module: nn.Module, args: Any, output: Any) -> Any:
+        running = CALL.now.stacks.get(id(module))
+        if (plan := self.now()) is None or running is None or running.offset:
+            return None
+        return prompts.cut(output, plan.step.extra_positions)
 
     def on_output(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         plan = self.now()

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from adapters.sites.spec import At, Attention, LayerList, LayerSpec, ModelSpec, Place
-from adapters.sites.specs.reasons import NO_PROMPTS
 
 PAIRS = ("encoder-decoder", "vision-encoder-decoder", "speech-encoder-decoder")
 """Types of such models."""
@@ -34,11 +33,10 @@ def joined(parts: Mapping[str, nn.Module], specs: Mapping[str, ModelSpec]) -> Mo
     encoder, decoder = specs
     if not all(_crosses(layers) for layers in lists[decoder]):
         return None
-    embed, refused = specs[encoder].places.get("embed"), dict(specs[encoder].refused)
     return ModelSpec(
         (*lists[encoder], *lists[decoder]),
-        {} if embed is None else {"embed": _at(encoder, embed)},
-        {**refused, "embed.prompt": NO_PROMPTS},
+        {role: _at(encoder, place) for role, place in specs[encoder].places.items()},
+        specs[encoder].refused,
         copies_inside=False,
     )
 

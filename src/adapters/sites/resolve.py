@@ -352,10 +352,24 @@ class EmbeddingSite(Site):
 
 @dataclass(eq=False)
 class PromptSite(Site):
-    """The embedding module that prompts are prepended to; `stack` is the module that receives the attention mask."""
+    """Where prompts are put in front of the embedded sequence: behind the embeddings, or where it enters its stack.
 
-    stack: nn.Module = field(kw_only=True)
+    Attributes:
+        stack: The module that receives the attention mask.
+        width: D of the embeddings.
+        argument: The argument by which embeddings are given to the stack, where prompts are put in front of it; empty
+            where they join what the module of the embeddings gives.
+        table: With `argument`, the embedding of tokens.
+        readers: The stacks whose cross attentions read this one.
+        causal: Whether the stack is a decoder. With `argument`, what leaves it is then as long as what entered it.
+    """
+
+    stack: nn.Module
     width: int = 0
+    argument: str = ""
+    table: nn.Module | None = None
+    readers: tuple[nn.Module, ...] = ()
+    causal: bool = False
 
 
 SITES: dict[Kind, type[Site]] = {
@@ -425,7 +439,19 @@ def resolve(base: nn.Module, spec: ModelSpec, names: Naming = Naming()) -> list[
             owner = _root(place.path) if "." in place.path else ""
             sites.append(EmbeddingSite(role, names.location(role), -1, owner, module, index, width))
         else:
-            sites.append(PromptSite(role, names.location(role), -1, "", module, stack=lists[0].stack, width=width))
+            enters = place.side == "in"
+            readers = tuple(layers.stack for layers in lists[1:] if layers.reads_another)
+            sites.append(
+                PromptSite(
+                    *(role, names.location(role), -1, "", module),
+                    stack=module if enters else lists[0].stack,
+                    width=width,
+                    argument=str(place.argument) if enters else "",
+                    table=_table(module) if enters else None,
+                    readers=readers,
+                    causal=spec.causal,
+                )
+            )
     number, numbers = 0, dict[str, int]()
     for layers in lists:
         for path, layer, layer_spec in layers:
@@ -502,6 +528,11 @@ class _Layers:
             raise UnsupportedError(
                 f"{_called(base)}: {layers.path!r} has {len(found)} layers, and its spec describes {len(self.specs)}."
             )
+
+    @property
+    def reads_another(self) -> bool:
+        """Whether its layers have cross attentions."""
+        return any(role.startswith("cross.") for spec in self.specs for role in spec.places)
 
     def __iter__(self) -> Iterator[tuple[str, nn.Module, LayerSpec]]:
         return zip(self.paths, self.modules, self.specs)
@@ -704,7 +735,7 @@ def _same_map(one: Linear, other: Place) -> bool:
 def _embedding_width(base: nn.Module, module: nn.Module, place: At, lists: list[_Layers]) -> int:
     """Width of the token embeddings at a place: factorised ones are narrower than the layers."""
     table: Any = module if isinstance(module, nn.Embedding) else _table(base)
-    if place.side == "out" and isinstance(table, nn.Embedding):
+    if (place.side == "out" or place.argument == "inputs_embeds") and isinstance(table, nn.Embedding):
         return table.embedding_dim
     path, layer, spec = next(iter(lists[0]))
     return _Layer(lists[0], spec, layer, path, 0).width()

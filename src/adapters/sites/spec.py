@@ -298,3 +298,8 @@ def pre_norm(role: str, h: str, norm: str) -> dict[str, Place]:
 def post_norm(role: str, h: str, x: At, norm: str) -> dict[str, Place]:
     """A branch whose sum is normalised."""
     return {role: Branch(At(h), x, norm), f"{role}.norm": Norm(norm)}
+
+
+def prompts(stack: str = "") -> dict[str, Place]:
+    """Prompts in front of the embeddings that the stack at a path is given, or makes of token ids."""
+    return {"embed.prompt": At(stack, "in", "inputs_embeds")}

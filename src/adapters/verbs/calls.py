@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.masking_utils import create_masks_for_generate
 
 from adapters.call import CALL
 from adapters.errors import UnsupportedError
@@ -74,6 +75,20 @@ class CallVerbs(Verbs):
         first = args[0] if args else kwargs.get("inputs")
         with self._engine.entry.generation(kwargs, first) as (first, kwargs):
             return super().generate(*(first, *args[1:])[: len(args)], **kwargs)  # type: ignore[misc]
+
+    def create_masks_for_generate(self, *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        """As in Transformers; with prompts a mask [B, S], from which the model makes one with theirs."""
+        create: Any = getattr(super(), "create_masks_for_generate", create_masks_for_generate)
+        found = create(*args, attention_mask=attention_mask, **kwargs)
+        if not (prompts := self._engine.entry.prompt_length()):
+            return found
+        fills = isinstance(found, Tensor) and found.dim() == 2  # BLOOM: as many columns as the cache has room for
+        return found[:, :-prompts] if fills else attention_mask
+
+    def _prepare_static_cache(self, *args: Any, max_cache_len: int, **kwargs: Any) -> Any:
+        """As in Transformers, with room for prompts."""
+        length = max_cache_len + self._engine.entry.prompt_length()
+        return super()._prepare_static_cache(*args, max_cache_len=length, **kwargs)  # type: ignore[misc]
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] | None = None, **kwargs: Any

@@ -71,7 +71,7 @@ FOREIGN = {
     "22": ["model.layers.0.self_attn.W_pack"],
 }
 """Configs of models that no tiny model stands for, and a module of theirs: what is loaded elsewhere must be refused."""
-EITHER = {"29": "PromptTuning cannot act", "30": "rotary", "67": "positions"}
+EITHER = {"30": "rotary", "67": "positions"}
 """What is refused as long as the method does not act there."""
 
 FILES = sorted(FOLDER.glob("*.json"))
@@ -147,6 +147,7 @@ def test_it_is_loaded_or_refused(path: Path, tmp_path: Path) -> None:
         return
     assert (reason is None or number in EITHER) and loaded == "theirs" and want is not None
     got = infer(model, inputs(name, task, padded=False))
+    want = want[:, -got.shape[1] :] if got.dim() > 2 else want  # PEFT leaves what a decoder's prompt predicts
     torch.testing.assert_close(got, want, atol=2e-5, rtol=2e-4)
 
 

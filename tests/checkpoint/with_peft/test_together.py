@@ -95,6 +95,42 @@ def test_prefixes_of_rotary_decoders(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(infer(again, given), want, atol=1e-5, rtol=1e-4)
 
 
+PROMPTED = [name for name, tiny in TINY_MODELS.items() if tiny.kind in ("decoder", "encoder-decoder")]
+
+
+@pytest.mark.parametrize("kind", ["prompt", "lstm", "mlp"])
+@pytest.mark.parametrize("name", PROMPTED)
+def test_prompts(name: str, kind: str, tmp_path: Path) -> None:
+    """Files of P-tuning hold what its network made of its embedding: it comes in as the prompt that it is."""
+    task = "SEQ_2_SEQ_LM" if TINY_MODELS[name].kind == "encoder-decoder" else "CAUSAL_LM"
+    options: dict[str, Any] = {"num_virtual_tokens": 3, "task_type": task}
+    network = {"encoder_hidden_size": 8, "encoder_reparameterization_type": kind.upper()}
+    torch.manual_seed(0)
+    other: Any = peft.get_peft_model(
+        build(name, "lm", adapted=False),
+        peft.PromptTuningConfig(**options) if kind == "prompt" else peft.PromptEncoderConfig(**options, **network),
+    ).eval()
+    moved(other)
+    other.save_pretrained(tmp_path / "a")
+    given = inputs(name, "lm")
+    want = infer(other, given)
+    want = want[:, 3:] if task == "CAUSAL_LM" else want  # PEFT leaves what the prompt predicts
+    model = build(name, "lm")
+    base = infer(model, given)
+    model.load_adapter(tmp_path / "a", set_active=True)
+    torch.testing.assert_close(infer(model, given), want, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(want, base, atol=1e-3)
+
+    ids = inputs(name, "lm", padded=False)["input_ids"]
+    written = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)
+    assert torch.equal(written, other.generate(input_ids=ids, max_new_tokens=4, do_sample=False))
+
+    model.save_adapter(tmp_path / "b", "a", format="peft")
+    again = peft.PeftModel.from_pretrained(build(name, "lm", adapted=False), tmp_path / "b").eval()
+    found = infer(again, given)
+    torch.testing.assert_close(found[:, 3:] if task == "CAUSAL_LM" else found, want, atol=1e-5, rtol=1e-4)
+
+
 HEADED = [name for name in TINY_MODELS if name not in ("mt5", "vit")]
 
 

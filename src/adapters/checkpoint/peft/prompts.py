@@ -17,7 +17,7 @@ from adapters.methods.config import AdapterConfig, flag, integer
 from adapters.methods.prefix_tuning import PrefixTuning, PrefixTuningConfig
 from adapters.methods.prompt_tuning import PromptTuning, PromptTuningConfig
 from adapters.runtime.engine import Engine
-from adapters.sites.resolve import AttentionSite
+from adapters.sites.resolve import AttentionSite, PromptSite
 
 EMBEDDINGS = "prompt_embeddings"
 POSITIONS = re.compile(r"(^|.*\.)(wpe|pos_emb\w*|\w*position\w*)")
@@ -54,7 +54,8 @@ def read(
 
     Raises:
         CheckpointError: the tensor is missing, or of another size than the config and the model say.
-        UnsupportedError: the model counts positions in a way that makes PEFT's prompts something else than ours.
+        UnsupportedError: the model counts positions in a way that makes PEFT's prefixes something else than ours, or
+            its prompts stand in another place.
     """
     options = Options(saved, OPTIONS, HISTORY, {}, what)
     others = {key.removeprefix("base_model."): tensor for key, tensor in tensors.items() if key != EMBEDDINGS}
@@ -84,18 +85,28 @@ def counted_positions(base: nn.Module) -> str | None:
 def _refuse_positions(base: nn.Module, what: str) -> None:
     if (table := counted_positions(base)) is not None:
         raise UnsupportedError(
-            f"{what}: PEFT's prompts and prefixes take positions away from the sequence, which starts behind them in "
-            f"{table}; here it starts at position 0, so that the model would compute something else. Merge is not "
-            "possible "
-            "either; train a prefix or prompt here, or use a model with rotary or relative positions."
+            f"{what}: PEFT's prefixes take positions away from the sequence, which starts behind them in {table}; here "
+            "it starts at position 0, so that the model would compute something else. Merge is not possible either; "
+            "train a prefix here, or use a model with rotary positions. Prompts have positions here too."
         )
 
 
 # Prompts
 
 
+def _check_entrance(engine: Engine, what: str) -> None:
+    """Refuse models in which prompts do not stand where PEFT puts them: in front of what the stack embeds."""
+    sites = [hooked.site for hooked in engine.hooked if isinstance(hooked.site, PromptSite)]
+    if any(not site.argument for site in sites):
+        raise UnsupportedError(
+            f"{what}: prompts of {type(engine.base).__name__} join behind the positions and the norm of its "
+            "embeddings, and those of PEFT in front of them: the model would compute something else. Train a prompt "
+            "here, or use a decoder or an encoder-decoder, where both stand in the same place."
+        )
+
+
 def _read_prompt(engine: Engine, prompt: Tensor, name: str, what: str) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    _refuse_positions(engine.base, what)
+    _check_entrance(engine, what)
     config = PromptTuningConfig(prompt_length=len(prompt))
     return config, {f"{PromptTuning.container}.{name}.prompt_embedding.weight": prompt}
 
@@ -104,7 +115,7 @@ def _write_prompt(engine: Engine, modules: Sequence[Any]) -> Written:
     (module,) = modules
     if module.config.combine != "prefix":
         raise UnsupportedError(f"Adapter {module.name!r} stands behind the first token, and PEFT's prompts before it.")
-    _refuse_positions(engine.base, f"Adapter {module.name!r}")
+    _check_entrance(engine, f"Adapter {module.name!r}")
     weight = module.prompt_embedding.weight
     submodules = 2 if engine.base.config.is_encoder_decoder else 1  # type: ignore[union-attr]
     return Written(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from torch import nn
@@ -23,9 +24,9 @@ from adapters.sites.discovery.layers import stacks
 from adapters.sites.discovery.reading import Reading, read
 from adapters.sites.discovery.trace import given_to, trace
 from adapters.sites.discovery.twin import plain_torch, twin
-from adapters.sites.discovery.verify import Trial, check_widths, is_causal
+from adapters.sites.discovery.verify import Trial, check_widths, is_causal, takes_prompts
 from adapters.sites.resolve import resolve
-from adapters.sites.spec import ModelSpec
+from adapters.sites.spec import ModelSpec, prompts
 
 logger = logging.getLogger(__name__)
 
@@ -118,4 +119,19 @@ def _looked_at(model: nn.Module, inputs: Mapping[str, Any] | Inputs) -> ModelSpe
     numbered = [readings.get(f"{stack.path}.{number}", Reading()) for stack in lists for number in range(stack.length)]
     check_widths(resolve(model, untried), numbered)
     spec = assemble(model, graph, lists, readings)
-    return replace(spec, causal=is_causal(model, inputs))
+    return _with_prompts(replace(spec, causal=is_causal(model, inputs)), model, inputs)
+
+
+def _with_prompts(spec: ModelSpec, model: nn.Module, inputs: Mapping[str, Any] | Inputs) -> ModelSpec:
+    """The spec with the place of prompts: in front of a decoder, or of the encoder that a decoder reads."""
+    first, *others = spec.layers
+    if not spec.causal and not (first.stack and others and all(one.stack not in ("", first.stack) for one in others)):
+        return spec
+    around = [layers.path.split(".")[:-1] for layers in (spec.layers if spec.causal else spec.layers[:1])]
+    shared = list(takewhile(lambda names: len(set(names)) == 1, zip(*around)))
+    for depth in range(len(shared), -1, -1):  # outer modules may be passed over: OPT's language model calls its decoder
+        path = ".".join(names[0] for names in shared[:depth])
+        if takes_prompts(model.get_submodule(path), inputs):
+            refused = {role: reason for role, reason in spec.refused.items() if role != "embed.prompt"}
+            return replace(spec, places={**spec.places, **prompts(path)}, refused=refused)
+    return spec

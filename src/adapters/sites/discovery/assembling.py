@@ -16,7 +16,9 @@ from adapters.sites.roles import ROLES
 from adapters.sites.spec import At, Attention, LayerList, LayerSpec, Linear, ModelSpec, Norm, Place
 
 NO_TOKENS = "there are no token embeddings in front of its layers"
-NO_PROMPTS = "where prompts may stand is known of models that are described by hand only"
+NO_PROMPTS = (
+    "prompts enter decoders, and encoders that a decoder reads, where these take embeddings in place of token ids"
+)
 NO_WIDTH = "no linear map and no norm of the layer has a role that would tell how wide its hidden states are"
 NOT_CALLED = "this layer was not called in the forward pass by which the model was looked at"
 

@@ -235,6 +235,25 @@ def is_causal(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
     return states is not None and bool((states[0, 0] - states[1, 0]).abs().max() <= 1e-5 * states.abs().max())
 
 
+def takes_prompts(stack: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether a stack computes of embeddings, some more than it was given ids, what it computes of their ids."""
+    names, ids = inspect.signature(stack.forward).parameters, inputs.get("input_ids")
+    if ids is None or not {"input_ids", "inputs_embeds", "attention_mask"} <= set(names):
+        return False
+    longer = torch.cat([ids[:, :3], ids], 1)
+    options = {"attention_mask": torch.ones_like(longer), **({"use_cache": False} if "use_cache" in names else {})}
+    try:
+        with untouched(stack), torch.no_grad():
+            embedded = stack.get_input_embeddings()(longer)  # type: ignore[operator]
+            states = [
+                _states(stack(**options, **given)) for given in ({"input_ids": longer}, {"inputs_embeds": embedded})
+            ]
+    except Exception:  # whatever the model's own code raises where it does not take them
+        return False
+    one, other = states
+    return one is not None and other is not None and one.shape[:2] == longer.shape and _close(other, one)
+
+
 def _states(output: Any) -> torch.Tensor | None:
     found = getattr(output, "last_hidden_state", None)
     return found if isinstance(found, torch.Tensor) and found.dim() == 3 else None

@@ -12,8 +12,8 @@ from adapters.sites.spec import (
     post_norm,
     pre_norm,
     projections,
+    prompts,
 )
-from adapters.sites.specs.reasons import NO_PROMPTS
 
 
 def _branch(role: str, h: str, first: str, norm: str, norm_first: bool) -> dict[str, Place]:
@@ -42,8 +42,7 @@ def _model(norm_first: bool) -> ModelSpec:
             LayerList("encoder.layers", LayerSpec(encoder), stack="encoder", optional=True),
             LayerList("decoder.layers", LayerSpec(decoder), stack="decoder"),
         ),
-        {"embed": At("encoder.layernorm_embedding")},
-        {"embed.prompt": NO_PROMPTS},
+        {"embed": At("encoder.layernorm_embedding"), **prompts("encoder")},
     )
 
 

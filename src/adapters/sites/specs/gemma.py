@@ -12,8 +12,8 @@ from adapters.sites.spec import (
     Norm,
     Place,
     projections,
+    prompts,
 )
-from adapters.sites.specs.reasons import NO_PROMPTS
 
 
 def _branch(role: str, h: str, before: str, behind: str, holder: str) -> dict[str, Place]:
@@ -47,8 +47,7 @@ GEMMA = ModelSpec(
             ),
         ),
     ),
-    {"embed": At("embed_tokens")},
-    {"embed.prompt": NO_PROMPTS},
+    {"embed": At("embed_tokens"), **prompts()},
     causal=True,
     static_inverse=True,
     copies_inside=False,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from adapters.sites.spec import At, Attention, Columns, LayerList, LayerSpec, Linear, ModelSpec, pre_norm
-from adapters.sites.specs.reasons import NO_PROMPTS
+from adapters.sites.spec import At, Attention, Columns, LayerList, LayerSpec, Linear, ModelSpec, pre_norm, prompts
 
 GPT2 = ModelSpec(
     (
@@ -22,7 +21,6 @@ GPT2 = ModelSpec(
             ),
         ),
     ),
-    {"embed": At("drop")},
-    {"embed.prompt": NO_PROMPTS},
+    {"embed": At("drop"), **prompts()},
     causal=True,
 )

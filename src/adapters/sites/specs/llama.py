@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from adapters.sites.spec import At, LayerList, LayerSpec, Linear, ModelSpec, pre_norm, projections
-from adapters.sites.specs.reasons import NO_PROMPTS
+from adapters.sites.spec import At, LayerList, LayerSpec, Linear, ModelSpec, pre_norm, projections, prompts
 
 LLAMA = ModelSpec(
     (
@@ -24,8 +23,7 @@ LLAMA = ModelSpec(
             ),
         ),
     ),
-    {"embed": At("embed_tokens")},
-    {"embed.prompt": NO_PROMPTS},
+    {"embed": At("embed_tokens"), **prompts()},
     causal=True,
 )
 QWEN = replace(LLAMA, static_inverse=True)

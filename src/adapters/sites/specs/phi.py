@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from adapters.sites.spec import At, Branch, LayerList, LayerSpec, Linear, ModelSpec, Norm, pre_norm, projections
-from adapters.sites.specs.reasons import NO_PROMPTS
+from adapters.sites.spec import (
+    At,
+    Branch,
+    LayerList,
+    LayerSpec,
+    Linear,
+    ModelSpec,
+    Norm,
+    pre_norm,
+    projections,
+    prompts,
+)
 
 PHI = ModelSpec(
     (
@@ -22,8 +32,7 @@ PHI = ModelSpec(
             ),
         ),
     ),
-    {"embed": At("embed_tokens")},
-    {"embed.prompt": NO_PROMPTS},
+    {"embed": At("embed_tokens"), **prompts()},
     causal=True,
     static_inverse=True,
     copies_inside=False,

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapters.sites.spec import At, Attention, LayerList, LayerSpec, Linear, ModelSpec, Place, pre_norm, projections
-from adapters.sites.specs.reasons import NO_PROMPTS
+from adapters.sites.spec import (
+    At,
+    Attention,
+    LayerList,
+    LayerSpec,
+    Linear,
+    ModelSpec,
+    Place,
+    pre_norm,
+    projections,
+    prompts,
+)
 
 
 def _attention(role: str, number: int, name: str, position_bias: str = "") -> dict[str, Place]:
@@ -40,6 +50,5 @@ def t5(config: Any) -> ModelSpec:
             LayerList("encoder.block", LayerSpec(encoder), stack="encoder"),
             LayerList("decoder.block", LayerSpec(decoder), stack="decoder", optional=True),
         ),
-        {"embed": At("encoder.block.0", "in")},
-        {"embed.prompt": NO_PROMPTS},
+        {"embed": At("encoder.block.0", "in"), **prompts("encoder")},
     )
