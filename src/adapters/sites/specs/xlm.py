@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from adapters.sites.spec import At, Branch, LayerList, LayerSpec, Linear, ModelSpec, Norm, Place, projections
-from adapters.sites.specs.reasons import NO_PROMPTS
+from adapters.sites.specs.reasons import OWN_POSITIONS
 
 NO_LAYER = "no module gives what leaves a layer: the model itself adds it up"
 
@@ -15,7 +15,7 @@ def xlm(config: Any) -> ModelSpec:
     first = getattr(config, "pre_norm", False)
     layers = tuple(_layer(number, first) for number in range(config.n_layers))
     embed = {"embed": At("layer_norm_emb")}
-    return ModelSpec((LayerList("", layers, apart=True),), embed, {"embed.prompt": NO_PROMPTS}, copies_inside=False)
+    return ModelSpec((LayerList("", layers, apart=True),), embed, {"embed.prompt": OWN_POSITIONS}, copies_inside=False)
 
 
 def _layer(number: int, first: bool) -> LayerSpec:
