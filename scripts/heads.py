@@ -131,7 +131,7 @@ def main() -> None:
         records["class"][name] = "refused", "its task is that of no flexible head."
     asked = [("type", name) for name in types] + [("class", name) for name in heads if name in CLASSES]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        found = pool.map(lambda one: in_process(*one, arguments.seconds), asked)
+        found = pool.map(lambda one: in_process(one[0], one[1], arguments.seconds), asked)
         for (what, name), (outcome, why) in zip(asked, found, strict=True):
             records[what][name] = outcome, why
             print(f"{name:50} {outcome:18} {why}")

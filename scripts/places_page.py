@@ -110,7 +110,10 @@ def paths_of(config: str) -> dict[str, str]:
         for i, role in enumerate(site.role.split("+")):
             part = f", part {i + 1}" if isinstance(site, LinearSite) and site.parts else ""
             named = {layer: "the layer", "": "the model"}.get(path, f"`{path}`{part}")
-            found.setdefault(role, f"in front of {named}" if site.role == "embed.prompt" and site.argument else named)
+            found.setdefault(
+                role,
+                f"in front of {named}" if getattr(site, "argument", None) and site.role == "embed.prompt" else named,
+            )
     return found
 
 

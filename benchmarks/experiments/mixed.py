@@ -84,7 +84,7 @@ def _by_name(
     """Rows of 50 LoRAs in ever new orders, over the adapter of middle rank for all rows."""
     inputs, generator = shape.inputs(ROWS), random.Random(0)
     found = [model(**inputs, adapter_names=(POOL[start:] + POOL)[:ROWS])[0] for start in (0, 18)]
-    expected = []
+    expected: list[Any] = []
     for name in POOL[18:]:
         activate(name)
         expected.append(model(**inputs)[0][len(expected)])

@@ -52,7 +52,7 @@ def try_type(model_type: str, folder: Path) -> None:
     Raises whatever is wrong.
     """
     torch.manual_seed(0)
-    model = AutoAdapterModel.from_config(small_config(model_type)).float().eval()
+    model = AutoAdapterModel.from_config(small_config(model_type)).float().eval()  # type: ignore[no-untyped-call]
     randomised(model)
     inputs = inputs_of(model.base_model)
     plain = output(model.base_model, inputs).detach()

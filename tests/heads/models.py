@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig
 
 from adapters import auto
+from adapters.heads.kinds import MODEL_KINDS
 
 WIDTH, VOCAB, PAD, EOS = 32, 64, 1, 2
 
@@ -121,7 +122,7 @@ ADD = {
     "seq2seq_lm": ("add_seq2seq_lm_head", {}),
     "ctc": ("add_ctc_head", {}),
 }
-PAIRS = [(kind, head) for kind in CONFIGS for head in auto.MODEL_KINDS[kind].head_types]
+PAIRS = [(kind, head) for kind in CONFIGS for head in MODEL_KINDS[kind].head_types]
 OF_TYPE = {head_type: kind for kind, head_type in reversed(PAIRS)} | {"ctc": "wav2vec2"}
 """Head type -> the first model type that has it."""
 
@@ -132,7 +133,7 @@ def tiny_config(model_type: str, **kwargs: Any) -> Any:
 
 def tiny(model_type: str, **kwargs: Any) -> Any:
     torch.manual_seed(0)
-    return auto.AutoAdapterModel.from_config(tiny_config(model_type, **kwargs)).eval()
+    return auto.AutoAdapterModel.from_config(tiny_config(model_type, **kwargs)).eval()  # type: ignore[no-untyped-call]
 
 
 def add_head(model: Any, head_type: str, name: str = "h", **kwargs: Any) -> Any:

@@ -230,7 +230,7 @@ class RowChoice(TaskSplit):
         parts = assignment().divided(self.table, rows, device)
         if len(parts) == 1:
             child = self.children[parts[0].place]
-            return state if child is None else child.run(state)  # type: ignore[no-any-return]
+            return state if child is None else child.run(state)
         done = []
         for part in parts:
             with assigned(part.assignment):

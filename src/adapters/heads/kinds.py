@@ -147,7 +147,7 @@ def _kind_of(model_type: str, base: str) -> ModelKind:
     if not takes or re.search("For[A-Z]", base) or "last_hidden_state" not in _returns(base):
         return ModelKind(base, (), generates=False)
     if "decoder_input_ids" in takes:
-        heads = ENCODER_DECODER_HEADS if takes[0] == "input_ids" else ("seq2seq_lm",)
+        heads: tuple[str, ...] = ENCODER_DECODER_HEADS if takes[0] == "input_ids" else ("seq2seq_lm",)
         return ModelKind(base, heads, last_eos, shift=start_token_first)
     if "input_ids" in takes and ("past_key_values" in takes or _senses(model_type)):
         return ModelKind(base, DECODER_HEADS, last_token)

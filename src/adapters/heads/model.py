@@ -325,7 +325,7 @@ class OwnPositionsGenerationMixin(GenerationMixin):
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Any, model_kwargs: dict[str, Any]) -> Any:
         """Positions [4, B, S]: in the text, and in time, rows and columns."""
-        text = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+        text = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)  # type: ignore[no-untyped-call]
         base: Any = self.base_model  # type: ignore[attr-defined]
         ids = model_kwargs.get("input_ids", inputs_tensor)
         grids = any(model_kwargs.get(f"{what}_grid_thw") is not None for what in ("image", "video"))

@@ -81,7 +81,7 @@ def as_one_output(output: MultiHeadOutput, base: ModelOutput) -> ModelOutput:
     """
     parts, rows = output.head_outputs or [], output.rows or []
     keys = [key for key in parts[0] if key != "loss" and base.get(key) is None]
-    found = [[part.get(key) for part in parts] for key in keys]
+    found: list[list[Any]] = [[part.get(key) for part in parts] for key in keys]
     whole = all(isinstance(value, Tensor) for values in found for value in values)
     if len({type(part) for part in parts}) > 1 or any({*part} != {*parts[0]} for part in parts) or not whole:
         return output

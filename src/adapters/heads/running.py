@@ -55,7 +55,7 @@ class RunHeadsMixin(OutputEmbeddingsMixin):
 
     def _heads_of_rows(self, mixture: Mixture) -> Heads:
         """The heads of a batch whose rows were given adapters: those named like them, and else the active one."""
-        names = mixture.heads(self.heads)
+        names = mixture.heads(self.heads.keys())
         known = dict.fromkeys(name for name in names if name is not None)
         if not known:
             return self._active_head

@@ -557,7 +557,7 @@ class StackedBottleneck(Bottleneck):
         maps = tuple(alike(same, spare) for same in zip(*tensors))
         if not isinstance(first.scaling, Tensor) and all(m.scaling == first.scaling for m in self.members):
             return maps, first.scaling
-        like = first.adapter_up.bias
+        like: Any = first.adapter_up.bias
         scalings = [1.0 if m.scaling is None else m.scaling for m in self.members]
         return maps, alike([s if isinstance(s, Tensor) else like.new_tensor([s]) for s in scalings], spare)[:, None]
 

@@ -141,7 +141,8 @@ class Mixture:
             self.program: Program = pool.program
             numbers = [pool.numbers[child] for child in self.children]
             self.programs.serve(self.program)
-        self.assignment = Assignment(numbers, self.programs.engine.root.device)
+        root: Any = self.programs.engine.root
+        self.assignment = Assignment(numbers, root.device)
 
     def holds(self, programs: Programs) -> bool:
         """Whether it is what calls of a model follow here."""

@@ -13,7 +13,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 import torch
@@ -133,7 +133,7 @@ class Programs:
         if torch.compiler.is_compiling():
             mixture, setup = CALL.now.next_mixture, INNERMOST.setup
             if mixture is not None and mixture.holds(self):
-                return mixture.program
+                return cast(Program, mixture.program)
             program = self.default if setup is None else setup.programs.get(self.number)
             if program is None:
                 raise CompositionError("The AdapterSetup in force names an adapter that this model does not have.")
@@ -143,7 +143,7 @@ class Programs:
             if mixture.program.stale:
                 mixture.renew()
                 CALL.now.assignment = mixture.assignment
-            return mixture.program
+            return cast(Program, mixture.program)
         setup = innermost()
         if setup is None:
             return self.default
