@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -17,24 +18,36 @@ from ..errors import Forbidden
 if TYPE_CHECKING:
     from ..hub import Hub
 
+logger = logging.getLogger(__name__)
+
 __all__ = ["consume_setup_key", "prepare", "setup_key"]
 
+_DERIVED_SINCE = "0007"
+"""The first schema whose index holds all that `index/derive.py` reads today: whole cards, shapes of prompts."""
 _HOURS = 24
 # The key's digest is kept as a lease: who knows the key holds it.
 _LEASE = "setup"
 
 
 async def prepare(hub: Hub) -> None:
-    """Brings the database to what this version needs, whatever it was before."""
+    """Brings the database to what this version needs, whatever it was before.
+
+    Once after an upgrade this reads the cards and configs of all repositories, which takes some minutes for 100,000.
+    """
     from ..facts import taxonomy
     from ..index import own_names, search
+    from .reindex import reindex
 
+    before = await migrate.current(hub.db)
     await migrate.upgrade(hub.db)
     async with hub.db.write() as conn:
         await search.prepare(conn)
         await own_names.fill(conn)
         if not (await conn.execute(sa.select(schema.task.c.id).limit(1))).first():
             await taxonomy.seed(conn)
+    if before is not None and before < _DERIVED_SINCE:
+        logger.warning("The index is derived anew: this version reads more in files than that of schema %s.", before)
+        logger.warning("The index of %d repositories is derived anew.", await reindex(hub))
 
 
 async def setup_key(hub: Hub) -> str | None:

@@ -268,7 +268,7 @@ def test_cursors_from_elsewhere_are_refused(ask, cursor):
 
 
 def test_a_sort_we_do_not_have_is_refused(ask):
-    with pytest.raises(BadRequest, match="downloads, updated, created, parameters"):
+    with pytest.raises(BadRequest, match="downloads, trending, updated, created, parameters"):
         ask(Query(sort="beauty"))
 
 

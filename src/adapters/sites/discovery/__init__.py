@@ -124,6 +124,8 @@ def _looked_at(model: nn.Module, inputs: Mapping[str, Any] | Inputs) -> ModelSpe
 
 def _with_prompts(spec: ModelSpec, model: nn.Module, inputs: Mapping[str, Any] | Inputs) -> ModelSpec:
     """The spec with the place of prompts: in front of a decoder, or of the encoder that a decoder reads."""
+    if not spec.layers:
+        return spec
     first, *others = spec.layers
     if not spec.causal and not (first.stack and others and all(one.stack not in ("", first.stack) for one in others)):
         return spec
