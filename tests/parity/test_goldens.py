@@ -59,6 +59,7 @@ OTHERWISE: dict[str, tuple[str, str]] = {
     r"__full_static_(Albert|Roberta)ForMaskedLM$": ("main/", "the bias of the last layer is that of the checkpoint"),
     r"^llama__generate__": ("gen/", "a generated token sees all tokens before it"),
     r"__err_parallel$": (r"error\.", "Parallel acts in every model"),
+    r"^llama__err_unsupported$": (r"error\.0", "prompts stand in front of decoders too"),
     r"^deberta(_v2)?__prompt_tuning$": (
         r"main/|grads\.(grad_norms\[|loss)",
         "prompts do not attend to padding: every row is what it is alone",
