@@ -142,6 +142,10 @@ class HookedSite(Generic[SiteT]):
         if (handle := self.handles.pop(tap, None)) is not None:
             handle.remove()
 
+    def rows_first(self, x: Tensor) -> Tensor:
+        """What adapters are given of a tensor of the module, and what it gets back: they have [B, S, D]."""
+        return x.transpose(0, 1) if self.site.sequence_first else x
+
     def register(self, tap: str) -> Any:
         """Register the hook that serves a tap."""
         raise NotImplementedError
@@ -187,15 +191,16 @@ class HookedLinear(HookedSite[LinearSite]):
         plan = self.now()
         if plan is None or "input" not in plan.taps:
             return None
-        run, x = plan.run if plan.before is None else plan.before, args[0]
-        return (run(x) if x.dim() == 3 else run(_as_rows(x)).reshape(x.shape), *args[1:])
+        run, x = plan.run if plan.before is None else plan.before, self.rows_first(args[0])
+        new = run(x) if x.dim() == 3 else run(_as_rows(x)).reshape(x.shape)
+        return (self.rows_first(new), *args[1:])
 
     def on_output(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         plan = self.now()
         if plan is None or "output" not in plan.taps:
             return None
         if output.dim() == 3:
-            return plan.run(args[0], output)  # type: ignore[no-any-return]
+            return self.rows_first(plan.run(self.rows_first(args[0]), self.rows_first(output)))
         return plan.run(_as_rows(args[0]), _as_rows(output)).reshape(output.shape)  # type: ignore[no-any-return]
 
 
@@ -279,36 +284,38 @@ class HookedResidual(HookedSite[ResidualSite]):
         return Plan((*taps, *normed), step, partial(self._run, step))
 
     def on_x(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        CALL.now.residual = args[self.site.x_index]  # type: ignore[index]
+        CALL.now.residual = self.rows_first(args[self.site.x_index])  # type: ignore[index]
 
     def on_named_x(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-        CALL.now.residual = kwargs[self.site.x_index]  # type: ignore[index]
+        CALL.now.residual = self.rows_first(kwargs[self.site.x_index])  # type: ignore[index]
 
     def on_beside(self, module: nn.Module, args: Any, output: Any) -> None:
         call, added = CALL.now, output[0] if isinstance(output, tuple) else output
         assert call.residual is not None
-        call.residual = call.residual + added  # in place it would change the stream itself
+        call.residual = call.residual + self.rows_first(added)  # in place it would change the stream itself
 
     def on_sum(self, module: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
         plan = self.now()
-        return plan.run(args[0]) if plan is not None and "sum" in plan.taps else None
+        if plan is None or "sum" not in plan.taps:
+            return None
+        return self.rows_first(plan.run(self.rows_first(args[0])))
 
     def on_h(self, module: nn.Module, args: Any, output: Any) -> Any:
         plan = self.now()
         if plan is None or "h" not in plan.taps:
             return None
-        h = output[0] if isinstance(output, tuple) else output
+        h = self.rows_first(output[0] if isinstance(output, tuple) else output)
         scale, shape, x = self.site.scale, h.shape, CALL.now.residual
         if x is not None and h.dim() < x.dim():  # flat, [B * S, D], as experts give it
             h = h.view(x.shape)
         new = plan.run(h) if scale == 1 else plan.run(h * scale) / scale
-        new = new if new.dim() == len(shape) else new.view(shape)
+        new = self.rows_first(new if new.dim() == len(shape) else new.view(shape))
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     def on_normed(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         call = CALL.now
         override, call.override = call.override, None
-        return override
+        return None if override is None else self.rows_first(override)
 
     @staticmethod
     def _run_branch(function: Any, h: Tensor) -> Tensor:
@@ -391,13 +398,13 @@ class HookedLayer(HookedSite[LayerSite]):
         plan = self.now()
         if plan is None:
             return None
-        h = output[0] if isinstance(output, tuple) else output
+        h = self.rows_first(output[0] if isinstance(output, tuple) else output)
         if h.dim() < 3:
             raise UnsupportedError(
                 f"What {self.site.path} gives has no positions, {list(h.shape)}, which adapters of {self.site.role} "
                 "choose among. Use places='layer'."
             )
-        new = plan.run(h, *attended_positions(h, self.site.stack))
+        new = self.rows_first(plan.run(h, *attended_positions(h, self.site.stack)))
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
 
@@ -470,7 +477,7 @@ class HookedEmbedding(HookedSite[EmbeddingSite]):
 
     def on_output(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         plan = self.now()
-        return None if plan is None else plan.run(HiddenState(output)).h
+        return None if plan is None else self.rows_first(plan.run(HiddenState(self.rows_first(output))).h)
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         plan, i = self.now(), self.site.index

@@ -43,6 +43,7 @@ class Site:
         path: Module path, relative to the base model, below which this place's adapters are stored.
         module: The module that is hooked.
         call: Which of its calls in one forward of the layer, for modules that are called several times; None for all.
+        sequence_first: Whether the module's tensors are [S, B, D] instead of [B, S, D].
     """
 
     role: str
@@ -51,6 +52,7 @@ class Site:
     path: str
     module: nn.Module
     call: Turn | None = field(default=None, kw_only=True)
+    sequence_first: bool = field(default=False, kw_only=True)
 
     @property
     def address(self) -> str:
@@ -458,7 +460,11 @@ def resolve(base: nn.Module, spec: ModelSpec, names: Naming = Naming()) -> list[
             sites += _Layer(layers, layer_spec, layer, path, number).sites()
             numbers[f"{path}."] = number
             number += 1
-    return sites + list(_others(base, sites, numbers))
+    sites += _others(base, sites, numbers)
+    turned = {id(_find(base, path, base, "the model", "layer")) for path in spec.sequence_first}
+    for site in sites if turned else ():
+        site.sequence_first = id(site.module) in turned
+    return sites
 
 
 def _others(base: nn.Module, sites: list[Site], numbers: dict[str, int]) -> Iterator[Site]:

@@ -262,6 +262,7 @@ class ModelSpec:
             of this family were trained. Flexible LM heads always undo them.
         copies_inside: Whether the rows of a batch may be copied in front of any layer, instead of at the model's input.
         natives: Adapters that such models have of their own.
+        sequence_first: Paths of modules that read and give [S, B, D] instead of [B, S, D].
     """
 
     layers: tuple[LayerList, ...]
@@ -271,6 +272,7 @@ class ModelSpec:
     static_inverse: bool = False
     copies_inside: bool = True
     natives: Natives | None = None
+    sequence_first: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.places, self.refused)

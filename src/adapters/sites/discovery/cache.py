@@ -29,7 +29,7 @@ from adapters.sites.spec import (
     Norm,
 )
 
-FORMAT = 4
+FORMAT = 5
 """Increased when discovery finds more, or specs are written otherwise: files of other formats are not read."""
 
 FOLDER = "ADAPTERS_SPEC_CACHE"

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -216,6 +217,53 @@ def _tells_heads(site: AttentionSite, reading: Reading) -> bool:
         return (site.head_dim, site.value_dim) == reading.head_sizes[site.role.partition(".")[0]]
     except UnsupportedError:
         return False
+
+
+def sequence_first(model: nn.Module, inputs: Mapping[str, Any], sites: Iterable[Site]) -> tuple[str, ...]:
+    """Paths of the modules of these sites that give [S, B, D]: of another first row they change x[:, 0]."""
+    rows = next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim()), 1)
+    if rows < 2:
+        return ()
+    wanted = {id(site.module) for site in sites if site.layer >= 0 or site.role}
+    modules = {path: module for path, module in model.named_modules() if id(module) in wanted}
+    one: dict[str, list[Tensor]] = {path: [] for path in modules}
+    other: dict[str, list[Tensor]] = {path: [] for path in modules}
+    for seen, given in ((one, inputs), (other, _other_first_row(inputs, rows))):
+        with ExitStack() as stack, untouched(model), torch.no_grad():
+            for path, module in modules.items():
+                handle = module.register_forward_hook(partial(_keep, seen[path]))
+                stack.callback(handle.remove)
+            model(**given)
+    return tuple(path for path in modules if any(_rows_are_second(*both, rows) for both in zip(one[path], other[path])))
+
+
+def _keep(seen: list[Tensor], module: nn.Module, args: Any, output: Any) -> None:
+    given = output[0] if isinstance(output, (tuple, list)) and output else output
+    if isinstance(given, Tensor):
+        seen.append(given.detach().clone())
+
+
+def _rows_are_second(one: Tensor, other: Tensor, rows: int) -> bool:
+    if one.shape != other.shape or one.dim() != 3 or one.shape[1] != rows:
+        return False
+    changed = one != other
+    first, second = changed.flatten(1).any(1), changed.transpose(0, 1).flatten(1).any(1)
+    return bool(second[0]) and not bool(second[1:].any()) and bool(first[1:].any())
+
+
+def _other_first_row(inputs: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """The inputs with other tokens or numbers in the first row."""
+    result = dict(inputs)
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor) or not value.dim() or len(value) != rows:
+            continue
+        if value.is_floating_point():
+            result[name] = torch.cat([value[:1].flip(-1) + 0.5, value[1:]])
+        elif name.endswith("input_ids"):
+            known = value.unique()
+            moved = known[(torch.searchsorted(known, value[:1].contiguous()) + 1) % len(known)]
+            result[name] = torch.cat([moved, value[1:]])
+    return result
 
 
 def is_causal(model: nn.Module, inputs: Mapping[str, Any]) -> bool:

@@ -1,0 +1,70 @@
+"""Models that keep the sequence first, [S, B, D], in all layers or in some modules: rows are rows there too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import adapters
+from adapters import BatchSplit, Parallel
+from tests.tiny import perturb
+from tests.zoo import inputs_of, small_model
+
+pytestmark = pytest.mark.versions
+
+TURNED = {
+    "xlnet": ("layer.0", "layer.0.ff.layer_1", "layer.1.rel_attn"),  # everywhere
+    "fsmt": ("encoder.layers.0.self_attn.q_proj", "decoder.layers.1.encoder_attn", "decoder.layers.0.fc2"),
+    "longformer": ("encoder.layer.0.attention.self.query", "encoder.layer.1.attention.self.value"),
+}
+AS_USUAL = {
+    "longformer": ("encoder.layer.0", "encoder.layer.0.output.dense"),
+    "prophetnet": ("encoder.layers.0.self_attn",),
+}
+METHODS = ["lora[places='all-linear']", "ia3[places='all-linear']", "double_seq_bn", "par_bn", "loreft", "ln_tuning"]
+
+
+@pytest.fixture(scope="module", params=[*TURNED, "prophetnet"])
+def case(request: pytest.FixtureRequest) -> tuple[str, Any, dict[str, Any]]:
+    model = small_model(request.param).eval()
+    inputs = {
+        name: value[:2] if isinstance(value, torch.Tensor) and value.dim() else value
+        for name, value in inputs_of(model).items()
+    }
+    return request.param, adapters.init(model), inputs
+
+
+def test_which_modules_they_are(case: tuple[str, Any, dict[str, Any]]) -> None:
+    name, model, _ = case
+    found = set(model._engine.spec.sequence_first)
+    assert set(TURNED.get(name, ())) <= found
+    assert not set(AS_USUAL.get(name, ())) & found
+    assert bool(found) == (name in TURNED)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_row_is_what_it_is_alone(case: tuple[str, Any, dict[str, Any]], method: str) -> None:
+    _, model, inputs = case
+    alone = {}
+    try:
+        for seed, name in enumerate("ab"):
+            model.add_adapter(name, config=method)
+            perturb(model, name, seed=seed)
+        with torch.no_grad():
+            plain = model(**inputs).last_hidden_state
+            for name in "ab":
+                model.set_active_adapters(name)
+                alone[name] = model(**inputs).last_hidden_state
+                assert (alone[name] - plain).abs().max() > 0.05
+            model.set_active_adapters(BatchSplit("a", "b", batch_sizes=[1, 1]))
+            rows = model(**inputs).last_hidden_state
+            torch.testing.assert_close(rows, torch.cat([alone["a"][:1], alone["b"][1:]]), atol=1e-5, rtol=1e-4)
+            model.set_active_adapters(Parallel("a", "b"))
+            both = model(**inputs).last_hidden_state
+            torch.testing.assert_close(both, torch.cat([alone["a"], alone["b"]]), atol=1e-5, rtol=1e-4)
+    finally:
+        model.set_active_adapters(None)
+        for name in list(model.adapters_config.adapters):
+            model.delete_adapter(name)
