@@ -5,7 +5,7 @@ What is merged stays merged until it is taken out again, whatever is activated o
 
 from __future__ import annotations
 
-import warnings
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from adapters.methods import METHODS
 from adapters.methods.base import AffineAdapter
 from adapters.runtime.engine import Engine
 from adapters.runtime.hooks import HookedSite
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -48,20 +50,7 @@ def merge(engine: Engine, name: str) -> dict[str, float]:
         engine.check_merged(engine.config.active_setup, [name])
     except CompositionError as error:
         raise MergeError(f"Adapter {name!r} cannot be merged while this set-up is active. {error}") from None
-    changes: list[_Change] = []
-    for part in parts:
-        site: Any = part.hooked.site  # type: ignore[union-attr]
-        if site.call is not None:
-            raise MergeError(
-                f"{site.path} is called {site.call[1]} times in a layer, and {name!r} acts in one call only."
-            )
-        bias = part.module.merged_bias(site.bias)
-        if bias is not None:
-            changes.append(_Change(part.hooked, None, bias))
-            continue
-        before = site.weight
-        weight, bias = part.module.merged(before, site.bias)
-        changes.append(_Change(part.hooked, site.as_stored(weight), bias, (before, weight) if site.packed else None))
+    changes = [_change(name, part.hooked, part.module) for part in parts]
     lost: dict[str, float] = {}
     with engine.programs.quiet():
         backup: list[Any] = []
@@ -76,11 +65,10 @@ def merge(engine: Engine, name: str) -> dict[str, float]:
         engine.programs.changed([name])
     if lost:
         worst = max(lost, key=lost.__getitem__)
-        warnings.warn(
-            f"The merged weights of {name!r} were quantised again: at {worst}, the worst of {len(lost)} linear maps, "
-            f"rounding changes them by {lost[worst]:.2g} of what the adapter changes. Compare the outputs, or do not "
-            "merge it (reset_adapter).",
-            stacklevel=3,
+        logger.warning(
+            "The merged weights of %r were quantised again: at %s, the worst of %d linear maps, rounding changes them "
+            "by %.2g of what the adapter changes. Compare the outputs, or do not merge it (reset_adapter).",
+            *(name, worst, len(lost), lost[worst]),
         )
     return lost
 
@@ -96,6 +84,19 @@ class _Change:
     weight: Any
     bias: Tensor | None
     rounded: tuple[Tensor, Tensor] | None = None
+
+
+def _change(name: str, hooked: Any, module: AffineAdapter) -> _Change:
+    """What the adapter `name` makes of one module. Raises MergeError where it cannot be written there."""
+    site = hooked.site
+    if site.call is not None:
+        raise MergeError(f"{site.path} is called {site.call[1]} times in a layer, and {name!r} acts in one call only.")
+    bias = module.merged_bias(site.bias)
+    if bias is not None:
+        return _Change(hooked, None, bias)
+    before = site.weight
+    weight, bias = module.merged(before, site.bias)
+    return _Change(hooked, site.as_stored(weight), bias, (before, weight) if site.packed else None)
 
 
 def _lost(before: Tensor, wanted: Tensor, found: Tensor) -> float:

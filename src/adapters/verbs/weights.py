@@ -23,7 +23,7 @@ class WeightVerbs(Verbs):
 
         It stays there until `reset_adapter`, whatever is activated or trained on top of it. A set-up may name it beside
         others only where that computes the same as before it was merged; else the others alone, on top of the merged
-        weights. Quantised weights are unpacked, changed and quantised again, and a warning says what that costs.
+        weights. Quantised weights are unpacked, changed and quantised again, and the log says what that costs.
 
         Returns:
             For quantised linear maps, by path, what rounding changes relative to the update D of the adapter,
