@@ -38,7 +38,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("errors", "settings", "signing", "data", "methods", "names", "db", "claims", "accounts"),
         *("content", "storage"),
         *("hub", "http", "quotas", "ingest", "attempts", "rights"),
-        *("repos", "facts", "checks", "index", "changes"),
+        *("repos", "facts", "checks", "index", "changes", "interest", "collections"),
         *("xet", "ops", "legacy", "web", "protocol", "api"),
         *("app", "serve", "cli", "__main__", "__init__"),
     ),

@@ -227,8 +227,8 @@ def test_a_config_file_that_is_damaged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda m: m.add_adapter("a", "prompt_tuning"),
-        lambda m: m.add_adapter("a", ConfigUnion(CONFIGS["seq_bn"], CONFIGS["prompt_tuning"])),
+        lambda m: m.add_adapter("a", adapters.LoRAConfig(places=["pooler.dense"])),
+        lambda m: m.add_adapter("a", ConfigUnion(CONFIGS["seq_bn"], adapters.LoRAConfig(places=["pooler.dense"]))),
         lambda m: m.add_adapter("a", "glow"),
     ],
 )
