@@ -248,7 +248,8 @@ def _rows_are_second(one: Tensor, other: Tensor, rows: int) -> bool:
         return False
     changed = one != other
     first, second = changed.flatten(1).any(1), changed.transpose(0, 1).flatten(1).any(1)
-    return bool(second[0]) and not bool(second[1:].any()) and bool(first[1:].any())
+    positions = len(one) != rows or bool(first[1:].any())  # what comes first: there may be one position only
+    return bool(second[0]) and not bool(second[1:].any()) and positions
 
 
 def _other_first_row(inputs: Mapping[str, Any], rows: int) -> dict[str, Any]:
