@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from typing import Any
 
 import torch
 
 from adapters.checkpoint.atomic import saving
 from adapters.checkpoint.layout import PathLike
-from adapters.errors import UnsupportedError
 from adapters.export.low_rank import LowRank, low_rank
 from adapters.export.targets import check, target_of
 from adapters.methods.lora import LoRAConfig
@@ -47,9 +45,6 @@ def export_adapter(model: Any, folder: PathLike, name: str, target: str, rank: i
     goal = target_of(target)
     found = low_rank(engine, name, rank)
     check(engine, name, found, goal)
-    twice = [path for path, n in Counter(site.path for site in found.maps).items() if n > 1]
-    if twice:
-        raise UnsupportedError(f"{goal.title} cannot load {name!r}: it acts twice at {twice[0]}.")
     with saving(folder) as path:
         goal.write(engine, found, path)
     if not found.exact:

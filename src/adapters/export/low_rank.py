@@ -151,7 +151,7 @@ class _Update:
         """The lowest rank that loses nothing."""
         if self.product is not None:
             return self.product[0].shape[0]
-        values = self.spectrum()[1]
+        values = torch.linalg.svdvals(self.matrix().double())
         return max(1, int((values > EXACT * values[0]).sum()))
 
     def factors(self, rank: int) -> Factors:
