@@ -503,10 +503,7 @@ def _blocks(children: Sequence[Child]) -> list[AdapterCompositionBlock]:
 def owning_blocks(setup: Child) -> Iterator[AdapterCompositionBlock]:
     """The blocks in a set-up that own weights, at any depth."""
     if isinstance(setup, AdapterCompositionBlock):
-        if setup.owned_name is not None:
-            yield setup
-        for child in setup:
-            yield from owning_blocks(child)
+        yield from (block for block in _all_blocks(setup) if block.owned_name is not None)
 
 
 def first_name(child: Child) -> str | None:

@@ -204,10 +204,9 @@ class TaskSplit(Branches):
         ids = task_ids(self.block, state.carrier.shape[0], state.carrier.device)
         rows = [(ids == i).nonzero().flatten() for i in range(len(self.children))]
         used = [i for i, index in enumerate(rows) if len(index)]
-        order = torch.cat([rows[i] for i in used])
         parts = [partial(rows_of, rows[i]) for i in used]
         done = self.apply_to_parts(state, parts, [self.children[i] for i in used])
-        return state.rows(order).join(done, dim=0).rows(order.argsort())
+        return state.join_rows(done, [rows[i] for i in used])
 
 
 @dataclass(frozen=True)
@@ -235,8 +234,7 @@ class RowChoice(TaskSplit):
         for part in parts:
             with assigned(part.assignment):
                 done += self.apply_to_parts(state, [partial(rows_of, part.rows)], [self.children[part.place]])
-        order = torch.cat([part.rows for part in parts])
-        return state.rows(order).join(done, dim=0).rows(order.argsort())
+        return state.join_rows(done, [part.rows for part in parts])
 
     def _run_all(self, state: State, places: torch.Tensor) -> State:
         """As compiled code has it, where what runs cannot depend on the assignment: each child on all rows."""

@@ -94,8 +94,7 @@ class ChosenRows(RowGroups):
             with assigned(part):
                 own = state.rows(rows)
                 done.append(members[place].run(own) if place < self.count else own)
-        order = torch.cat([rows for _, rows, _ in parts])
-        return state.rows(order).join(done, dim=0).rows(order.argsort())
+        return state.join_rows(done, [rows for _, rows, _ in parts])
 
     def per_row(self, stacked: Tensor, rows: int) -> Tensor:
         return stacked.index_select(0, assignment().places(self.table, rows, stacked.device))

@@ -97,6 +97,11 @@ class State:
         """The state of some positions of the sequence."""
         return self._map(lambda t: t if t.shape[1] == 1 else t[:, positions])
 
+    def join_rows(self: S, parts: Sequence[S], rows: Sequence[Tensor]) -> S:
+        """Put parts of this state together again in the order of the batch; `rows` has the indices of each part."""
+        order = torch.cat([*rows])
+        return self.rows(order).join(parts, dim=0).rows(order.argsort())
+
     def join(self: S, parts: Sequence[S], dim: int) -> S:
         """Put parts of this state together again, along rows (dim 0) or positions (dim 1)."""
         changes = {}
