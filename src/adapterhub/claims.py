@@ -17,7 +17,7 @@ _LISTED = 5
 
 
 async def require_unclaimed(conn: AsyncConnection, name: str) -> None:
-    """Refuses a name for an account that other accounts, or the tasks of adapters, look like.
+    """Refuses a name for an account that other accounts, namespaces of the hub behind this one, or tasks look like.
 
     A task is claimed by the first public adapter for it, also one that its author made up: `task/subtask` leads there,
     and would lead to a repository of that id once there is an account of that name.
@@ -32,6 +32,13 @@ async def require_unclaimed(conn: AsyncConnection, name: str) -> None:
     accounts = (await conn.execute(like)).scalars()
     if similar := [known for known in accounts if names.skeleton(known) == wanted]:
         raise Conflict(f"{name!r} is taken or looks like {', '.join(map(repr, similar))}. Choose another name.")
+    elsewhere = schema.upstream_namespace.c
+    known_elsewhere = sa.select(elsewhere.name, elsewhere.repo).where(elsewhere.name_key.like(f"%{pattern}%"))
+    for known, repo in (await conn.execute(known_elsewhere)).all():
+        if names.skeleton(known) == wanted:
+            raise Conflict(
+                f"{name!r} looks like {known!r}, whose repository {repo} comes from the hub behind this one."
+            )
     adapter = schema.adapter.c
     named = sa.select(adapter.task).where(adapter.visible, adapter.task.not_in(sa.select(schema.task.c.id))).distinct()
     claimed = [task for task in (await conn.execute(named)).scalars() if names.skeleton(task) == wanted]

@@ -199,6 +199,8 @@ _METAVARS = {
     "limits": "api=1000/300,…|off",
     "accel_prefix": "PATH",
     "forwarded_hops": "N",
+    "upstream": "URL",
+    "upstream_bytes": "SIZE",
 }
 
 

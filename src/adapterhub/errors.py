@@ -26,6 +26,7 @@ __all__ = [
     "TooManyRequests",
     "Busy",
     "StorageUnavailable",
+    "UpstreamUnavailable",
     "DiskFull",
 ]
 
@@ -174,6 +175,12 @@ class StorageUnavailable(HubError):
     """The blob storage does not answer."""
 
     status = 503
+
+
+class UpstreamUnavailable(HubError):
+    """The hub behind this one does not answer, or not in a way that can be believed."""
+
+    status = 502
 
 
 class DiskFull(HubError):

@@ -12,6 +12,7 @@ from .settings import Settings, unshared
 from .signing import Signer, load_secret
 from .storage.blobs import BlobStore
 from .storage.stores import open_store
+from .upstream import Upstream
 
 __all__ = ["Hub"]
 
@@ -26,6 +27,7 @@ class Hub:
         blobs: where it keeps bytes.
         signer: signs addresses of uploads and downloads.
         counts: of the database's rows, as far as they are kept.
+        upstream: the hub from which unknown repositories come; None where there is none.
     """
 
     settings: Settings
@@ -33,6 +35,7 @@ class Hub:
     blobs: BlobStore
     signer: Signer
     counts: Counts
+    upstream: Upstream | None
 
     @classmethod
     async def open(cls, settings: Settings) -> Hub:
@@ -43,10 +46,13 @@ class Hub:
         for folder in (settings.data, getattr(blobs, "root", settings.data)):
             _shut(folder, unshared(settings))
         db = Database(settings.database_url)
-        return cls(settings, db, blobs, signer, Counts(db))
+        upstream = Upstream(settings) if settings.upstream else None
+        return cls(settings, db, blobs, signer, Counts(db), upstream)
 
     async def close(self) -> None:
-        """Closes the database."""
+        """Closes the database, and ends what is on its way here."""
+        if self.upstream is not None:
+            await self.upstream.close()
         await self.counts.close()
         await self.db.close()
 

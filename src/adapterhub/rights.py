@@ -113,6 +113,7 @@ RIGHTS: Mapping[tuple[str, str], Right] = {
     ("POST", _MODEL + "/like"): Right(Who.ACCOUNT),
     ("DELETE", _MODEL + "/like"): Right(Who.ACCOUNT),
     ("POST", _MODEL + "/paths-info/{revision:path}"): _LOOKS,
+    ("POST", "/api/models/{name}/paths-info/{revision:path}"): _LOOKS,
     ("POST", _MODEL + "/preupload/{revision:path}"): Right(Who.WRITER),  # who sees it may with create_pr
     ("POST", _MODEL + "/commit/{revision:path}"): Right(Who.WRITER),  # likewise
     ("GET", _MODEL + "/xet-write-token/{revision:path}"): Right(Who.PARTICIPANT),

@@ -45,6 +45,9 @@ class Settings:
         redirect_blobs: answer downloads with a redirect to the blob store where it can sign addresses.
         accel_prefix: internal path for `X-Accel-Redirect` behind nginx; empty: the hub sends the bytes itself.
         trust_forwarded: take the caller's address from `X-Forwarded-For` (only behind a proxy that adds to it).
+        upstream: address of another hub, such as `https://huggingface.co`, from which come repositories that are
+            unknown here; empty for none. It is only read, and without a token.
+        upstream_bytes: how much of it is kept, in bytes; what was used longest ago goes first.
         forwarded_hops: how many proxies of your own a request passes, each of which adds to `X-Forwarded-For`.
     """
 
@@ -68,6 +71,8 @@ class Settings:
     accel_prefix: str = ""
     trust_forwarded: bool = False
     forwarded_hops: int = 1
+    upstream: str = ""
+    upstream_bytes: int = 50 * GiB
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -78,8 +83,13 @@ class Settings:
             raise ValueError(f"forwarded_hops={self.forwarded_hops} must be 1 or more.")
         if not self.public_url.startswith(("http://", "https://")):
             raise ValueError(f"public_url={self.public_url!r} must begin with http:// or https://.")
+        if self.upstream and not self.upstream.startswith(("http://", "https://")):
+            raise ValueError(f"upstream={self.upstream!r} must begin with http:// or https://.")
+        if self.upstream.rstrip("/") == self.public_url.rstrip("/"):
+            raise ValueError(f"upstream={self.upstream!r} is this hub itself.")
         object.__setattr__(self, "data", Path(self.data).absolute())
         object.__setattr__(self, "public_url", self.public_url.rstrip("/"))
+        object.__setattr__(self, "upstream", self.upstream.rstrip("/"))
 
     @property
     def database_url(self) -> str:

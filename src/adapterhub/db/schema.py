@@ -408,6 +408,14 @@ preferred = sa.Table(  # the explicit default of a place
     _to("repo_id", "repo.id"),
 )
 
+upstream_namespace = sa.Table(  # whose repositories have come from the hub behind this one
+    "upstream_namespace",
+    metadata,
+    sa.Column("name", sa.String(96), primary_key=True),
+    sa.Column("name_key", sa.String(96), nullable=False, index=True),
+    sa.Column("repo", sa.String(200), nullable=False),  # the first of them
+)
+
 # ---- the taxonomy ---------------------------------------------------------------------------------------------------
 
 task = sa.Table(

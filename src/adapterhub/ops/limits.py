@@ -36,7 +36,7 @@ _KINDS: tuple[tuple[str, str, re.Pattern[str]], ...] = tuple(
         ("", "", r"/(static/|healthz$|readyz$|metrics$|favicon\.ico$|robots\.txt$)"),
         ("login", "POST", r"/(login|signup|join|setup)(/|$)"),
         ("upload", "", r"/(_lfs|xet)/"),
-        ("resolve", "", r"/(_blob/|[^/]+/[^/]+/resolve/)"),
+        ("resolve", "", r"/(_blob/|[^/]+/([^/]+/)?resolve/)"),
     )
 )
 # Routes that take files count their bytes themselves; all others get no body larger than this.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import urlencode
 
 import sqlalchemy as sa
 from fastapi import APIRouter
@@ -15,19 +15,30 @@ from starlette.responses import JSONResponse, Response
 from ..accounts import Principal
 from ..db import schema
 from ..db.lookup import Lookup
-from ..errors import BadRequest, EntryNotFound, TooLarge
-from ..http import flag, hub_of, iso, json_body, principal_of, unquote
+from ..errors import BadRequest, EntryNotFound
+from ..http import flag, hub_of, iso, principal_of, unquote
 from ..index import search
 from ..index.derive import derive
 from ..repos import commits
 from ..repos.files import Manifest, RepoFiles
 from ..repos.repos import Repo
 from ..storage import git
-from .shared import API, Plain, at_revision, file_object, folder_object, full_object, model_object, tree_objects
+from .shared import (
+    API,
+    PAGE,
+    Plain,
+    at_revision,
+    file_object,
+    folder_object,
+    full_object,
+    model_object,
+    paths_of,
+    tree_objects,
+)
+from .upstream import or_upstream
 
 router = APIRouter(include_in_schema=False, route_class=Plain)
 
-_PAGE = 1000
 _CONDITIONS = 32  # each is asked of the database by itself
 _COMMON = 2000  # a tag that so many repositories have is common
 _SORT = {
@@ -56,11 +67,11 @@ _FACTS_AT = Lookup(
 async def listing(request: Request) -> Response:
     """Repositories that the caller may see: filtered, sorted, in pages."""
     hub, principal, query = hub_of(request), await principal_of(request), request.query_params
-    limit, offset = _number(query.get("limit"), _PAGE), _number(query.get("cursor"), 0)
+    limit, offset = _number(query.get("limit"), PAGE), _number(query.get("cursor"), 0)
     full = flag(query.get("full")) or flag(query.get("cardData")) or flag(query.get("config")) or "expand" in query
     async with hub.db.read() as conn:
-        found = await _select(request, conn, principal, min(limit, _PAGE) + 1, offset)
-        page = found[: min(limit, _PAGE)]
+        found = await _select(request, conn, principal, min(limit, PAGE) + 1, offset)
+        page = found[: min(limit, PAGE)]
         shown = [model_object(repo, facts["oid"], facts) for repo, facts in page]
         if full:
             trees = await _manifests(conn, page)
@@ -140,6 +151,7 @@ async def _manifests(conn: AsyncConnection, page: Sequence[tuple[Repo, Mapping[s
 
 @router.get(API + "/revision/{revision:path}")
 @router.get(API)
+@or_upstream
 async def info(request: Request) -> Response:
     """A repository at a revision."""
     repo, head = await at_revision(request)
@@ -175,6 +187,7 @@ async def _derived(request: Request, manifest: Manifest) -> Mapping[str, Any]:
 
 @router.get(API + "/tree/{revision}")
 @router.get(API + "/tree/{revision}/{path:path}")
+@or_upstream
 async def tree(request: Request) -> Response:
     """Files and folders, in pages."""
     folder = unquote(request.path_params.get("path", "")).strip("/")
@@ -192,19 +205,20 @@ async def tree(request: Request) -> Response:
         last = {"id": head.oid, "title": head.title, "date": iso(head.date)}
         shown = [{**item, "lastCommit": last} for item in shown]
     headers = {"X-Repo-Commit": head.oid}
-    if offset + _PAGE < len(shown):
+    if offset + PAGE < len(shown):
         rest = [(key, value) for key, value in query.multi_items() if key != "cursor"]
         path = request.scope["raw_path"].decode().split("?")[0]
-        following = hub_of(request).url(f"{path}?{urlencode([*rest, ('cursor', str(offset + _PAGE))])}")
+        following = hub_of(request).url(f"{path}?{urlencode([*rest, ('cursor', str(offset + PAGE))])}")
         headers["Link"] = f'<{following}>; rel="next"'
-    return JSONResponse(shown[offset : offset + _PAGE], headers=headers)
+    return JSONResponse(shown[offset : offset + PAGE], headers=headers)
 
 
 @router.post(API + "/paths-info/{revision:path}")
+@or_upstream
 async def paths_info(request: Request) -> Response:
     """Some files and folders; those that do not exist are left out."""
-    paths = await _paths(request)
-    _, head = await at_revision(request)
+    _, head = await at_revision(request)  # first, so that the body is unread where another hub is asked
+    paths = await paths_of(request)
     manifest = await commits.manifest_at(hub_of(request).db, head.tree)
     folders = git.folder_oids((path, entry.oid) for path, entry in manifest.items())
     shown = []
@@ -214,20 +228,3 @@ async def paths_info(request: Request) -> Response:
         elif path.strip("/") in folders:
             shown.append(folder_object(path.strip("/"), folders[path.strip("/")]))
     return JSONResponse(shown)
-
-
-async def _paths(request: Request) -> list[str]:
-    if request.headers.get("content-type", "").startswith("application/json"):
-        paths = (await json_body(request)).get("paths", [])
-        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise BadRequest("The body needs 'paths', a list of texts.")
-    else:
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > 1 << 20:
-                raise TooLarge("The list of paths has more than 1048576 bytes.")
-        paths = parse_qs(body.decode("utf-8", "replace")).get("paths", [])
-    if len(paths) > _PAGE:
-        raise BadRequest(f"{len(paths)} paths are too many: ask for at most {_PAGE} at once.")
-    return [str(path) for path in paths]

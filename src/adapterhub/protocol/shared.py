@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
+from urllib.parse import parse_qs
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..accounts import Principal
-from ..http import hub_of, iso, principal_of, unquote
+from ..errors import BadRequest, TooLarge
+from ..http import hub_of, iso, json_body, principal_of, unquote
 from ..repos import commits, repos, revisions
 from ..repos.commits import Commit
 from ..repos.files import Entry, Manifest
@@ -20,6 +22,7 @@ from ..storage import git
 
 __all__ = [
     "API",
+    "PAGE",
     "Plain",
     "at_revision",
     "caller_and_repo",
@@ -28,11 +31,13 @@ __all__ = [
     "folder_object",
     "full_object",
     "model_object",
+    "paths_of",
     "siblings",
     "tree_objects",
 ]
 
 API = "/api/models/{namespace}/{name}"
+PAGE = 1000  # objects in one answer
 
 
 class Plain(Guarded):
@@ -75,6 +80,29 @@ async def commit_of(request: Request, conn: AsyncConnection, repo: Repo) -> Comm
         RevisionNotFound: there is no such revision.
     """
     return await commits.resolve(conn, repo, unquote(request.path_params.get("revision", repo.default_branch)))
+
+
+async def paths_of(request: Request) -> list[str]:
+    """The paths of a request's body, which is JSON or a form.
+
+    Raises:
+        BadRequest: it is neither, or has more than a page of them.
+        TooLarge: it has more than a MiB.
+    """
+    if request.headers.get("content-type", "").startswith("application/json"):
+        paths = (await json_body(request)).get("paths", [])
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise BadRequest("The body needs 'paths', a list of texts.")
+    else:
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > 1 << 20:
+                raise TooLarge("The list of paths has more than 1048576 bytes.")
+        paths = parse_qs(body.decode("utf-8", "replace")).get("paths", [])
+    if len(paths) > PAGE:
+        raise BadRequest(f"{len(paths)} paths are too many: ask for at most {PAGE} at once.")
+    return [str(path) for path in paths]
 
 
 # ---- objects --------------------------------------------------------------------------------------------------------
