@@ -23,8 +23,8 @@ from transformers.utils import logging
 
 from adapters import AutoAdapterModel, Fuse
 from adapters.checkpoint.atomic import SAVED, UNFINISHED
+from adapters.checkpoint.folders import load_folders, save_folders
 from adapters.checkpoint.layout import ADAPTER, FUSION, HEAD, SETUP_FILE
-from adapters.training.folders import load_folders, save_folders
 from tests.heads.models import tiny
 from tests.tiny import adapter_parameters
 

@@ -23,8 +23,10 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
+from adapters.checkpoint import trainers
 from adapters.checkpoint.adapters import add_stored, match_adapter
 from adapters.checkpoint.atomic import finish, saving
+from adapters.checkpoint.folders import load_folders
 from adapters.checkpoint.heads import has_flexible_heads
 from adapters.checkpoint.layout import INTERFACE_FILE, PathLike, read_json, write_interface
 from adapters.checkpoint.names import (
@@ -67,6 +69,8 @@ OLD_KEYS = ("adapter_fusion_models", "adapter_fusion")
 def save_pretrained(model: Any, parent: Callable[..., None], directory: PathLike, options: Mapping[str, Any]) -> None:
     """Save a model with its adapters and fusions; the folder changes as a whole.
 
+    A Trainer that saves gets what trains alone, see `checkpoint/trainers.py`.
+
     Args:
         model: The model.
         parent: `save_pretrained` of Transformers.
@@ -74,6 +78,11 @@ def save_pretrained(model: Any, parent: Callable[..., None], directory: PathLike
         options: Arguments of `parent`.
     """
     options, engine = dict(options), cast(Engine, model._engine)
+    trainer = trainers.trainer_that_saves(model)
+    if trainer is not None and not trainers.keeps_full_model(engine.root, trainer, directory):
+        if options["is_main_process"]:
+            trainers.save_trained(engine.root, directory, trainer)
+        return
     if engine.parts:
         options["state_dict"] = complete_state(model, options["state_dict"], options["save_original_format"])
         options["save_original_format"] = False
@@ -129,6 +138,14 @@ def complete_state(model: Any, state: Mapping[str, Tensor] | None, original_name
             base[prefix + disk] = state[memory].clone() if before else state[memory]
             before.add(owner)
     return base
+
+
+def load_trained(model: Any) -> bool:
+    """Whether it is a Trainer that asks for values of what trained; they are given back then."""
+    folder = trainers.checkpoint_being_read(model)
+    if folder is not None:
+        load_folders(model._engine.root, folder)
+    return folder is not None
 
 
 def with_module_names(model: Any, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,12 +10,13 @@ from torch import nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from adapters.checkpoint.folders import load_folders, other_weights
+from adapters.checkpoint.trainers import holds_full_model
 from adapters.composition.owned import BlockModule
 from adapters.errors import CompositionError, UnsupportedError
 from adapters.heads.outputs import MultiHeadOutput
 from adapters.model import AdapterModelMixin
 from adapters.runtime.active import active_setup
-from adapters.training.folders import FULL_MODEL, load_folders, other_weights, save_folders
 
 logger = logging.getLogger(__name__)
 
@@ -145,25 +144,15 @@ class AdapterTrainer(Trainer):
 
     # ----------------------------------------------------------------------------------------------- folders
 
-    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = str(output_dir or self.args.output_dir)
-        save_folders(self.adapted_model, folder)
-        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        torch.save(self.args, os.path.join(folder, "training_args.bin"))
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if _is_full_model(resume_from_checkpoint):
+        if holds_full_model(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_folders(self.adapted_model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        if best is None or _is_full_model(best):
+        if best is None or holds_full_model(best):
             super()._load_best_model()
         else:
             load_folders(self.adapted_model, best)
@@ -195,10 +184,6 @@ def check_frozen(model: Any) -> None:
 def _first(model: Any) -> str | None:
     setup = active_setup(model)
     return setup if setup is None or isinstance(setup, str) else setup.first()
-
-
-def _is_full_model(folder: str) -> bool:
-    return any(os.path.exists(os.path.join(folder, name)) for name in FULL_MODEL)
 
 
 def label_names(model: Any) -> list[str]:
