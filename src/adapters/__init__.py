@@ -15,6 +15,7 @@ import importlib
 from typing import Any
 
 from adapters._conflict import refuse_foreign_distribution
+from adapters._sentences import notice_sentence_transformers
 from adapters._version import __version__
 from adapters.compat import install
 
@@ -151,3 +152,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+notice_sentence_transformers()

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -23,12 +24,13 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from adapters.checkpoint import trainers
+from adapters.checkpoint import callers, trainers
 from adapters.checkpoint.adapters import add_stored, match_adapter
 from adapters.checkpoint.atomic import finish, saving
-from adapters.checkpoint.folders import load_folders
-from adapters.checkpoint.heads import has_flexible_heads
-from adapters.checkpoint.layout import INTERFACE_FILE, PathLike, read_json, write_interface
+from adapters.checkpoint.folders import OTHER_WEIGHTS, load_folders
+from adapters.checkpoint.heads import has_flexible_heads, static_head
+from adapters.checkpoint.inner import write_inner_config
+from adapters.checkpoint.layout import HEAD, INTERFACE_FILE, PathLike, read_json, write_interface
 from adapters.checkpoint.names import (
     CONTAINERS,
     Match,
@@ -40,7 +42,7 @@ from adapters.checkpoint.names import (
     renamed,
     tensors_of,
 )
-from adapters.checkpoint.tensors import load_pickle, not_plain
+from adapters.checkpoint.tensors import load_pickle, not_plain, read_safetensors
 from adapters.errors import CheckpointError
 from adapters.heads.model import HUB, load_config
 from adapters.heads.static import CLASSES, convert_static_head, find_static_head
@@ -78,11 +80,19 @@ def save_pretrained(model: Any, parent: Callable[..., None], directory: PathLike
         options: Arguments of `parent`.
     """
     options, engine = dict(options), cast(Engine, model._engine)
-    trainer = trainers.trainer_that_saves(model)
+    trainer, holder = callers.saving_trainer(model), callers.sentence_module(model)
     if trainer is not None and not trainers.keeps_full_model(engine.root, trainer, directory):
         if options["is_main_process"]:
             trainers.save_trained(engine.root, directory, trainer)
-        return
+    else:
+        _save(model, parent, directory, options)
+    if holder is not None and options["is_main_process"] and engine.parts:
+        with described(model):
+            write_inner_config(model, Path(directory), trainer)
+
+
+def _save(model: Any, parent: Callable[..., None], directory: PathLike, options: dict[str, Any]) -> None:
+    engine: Engine = model._engine
     if engine.parts:
         options["state_dict"] = complete_state(model, options["state_dict"], options["save_original_format"])
         options["save_original_format"] = False
@@ -291,6 +301,37 @@ def restore(model: Any, stored: ModelAdaptersConfig, found: Mapping[str, Tensor]
             result = match(expected, own, lambda key: True)
             result.check(f"{noun.capitalize()} {name!r} of the model in {source}")
             result.copy()
+
+
+def add_trained(model: Any, register: Mapping[str, Any], folder: Path, setup: Any) -> None:
+    """Add to a base model what config.json lists, with the values that `trainers.save_trained` wrote, and activate it.
+
+    Args:
+        model: A base model without adapters.
+        register: The entry "adapters" of config.json.
+        folder: Where they lie.
+        setup: The block to activate, or None.
+    """
+    engine: Engine = model._engine
+    stored, unchained, _, old = _taken_adapters(SimpleNamespace(adapters=register))
+    with torch.random.fork_rng(devices=[]):
+        for name in stored or ():
+            engine.add(name, cast(AdapterConfig, stored.get(name)))
+        for owned_register in stored.owned.values():
+            for name in owned_register.configs:
+                add_registered(engine, owned_register, name, old)
+    for name in unchained:
+        engine.act_first_only(name)
+    model.set_active_adapters(setup)
+    model.freeze_model(True)
+    for head in sorted(folder.glob(f"*/{HEAD.config}")):
+        if has_flexible_heads(model):
+            model.load_head(str(head.parent), set_active=False)
+        for tensor in static_head(model).values():
+            tensor.requires_grad_(True)
+    for name in read_safetensors(folder / OTHER_WEIGHTS) if (folder / OTHER_WEIGHTS).exists() else ():
+        model.get_parameter(name).requires_grad_(True)
+    load_folders(model, folder)
 
 
 def add_registered(engine: Engine, register: OwnedRegister, name: str, old: bool) -> None:
