@@ -97,18 +97,16 @@ def test_the_best_model_is_loaded(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["bert", "llama", "t5", "vit"])
 def test_a_saved_model_opens_again_with_its_adapters(name: str, tmp_path: Path) -> None:
     model, data = trained(name, "mam"), any_examples(name)
-    trainer = Trainer(model, arguments(tmp_path), train_dataset=data)
-    trainer.train()
-    trainer.save_model()
+    Trainer(model, arguments(tmp_path), train_dataset=data).train()
+    model.save_pretrained(tmp_path)
     opened = adapters.load_model(tmp_path, getattr(transformers, type(model).__name__))
     assert not changed(snapshot(model), opened)
 
 
 def test_a_saved_flexible_model_opens_again(tmp_path: Path) -> None:
     model = flexible("seq_bn")
-    trainer = Trainer(model, arguments(tmp_path), train_dataset=marked_sentences())
-    trainer.train()
-    trainer.save_model()
+    Trainer(model, arguments(tmp_path), train_dataset=marked_sentences()).train()
+    model.save_pretrained(tmp_path)
     opened = AutoAdapterModel.from_pretrained(tmp_path)
     opened.set_active_adapters("a")
     assert torch.equal(infer(opened, inputs("bert")), infer(model.eval(), inputs("bert")))

@@ -1,7 +1,7 @@
 """What does transformers' Trainer keep of a model with adapters? What trains, where PEFT's adapters would be kept.
 
-A Trainer has its model write and read checkpoints: `save_pretrained`, `load_state_dict`. These ask whether it is one that
-calls them (`callers.py`). So no class of transformers is changed, and a person gets the whole model as ever.
+A Trainer has its model write and read checkpoints: `save_pretrained`, `load_state_dict`. These ask whether it is one
+that calls (`callers.py`). So no class of transformers is changed, and a person gets the whole model as ever.
 
     checkpoint-500/
         <adapter>/, <fusion>/, <head>/     what save_adapter, save_adapter_fusion, ..., save_head write

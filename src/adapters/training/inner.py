@@ -124,7 +124,7 @@ def _copy(model: Any) -> Any:
 
 def _on_its_base(folder: Path, config: Any, options: dict[str, Any]) -> Any:
     source, own = getattr(config, BASE), config.own()
-    register = {key: vars(own).pop(key) for key in ("adapters",)}
+    register = vars(own).pop("adapters")
     try:
         plain = _class_of(config, folder).from_pretrained(source, config=copy.deepcopy(own), **options)
     except (OSError, TypeError) as error:
@@ -133,7 +133,7 @@ def _on_its_base(folder: Path, config: Any, options: dict[str, Any]) -> Any:
             "base model, call adapters.init on it, and load each adapter from its folder by load_adapter."
         ) from None
     model = init(plain)
-    add_trained(model, register["adapters"], folder, _setup(config))
+    add_trained(model, register, folder, _setup(config))
     return model
 
 
