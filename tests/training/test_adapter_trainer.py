@@ -81,14 +81,8 @@ def files_below(folder: Path) -> dict[str, set[str]]:
 ADAPTER = {"adapter_config.json", "adapter.safetensors"}
 HEAD = {"head_config.json", "model_head.safetensors"}
 FUSION = {"adapter_fusion_config.json", "model_adapter_fusion.safetensors"}
-TRAINER = {
-    "model.safetensors",
-    "training_args.bin",
-    "trainer_state.json",
-    "optimizer.pt",
-    "scheduler.pt",
-    "rng_state.pth",
-}
+STATE = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
+TRAINER = {"model.safetensors", "training_args.bin", *STATE}
 
 
 @pytest.mark.parametrize(
