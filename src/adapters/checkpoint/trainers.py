@@ -20,7 +20,6 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers.trainer_utils import HubStrategy
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from adapters.checkpoint.atomic import saving
@@ -57,7 +56,7 @@ def save_trained(model: Any, folder: PathLike, trainer: Any) -> None:
     """Write what trains of a model; also into the folder that the Trainer pushes after a checkpoint, if it does."""
     _write(model, folder)
     arguments = trainer.args
-    pushes = arguments.push_to_hub and arguments.hub_strategy != HubStrategy.END
+    pushes = arguments.push_to_hub and arguments.hub_strategy != "end"
     if pushes and os.path.realpath(arguments.output_dir) != os.path.realpath(folder):
         _write(model, arguments.output_dir)
 
@@ -70,9 +69,8 @@ def _write(model: Any, folder: PathLike) -> None:
 
 def _is_of_model(path: str) -> bool:
     """Whether a file in the folder is of a model that was saved there before."""
-    return path in (OTHER_WEIGHTS, CONFIG_NAME, *FULL_MODEL) or bool(
-        re.fullmatch(r"model-\d+-of-\d+\.safetensors", path)
-    )
+    is_shard = re.fullmatch(r"model-\d+-of-\d+\.safetensors", path) is not None
+    return is_shard or path in (OTHER_WEIGHTS, CONFIG_NAME, *FULL_MODEL)
 
 
 def holds_what_trained(folder: PathLike) -> bool:
