@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import adapters
-from adapters import AdapterTrainer, AutoAdapterModel, Stack
+from adapters import AdapterTrainer, AutoAdapterModel, Route, Stack
 from adapters.errors import CheckpointError, CheckpointNotFound
 from tests.contract.cases import CONFIGS
 from tests.tiny import build, config, infer, inputs, perturb
@@ -58,8 +58,9 @@ def routed() -> Any:
     torch.manual_seed(0)
     for name in "ab":
         model.add_adapter(name, config="lora")
-    model.add_adapter_routing(["a", "b"], name="gates")
-    model.train_adapter_routing("gates")
+    gates = Route("a", "b", name="gates")
+    model.add_adapter_routing(gates)
+    model.train_adapter_routing(gates)
     return model
 
 
@@ -141,7 +142,7 @@ def test_generating_trainers_keep_what_trains_too(tmp_path: Path) -> None:
     assert not changed(snapshot(whole), part)
 
 
-@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_compiled_model_gets_its_values(tmp_path: Path) -> None:
     model, other = trained(), trained()
     perturb(model, "a")
@@ -210,7 +211,7 @@ def test_no_part_of_an_earlier_full_model_stays(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     Trainer(model, arguments(tmp_path)).save_model()
     assert files_below(tmp_path) == {".": {*(TRAINER - STATE), "mine.txt"}, "a": ADAPTER | HEAD}
-    with pytest.raises(OSError, match=r"config\.json"):
+    with pytest.raises((OSError, ValueError), match=r"config\.json"):
         AutoAdapterModel.from_pretrained(tmp_path)
 
 

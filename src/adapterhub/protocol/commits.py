@@ -78,14 +78,16 @@ def _upload_mode(settings: Settings, file: dict[str, Any], manifest: Manifest) -
     path, size = names.check_path(file.get("path", "")), file.get("size", 0)
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= settings.max_file:
         raise BadRequest(f"{path}: size={size!r} must be a number of bytes up to {settings.max_file}.")
-    if settings.pickle_policy == "refuse" and (reason := kinds.refused_name(path)):
+    reason = kinds.refused_name(path) if settings.pickle_policy == "refuse" else None
+    is_left_out = bool(reason) and path.rpartition("/")[2] == "training_args.bin"  # every Trainer pushes this pickle
+    if reason and not is_left_out:
         raise BadRequest(reason)
     apart = size >= settings.lfs_bytes or (size >= 256 * KiB and path.endswith(".safetensors"))
     mode = "lfs" if apart and size and settings.upload_mode != "inline" else "regular"
     known = manifest.get(path)
     # The client compares this with its own file, by the hash of the way it would come.
     oid = (known.sha256 if mode == "lfs" else known.oid) if known and known.lfs == (mode == "lfs") else None
-    return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+    return {"path": path, "uploadMode": mode, "shouldIgnore": is_left_out, "oid": oid}
 
 
 @router.post(API + "/commit/{revision:path}")

@@ -314,8 +314,9 @@ def add_trained(model: Any, register: Mapping[str, Any], folder: Path, setup: An
     """
     engine: Engine = model._engine
     stored, unchained, _, old = _taken_adapters(SimpleNamespace(adapters=register))
+    assert stored is not None
     with torch.random.fork_rng(devices=[]):
-        for name in stored or ():
+        for name in stored:
             engine.add(name, cast(AdapterConfig, stored.get(name)))
         for owned_register in stored.owned.values():
             for name in owned_register.configs:
