@@ -64,10 +64,18 @@ def routed() -> Any:
     return model
 
 
+def with_batch_norm() -> Any:
+    """A plain class whose frozen base model counts means and variances."""
+    model = trained()
+    model.bert.pooler.activation = torch.nn.BatchNorm1d(model.config.hidden_size).requires_grad_(False)
+    return model
+
+
 ROUTING = {"adapter_routing_config.json", "model_adapter_routing.safetensors"}
 HOLDING = [
     (trained, {".": TRAINER, "a": ADAPTER | HEAD}),
     (with_embeddings, {".": TRAINER | {"other_weights.safetensors"}, "a": ADAPTER | HEAD}),
+    (with_batch_norm, {".": TRAINER | {"other_weights.safetensors"}, "a": ADAPTER | HEAD}),
     (fused, {".": TRAINER, "a": ADAPTER | HEAD, "b": ADAPTER | HEAD, "a,b": FUSION}),
     (routed, {".": TRAINER, "a": ADAPTER | HEAD, "b": ADAPTER | HEAD, "gates": ROUTING}),
     (flexible, {".": TRAINER, "a": ADAPTER | HEAD}),

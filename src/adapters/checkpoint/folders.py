@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from adapters.checkpoint.adapters import stored_adapter_config
 from adapters.checkpoint.atomic import reading, saving
@@ -27,7 +28,8 @@ FULL_MODEL = ("model.safetensors", "model.safetensors.index.json", "pytorch_mode
 """Files by which a checkpoint of the stock Trainer is known."""
 
 OTHER_WEIGHTS = "other_weights.safetensors"
-"""Trained tensors that belong to no adapter, fusion or head: embeddings, or whatever else was unfrozen."""
+"""What else changes in training than adapters, fusions and heads: embeddings, or whatever was unfrozen; and what batch
+norms count, also frozen ones (checkpoints of earlier versions have no counts)."""
 
 
 def save_folders(model: Any, folder: str | os.PathLike[str]) -> None:
@@ -49,7 +51,7 @@ def save_folders(model: Any, folder: str | os.PathLike[str]) -> None:
         elif _trains(static_head(model)):
             for name in _active(engine):
                 model.save_head(str(subfolder(path, name)))
-        if other := other_weights(model):
+        if other := other_weights(model) | running_statistics(model):
             save_file({name: t.detach().cpu().contiguous() for name, t in other.items()}, path / OTHER_WEIGHTS)
 
 
@@ -97,10 +99,12 @@ def _matches(model: Any, path: Path) -> Iterator[tuple[str, Match]]:
     elif _trains(expected := static_head(model)):
         name = _active(engine)[0]
         yield f"The head in {path / name}", match(expected, _read(_existing(path, name, HEAD), HEAD)[1], _none)
-    expected = other_weights(model)
     file = path / OTHER_WEIGHTS
-    if expected or file.exists():
-        yield str(file), match(expected, read_safetensors(file) if file.exists() else {}, _none)
+    found = read_safetensors(file) if file.exists() else {}
+    expected = other_weights(model)
+    expected |= {name: tensor for name, tensor in running_statistics(model).items() if name in found}
+    if expected or found:
+        yield str(file), match(expected, found, _none)
 
 
 def _none(name: str) -> bool:
@@ -138,3 +142,13 @@ def other_weights(model: Any) -> dict[str, Tensor]:
     heads = model.heads.parameters() if has_flexible_heads(model) else static_head(model).values()
     own = {id(tensor) for tensor in heads} | added_tensors(model._engine)
     return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in own}
+
+
+def running_statistics(model: Any) -> dict[str, Tensor]:
+    """Name -> mean, variance or count of batches, of every batch norm: they follow the inputs, whatever is frozen."""
+    return {
+        f"{path}.{name}": tensor
+        for path, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        for name, tensor in module.named_buffers(recurse=False)
+    }

@@ -330,8 +330,10 @@ def add_trained(model: Any, register: Mapping[str, Any], folder: Path, setup: An
             model.load_head(str(head.parent), set_active=False)
         for tensor in static_head(model).values():
             tensor.requires_grad_(True)
-    for name in read_safetensors(folder / OTHER_WEIGHTS) if (folder / OTHER_WEIGHTS).exists() else ():
-        model.get_parameter(name).requires_grad_(True)
+    trained = read_safetensors(folder / OTHER_WEIGHTS) if (folder / OTHER_WEIGHTS).exists() else {}
+    for name, parameter in model.named_parameters():
+        if name in trained:
+            parameter.requires_grad_(True)
     load_folders(model, folder)
 
 
