@@ -15,7 +15,7 @@ from adapters import AdapterTrainer, AutoAdapterModel, MultiTask
 from tests.heads.custom import Custom
 from tests.heads.models import PAIRS, add_head, inputs_for, labels_for, tiny
 from tests.tiny import build
-from tests.training.toy import arguments, changed, snapshot
+from tests.training.toy import arguments, changed, marked_sentences, snapshot, trained
 
 SMOOTHING = 0.1
 ONE_LOGIT_PER_LABEL = [pair for pair in PAIRS if pair[1] not in ("question_answering", "dependency_parsing")]
@@ -170,3 +170,32 @@ def test_tasks_train_and_are_predicted(tmp_path: Path) -> None:
     want = model.eval()(**batch).logits.detach()
     torch.testing.assert_close(torch.as_tensor(prediction.predictions), want)
     assert prediction.label_ids.tolist() == batch["labels"].tolist()
+
+
+@pytest.mark.parametrize("kind", ["flexible", "plain"])
+def test_sentences_of_one_length_stand_together(kind: str, tmp_path: Path) -> None:
+    model = trainable("bert", "classification") if kind == "flexible" else trained()
+    lengths = [2, 5, 3, 6, 2, 6, 3, 5]
+    data = [{**row, "length": size} for row, size in zip(marked_sentences(len(lengths)), lengths)]
+    seen: list[list[int]] = []
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        sizes = [int(row["attention_mask"].sum()) for row in rows]
+        seen.append(sizes)
+        longest = max(sizes)
+        words = {key: torch.stack([row[key][:longest] for row in rows]) for key in ("input_ids", "attention_mask")}
+        return {**words, "labels": torch.stack([row["labels"] for row in rows])}
+
+    for row, size in zip(data, lengths):
+        row["attention_mask"] = (torch.arange(len(row["input_ids"])) < size).long()
+    changes = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2, "max_steps": 4}
+    before = snapshot(model)
+    Trainer(model, arguments(tmp_path, **changes), train_dataset=data, data_collator=collate).train()
+    assert changed(before, model)
+    assert sorted(map(sorted, seen)) == [[2, 2], [3, 3], [5, 5], [6, 6]]
+
+
+def test_the_stock_trainer_leaves_flexible_models_their_columns(tmp_path: Path) -> None:
+    trainer = Trainer(trainable("bert", "classification"), arguments(tmp_path))
+    trainer._set_signature_columns_if_needed()
+    assert {"input_ids", "attention_mask", "labels", "task_ids"} <= set(trainer._signature_columns)
