@@ -1,4 +1,4 @@
-"""How does transformers' Trainer train adapters? It works as it is; these classes make checkpoints of adapters only."""
+"""How does transformers' Trainer train adapters? It works as it is; these classes add what it asks of no model."""
 
 from __future__ import annotations
 
@@ -22,15 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 class AdapterTrainer(Trainer):
-    """A Trainer whose checkpoints hold adapters instead of the whole model.
+    """A Trainer for adapters, whose checkpoints are those of the stock one (`checkpoint/trainers.py`).
 
-        checkpoint-500/
-            <adapter>/, <fusion>/, <head>/     what save_adapter, save_adapter_fusion, ..., save_head write
-            other_weights.safetensors          what else is trained, such as embeddings; only if there is any
-            training_args.bin, trainer_state.json, optimizer.pt, ...
-
-    It resumes and loads the best model from these folders, adds the losses of fusions and routings to the loss,
-    takes the names of labels from the active heads and does not decay the value matrices of fusions.
+    It activates a set-up, refuses a base model that trains, adds the losses of fusions and routings to the loss, takes
+    the names of labels from the active heads and does not decay the value matrices of fusions. It resumes also from
+    checkpoints that earlier versions of it wrote, without `model.safetensors`.
 
     Args:
         args: As in `transformers.Trainer`.
