@@ -24,7 +24,7 @@ from adapters import (
 )
 from adapters.errors import CheckpointError, CheckpointNotFound, CompositionError, UnsupportedError
 from tests.contract.cases import CONFIGS
-from tests.tiny import LABELS, build, config, infer, inputs
+from tests.tiny import LABELS, build, config, infer, inputs, perturb
 from tests.training.test_stock_trainer import train_with_best_in_the_middle
 from tests.training.toy import (
     any_examples,
@@ -128,6 +128,16 @@ def test_a_checkpoint_of_the_stock_trainer_is_taken_too(tmp_path: Path) -> None:
     trainer = AdapterTrainer(part, arguments(tmp_path, save_steps=4), train_dataset=data)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert not changed(snapshot(whole), part)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken(tmp_path: Path) -> None:
+    model, other = trained(), trained()
+    perturb(model, "a")
+    AdapterTrainer(model, arguments(tmp_path)).save_model()
+    (tmp_path / "model.safetensors").unlink()
+    assert changed(snapshot(model), other)
+    AdapterTrainer(other, arguments(tmp_path))._load_from_checkpoint(str(tmp_path))
+    assert not changed(snapshot(model), other)
 
 
 @pytest.mark.parametrize("make", [trained, with_embeddings, fused, flexible, several])
