@@ -131,6 +131,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "adapters.hub.listing": ("AdapterInfo", "get_adapter_info", "list_adapters"),
     "adapters.training.arguments": ("AdapterArguments", "setup_adapter_training"),
+    "adapters.training.reference": ("ReferenceModel", "reference_model"),
     "adapters.training.trainer": ("AdapterTrainer", "Seq2SeqAdapterTrainer"),
 }
 

@@ -17,7 +17,7 @@ from adapters.composition.registry import BLOCK_MODULES
 from adapters.errors import UnsupportedError
 from adapters.methods.derived import WATCHING
 from adapters.runtime.active import INNERMOST
-from adapters.runtime.hooks import HookedPrompt
+from adapters.runtime.hooks import HookedLayer, HookedPrompt
 from adapters.runtime.prompts import longer_mask
 from adapters.runtime.replication import batch_size, replicate
 
@@ -198,6 +198,10 @@ class Entry:
         mask, args, kwargs = _argument(module, "attention_mask", args, kwargs)
         if any(hooked.site.argument or hooked.site.stack is not module for hooked in prompts):
             _, args, kwargs = _argument(module, "input_ids", args, kwargs)
+        if mask is None and not offset and not torch.compiler.is_compiling():
+            numbers, args, kwargs = _argument(module, "position_ids", args, kwargs)
+            if _packed(numbers, kwargs):
+                self._refuse_packed()
         for hooked in prompts:
             kwargs = hooked.entering(module, kwargs, offset)
             mask = kwargs.get("attention_mask")
@@ -208,6 +212,24 @@ class Entry:
         call.stacks.pop(id(module), None)  # the stack that runs now is the last
         call.stacks[id(module)] = Running(mask if isinstance(mask, Tensor) else None, offset, span)
         return args, kwargs
+
+    def _refuse_packed(self) -> None:
+        """Refuse adapters that would take the sequences of a row for one.
+
+        Raises:
+            UnsupportedError: the running call uses one.
+        """
+        for hooked in self.engine.hooked:
+            if (plan := hooked.now()) is None:
+                continue
+            if isinstance(hooked, (HookedLayer, HookedPrompt)) or "mask" in plan.step.needs:
+                acting = ", ".join(sorted(hooked.names & CALL.now.program.names))
+                raise UnsupportedError(
+                    f"A row holds several sequences (packing, padding-free batches), and {acting} would take them for "
+                    "one: prompts stand in front of a row, ReFT edits its first and last positions, gates are means "
+                    "over it. Give one sequence for each row, or use another method; LoRA, bottlenecks, (IA)3 and "
+                    "prefix tuning do not mind."
+                )
 
     def _prompts(self) -> list[HookedPrompt]:
         """The places of prompts that have some."""
@@ -294,6 +316,13 @@ def _check_cache(kwargs: dict[str, Any]) -> None:
             f"generate with {' and '.join(asked)} counts tokens by the length of the cache, which holds the prompt of "
             "prompt tuning too. Leave it out: plain sampling, greedy search and beams work, with every kind of cache."
         )
+
+
+def _packed(numbers: Any, given: dict[str, Any]) -> bool:
+    """Whether rows hold several sequences, by the numbers of their positions [B, S] and the lengths of sequences."""
+    if given.get("cu_seq_lens_q") is not None:
+        return True
+    return isinstance(numbers, Tensor) and numbers.dim() == 2 and bool((numbers.diff() < 0).any())
 
 
 _POSITIONS: dict[tuple[type[nn.Module], str], int | None] = {}

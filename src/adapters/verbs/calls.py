@@ -16,6 +16,7 @@ from adapters.errors import UnsupportedError
 from adapters.runtime.active import INNERMOST, innermost
 from adapters.runtime.arguments import refuse_adapter_names
 from adapters.runtime.engine import Engine, checkpoint_functions, reenters
+from adapters.runtime.hooks import HookedEmbedding
 from adapters.runtime.mixing import mixing
 from adapters.verbs.base import Verbs
 
@@ -38,6 +39,8 @@ class CallVerbs(Verbs):
             refuse_adapter_names(kwargs)
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         entry = self._engine.entry
+        if kwargs.get("fused_lm_head"):
+            refuse_fused_head(self)
         INNERMOST.setup, before = innermost(), CALL.now
         if (names := kwargs.pop("adapter_names", None)) is not None:
             with mixing(self._engine.programs, names, args, kwargs):
@@ -110,6 +113,31 @@ class CallVerbs(Verbs):
         if not kinds or any(kinds):
             model.disable_input_require_grads()
             super().enable_input_require_grads()  # type: ignore[misc]
+
+
+def refuse_fused_head(model: Any) -> None:
+    """Raise UnsupportedError if the loss of TRL, which reads the weight of the output embedding, leaves something out."""
+    engine: Engine = model._engine
+    plans = engine.programs.in_force().plans
+    for hooked in engine.hooked:
+        if isinstance(hooked, HookedEmbedding) and hooked.outputs and plans[hooked.number] is not None:
+            raise UnsupportedError(
+                "TRL's loss multiplies with the weight of the output embedding and would pass over the inverse of an "
+                f"invertible adapter ({', '.join(sorted(hooked.names))}). Use a config without it, such as 'seq_bn' "
+                "in place of 'seq_bn_inv'."
+            )
+    if hasattr(model, "heads"):
+        active = model._used_heads()
+        if not isinstance(active, str) or model.heads[active].get_output_embeddings() is None:
+            raise UnsupportedError(
+                f"TRL's loss needs one active head that predicts tokens, and active is {active!r}. Set "
+                "model.active_head to a causal LM head."
+            )
+        if (layers := len(model.heads[active])) > 1:
+            raise UnsupportedError(
+                f"TRL's loss multiplies with the weight of the output embedding and would pass over what stands in "
+                f"front of it in head {active!r} ({layers - 1} modules). Use a causal LM head with layers=1."
+            )
 
 
 def refuse_losses(engine: Engine) -> None:
