@@ -112,11 +112,8 @@ def others(names: set[str], *adapters: str) -> set[str]:
 
 @pytest.mark.parametrize("methods", [*((name,) for name in METHODS), ("lora", "seq_bn")], ids="+".join)
 def test_sft_trains_adapters_alone(methods: tuple[str, ...], trl: Any, tokenizer: Any, tmp_path: Path) -> None:
-    model = training(
-        build("llama", "lm"), tuple(map(CONFIGS.get, method)) if isinstance(method, tuple) else CONFIGS[method]
-    )
-    perturb(model, *("ab" if isinstance(method, tuple) else "a"), scale=0.1)
-    data = rows("completions")
+    model, data = training(build("llama", "lm"), *(CONFIGS[name] for name in methods)), rows("completions")
+    perturb(model, *model.adapters_config, scale=0.1)
     trainer = trl.SFTTrainer(
         model, options(trl.SFTConfig, tmp_path), train_dataset=data, eval_dataset=data, processing_class=tokenizer
     )
@@ -392,13 +389,22 @@ def test_dpo_keeps_what_the_reference_says(trl: Any, tokenizer: Any, tmp_path: P
 # ----------------------------------------------------------------------------------------------------------------- GRPO
 
 
-def grpo(trl: Any, model: Any, tokenizer: Any, folder: Path, reward: Callable[..., Any], **changes: Any) -> Any:
+def grpo(
+    trl: Any,
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    reward: Callable[..., Any],
+    eval_dataset: Any = None,
+    **changes: Any,
+) -> Any:
     given = {"num_generations": 4, "max_completion_length": 5, "per_device_train_batch_size": 4, "max_steps": 2}
     return trl.GRPOTrainer(
         model,
         reward,
         args=options(trl.GRPOConfig, folder, **{**given, **changes}),
         train_dataset=rows("completions").remove_columns("completion"),
+        eval_dataset=eval_dataset,
         processing_class=tokenizer,
     )
 
@@ -471,3 +477,70 @@ def test_a_reward_model_trains_adapter_and_head(flexible: bool, trl: Any, tokeni
     heads = others(names, "a")
     assert heads
     assert all(name.startswith("heads." if flexible else "score.") for name in heads)
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def with_reference(trl: Any, model: Any, tokenizer: Any, folder: Path, **changes: Any) -> Any:
+    """A `GRPOTrainer` whose reference is the base model; half of the data is to be evaluated."""
+    trainer = grpo(trl, model, tokenizer, folder, lambda completions, **_: [len(c) for c in completions], **changes)
+    trainer.ref_model, trainer.beta = adapters.reference_model(model), 0.1
+    return trainer
+
+
+def trainer_of(kind: str, trl: Any, tokenizer: Any, folder: Path, **changes: Any) -> Any:
+    """A trainer on a new model, with data for evaluation."""
+    if kind == "GRPO":
+        data = rows("completions").remove_columns("completion")
+        return with_reference(trl, training(build("llama", "lm")), tokenizer, folder, eval_dataset=data, **changes)
+    if kind == "DPO":
+        model = training(build("llama", "lm"))
+        return dpo(trl, model, adapters.reference_model(model), tokenizer, folder, **changes)
+    model = training(build("llama", "classification", num_labels=1) if kind == "Reward" else build("llama", "lm"))
+    data = rows("pairs" if kind == "Reward" else "completions")
+    return getattr(trl, f"{kind}Trainer")(
+        model,
+        args=options(getattr(trl, f"{kind}Config"), folder, **changes),
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokenizer,
+    )
+
+
+class Snapshots(transformers.TrainerCallback):
+    """Remembers the model at every evaluation, by the step."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.at[state.global_step] = snapshot(model)
+
+
+@pytest.mark.parametrize("kind", ["SFT", "DPO", "GRPO", "Reward"])
+def test_checkpoints_hold_what_trains_and_resume(kind: str, trl: Any, tokenizer: Any, tmp_path: Path) -> None:
+    seen, every = Snapshots(), {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "greater_is_better": True}
+    whole = trainer_of(kind, trl, tokenizer, tmp_path, **every, **best, metric_for_best_model="eval_loss")
+    whole.add_callback(seen)
+    whole.train()
+    kept = Path(whole.state.best_model_checkpoint)
+    assert not changed(seen.at[int(kept.name.removeprefix("checkpoint-"))], whole.model)
+    assert changed(seen.at[2], whole.model) or changed(seen.at[4], whole.model)
+
+    trained = sum(p.numel() * p.element_size() for p in whole.model.parameters() if p.requires_grad)
+    files = list((tmp_path / "checkpoint-2").rglob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) < trained + 4096 * len(files)
+    assert "trl" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+    part = trainer_of(kind, trl, tokenizer, tmp_path, **every)
+    part.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert not changed(seen.at[4], part.model)
+
+    opened = build(
+        "llama", "classification" if kind == "Reward" else "lm", **({"num_labels": 1} if kind == "Reward" else {})
+    )
+    opened.load_adapter(str(tmp_path / "checkpoint-4" / "a"), set_active=True)
+    given = inputs("llama", "lm")
+    assert torch.equal(infer(opened, given), infer(part.model.eval(), given))

@@ -116,7 +116,7 @@ class CallVerbs(Verbs):
 
 
 def refuse_fused_head(model: Any) -> None:
-    """Raise UnsupportedError if the loss of TRL, which reads the weight of the output embedding, leaves something out."""
+    """Raise UnsupportedError if TRL's loss, which reads the weight of the output embedding, leaves something out."""
     engine: Engine = model._engine
     plans = engine.programs.in_force().plans
     for hooked in engine.hooked:
