@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from tests.contract.cases import CONFIGS, refusal
 from tests.tiny import VOCAB, adapter_parameters, build, infer, inputs, perturb
 from tests.training.toy import arguments, changed, snapshot
 
-pytestmark = [pytest.mark.versions, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 METHODS = ("lora", "seq_bn", "prefix_tuning", "prompt_tuning", "ia3", "loreft")
 STEPS = 4
+GUIDE = Path(__file__).parents[2] / "docs" / "trl.md"
 
 
 @pytest.fixture(scope="module")
@@ -544,3 +546,23 @@ def test_checkpoints_hold_what_trains_and_resume(kind: str, trl: Any, tokenizer:
     opened.load_adapter(str(tmp_path / "checkpoint-4" / "a"), set_active=True)
     given = inputs("llama", "lm")
     assert torch.equal(infer(opened, given), infer(part.model.eval(), given))
+
+
+# ---------------------------------------------------------------------------------------------------------------- guide
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
+def test_the_guide_runs(trl: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    build("llama", "lm", adapted=False).save_pretrained("base")
+    tokenizer.save_pretrained("base")
+    prompts = rows("completions").remove_columns("completion")
+    given = {"chats": rows("chats"), "pairs": rows("pairs"), "prompts": prompts}
+    blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    for block in blocks:
+        exec(compile(block, str(GUIDE), "exec"), given)
+    trained, opened = (adapter_parameters(given[name], "chat") for name in ("model", "fresh"))
+    assert trained.keys() == opened.keys()
+    assert all(torch.equal(trained[name], opened[name]) for name in trained), "the others left it alone"
+    assert given["trainer"].model is given["judge"] and given["judge"].active_adapters == Stack("reward")

@@ -75,7 +75,7 @@ class ReferenceModel(nn.Module):
             )
         return super().parameters(recurse)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """What its results depend on, for those who tell by it whether stored ones still hold: tensors and set-up."""
         with AdapterSetup(self.setup):
             beside = self._trained_beside()
