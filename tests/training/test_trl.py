@@ -175,7 +175,7 @@ def test_packed_rows_cost_what_padded_ones_do(
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("name", ["llama"])
 @pytest.mark.parametrize("method", CONFIGS)
 def test_packed_rows_equal_separate_ones_or_are_refused(method: str, name: str) -> None:
     if (why := refusal(method, name)) is not None:

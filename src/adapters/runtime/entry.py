@@ -226,9 +226,8 @@ class Entry:
                 acting = ", ".join(sorted(hooked.names & CALL.now.program.names))
                 raise UnsupportedError(
                     f"A row holds several sequences (packing, padding-free batches), and {acting} would take them for "
-                    "one: prompts stand in front of a row, ReFT edits its first and last positions, gates are means "
-                    "over it. Give one sequence for each row, or use another method; LoRA, bottlenecks, (IA)3 and "
-                    "prefix tuning do not mind."
+                    "one: it adds positions in front of a row, edits its first and last ones, or averages over it. "
+                    "Give one sequence for each row, or use a method that treats all positions alike (docs/trl.md)."
                 )
 
     def _prompts(self) -> list[HookedPrompt]:
