@@ -409,6 +409,8 @@ class Bench:
                     config[name] = random.Random(f"{name} {seed} {i}").choice((2, 3, 4))
                 elif way == 2 and type(value) is int:
                     config[name] = self.base.get(name, value)
+            if "token_indices" in config:  # no other field tells how many there are
+                config["token_indices"] = [*range(random.Random(f"tokens {seed} {i}").randint(1, 20))]
             found = read(self.method.config_class, config)
             if found is None or not self.method.handles(found):
                 continue

@@ -125,7 +125,7 @@ def test_blocks(name: str) -> None:
     model.set_active_adapters(Average("t", "t", weights=[0.5, 0.5]))
     torch.testing.assert_close(infer(model, given), alone["t"], atol=1e-5, rtol=1e-4)
     perturb(model, "u")
-    rows = {adapter: adapter_parameters(model, adapter)[f"trainable_token_rows.{adapter}.rows"] for adapter in "tu"}
+    rows = {adapter: next(iter(adapter_parameters(model, adapter).values())) for adapter in "tu"}
     plain = build(name, "lm", adapted=False)
     with torch.no_grad():
         plain.get_input_embeddings().weight[TOKENS] = rows["t"]
