@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters import ConfigUnion, DoRAConfig, IA3Config, LoHaConfig, OFTConfig, TrainableTokensConfig
+from adapters import ConfigUnion, DoRAConfig, IA3Config, LoHaConfig, TrainableTokensConfig
 from tests.contract.cases import CONFIGS, every_pair
 from tests.tiny import build, infer, inputs, output, perturb
 
@@ -96,14 +96,12 @@ FAMILIES = {
     "llama": ConfigUnion(
         DoRAConfig(r=2, places=["attn.q"]),
         IA3Config(places=["attn.v", "ffn.down.in"]),
-        OFTConfig(block_size=8, places=["ffn.up"]),
         LoHaConfig(r=2, places=["ffn.gate"]),
         TrainableTokensConfig(token_indices=[*range(2, 40)]),
         CONFIGS["par_bn"],
-        CONFIGS["loreft"],
     ),
 }
-"""One adapter with a method of every family that the model can carry: an export takes long."""
+"""One adapter with several methods, since an export takes long."""
 
 
 def everything(name: str) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
