@@ -134,7 +134,8 @@ def test_onnx_computes_the_same_for_any_batch_and_length(name: str, tmp_path: Pa
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for one in (given, other):
         (found,) = session.run(None, {key: tensor.numpy() for key, tensor in one.items()})
-        torch.testing.assert_close(torch.tensor(found), infer(model, one), atol=1e-4, rtol=1e-3)
+        attended = one["attention_mask"].bool()  # what padding gives means nothing, and softmax of nothing differs
+        torch.testing.assert_close(torch.tensor(found)[attended], infer(model, one)[attended], atol=1e-4, rtol=1e-3)
     assert torch.equal(infer(model, given), before)
 
 
