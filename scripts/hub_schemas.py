@@ -42,6 +42,7 @@ from adapters.sites.resolve import (
     PromptSite,
     ResidualSite,
     Site,
+    TableSite,
 )
 from adapters.sites.roles import ROLES
 from adapters.sites.spec import Columns
@@ -256,6 +257,11 @@ def prompt(numbers: random.Random, multiple: int) -> tuple[list[Site], Sizes]:
     return [PromptSite("embed.prompt", "prompt", -1, "", nn.Identity(), stack=nn.Identity(), width=e)], {"E": e}
 
 
+def table(numbers: random.Random, multiple: int) -> tuple[list[Site], Sizes]:
+    e, rows = width(numbers, multiple), random_size(numbers, 20, 200)
+    return [TableSite("embed", "embed_tokens", -1, "embed_tokens", nn.Embedding(rows, e, device="meta"))], {"E": e}
+
+
 def width(numbers: random.Random, multiple: int) -> int:
     """A random width, a multiple of a number; half of them have many divisors."""
     return multiple * random_size(numbers, 6, 80) * numbers.choice((1, 12))
@@ -269,12 +275,16 @@ PLACES = {
     LayerSite: layer,
     EmbeddingSite: embedding,
     PromptSite: prompt,
+    TableSite: table,
 }
 
 
 def makers(method: Method) -> list[Callable[[random.Random, int], tuple[list[Site], Sizes]]]:
     """What makes sites at which a method can act: it may be for several kinds."""
-    return [make for kind, make in PLACES.items() if issubclass(kind, method.site_type)]
+    found = {kind: make for kind, make in PLACES.items() if issubclass(kind, method.site_type)}
+    if len(found) > 1:  # to a method for linear maps a table of embeddings is one more of these
+        found.pop(TableSite, None)
+    return [*found.values()]
 
 
 # ---- tensors --------------------------------------------------------------------------------------------------------
@@ -399,6 +409,8 @@ class Bench:
                     config[name] = random.Random(f"{name} {seed} {i}").choice((2, 3, 4))
                 elif way == 2 and type(value) is int:
                     config[name] = self.base.get(name, value)
+            if "token_indices" in config:  # no other field tells how many there are
+                config["token_indices"] = [*range(random.Random(f"tokens {seed} {i}").randint(1, 20))]
             found = read(self.method.config_class, config)
             if found is None or not self.method.handles(found):
                 continue
@@ -544,7 +556,7 @@ def roles_of(method: Method) -> dict[str, list[Json]]:
         if (found := read(class_, config)) is not None:
             rows[row] = found
     kinds = [kind for kind, site_type in SITES.items() if issubclass(site_type, method.site_type)]
-    kinds += ["branch"] * (method.site_type is LayerSite)
+    kinds += ["branch"] * (method.site_type is LayerSite) + ["embedding"] * (method.site_type is TableSite)
     found_roles = {}
     for role in (role for role in ROLES.values() if role.kind in kinds):
         site = site_of(method, role.name)
@@ -556,7 +568,7 @@ def roles_of(method: Method) -> dict[str, list[Json]]:
 def site_of(method: Method, role: str) -> Site:
     """A site of a role."""
     kind = SITES[ROLES[role].kind]
-    (site, *_), _ = PLACES[kind if issubclass(kind, method.site_type) else LayerSite](random.Random(0), 1)
+    (site, *_), _ = PLACES[kind if issubclass(kind, method.site_type) else method.site_type](random.Random(0), 1)
     site.role, site.location = role, names_of("").location(role)
     return site
 

@@ -89,6 +89,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "Seq2SeqLMHead",
         "TaggingHead",
     ),
+    "adapters.methods.trainable_tokens": ("TrainableTokensConfig",),
     "adapters.methods.vera": ("DvoRAConfig", "VeraConfig"),
     "adapters.methods.prefix_tuning": ("PrefixTuningConfig",),
     "adapters.methods.prompt_tuning": ("PromptTuningConfig",),

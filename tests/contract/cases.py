@@ -26,6 +26,7 @@ SMALL: dict[str, Any] = {
     "vector_length": 8,
     "num_vectors": 7,
     "block_size": 8,
+    "token_indices": [*range(2, 40)],
 }
 """Sizes that fit hidden size 32."""
 
@@ -112,6 +113,7 @@ ONE_OF_EACH = (
     "bitfit",
     "ln_tuning",
     "low_rank_bn",
+    "trainable_tokens",
     "loreft_ends",
     "unipelt",
 )

@@ -10,6 +10,7 @@ import torch
 import adapters
 from adapters import ConfigUnion, Fuse, Stack
 from adapters.methods.invertible import NICE
+from adapters.methods.trainable_tokens import TrainableTokens
 from tests.contract.cases import BOTTLENECKS, CONFIGS, REPRESENTATIVE, carrying, every_pair, members
 from tests.tiny import LANGUAGE_MODELS, TINY_MODELS, adapter_parameters, build, infer, inputs, labels, perturb
 
@@ -110,7 +111,10 @@ def upper_only(config: Any, layers: int) -> Any:
 
 
 def acts_in_layers(method: str, name: str) -> bool:
-    return all("prompt" not in str(m.get("architecture")) and not NICE.handles(m) for m in members(CONFIGS[method]))
+    return all(
+        "prompt" not in str(m.get("architecture")) and not NICE.handles(m) and not TrainableTokens.handles(m)
+        for m in members(CONFIGS[method])
+    )
 
 
 @every_pair(names=REPRESENTATIVE, where=acts_in_layers)

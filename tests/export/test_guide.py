@@ -19,7 +19,7 @@ def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     model.add_adapter("task", config=adapters.LoHaConfig(r=2))
     perturb(model, "task")
     blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     for block in blocks:
         exec(compile(block, str(GUIDE), "exec"), {"model": model})
     assert float(capsys.readouterr().out) < 1e-4, "LoHa of rank 2 is a LoRA of rank 4"

@@ -178,7 +178,7 @@ def test_what_an_engine_cannot_hold_is_refused_with_the_reason(target: str, tmp_
 
 
 def test_bad_targets_models_and_ranks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(UnsupportedError, match=r"'onnx' is none of vllm, sglang, llama\.cpp, mlx"):
+    with pytest.raises(UnsupportedError, match=r"'onnx' is none of vllm, sglang, llama\.cpp, mlx, merged"):
         trained().export_adapter(tmp_path / "out", "a", "onnx")
     bert = build("bert")
     bert.add_adapter("a", config="lora")

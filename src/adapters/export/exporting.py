@@ -8,9 +8,12 @@ from typing import Any
 import torch
 
 from adapters.checkpoint.atomic import saving
+from adapters.checkpoint.full_model import is_replaced
 from adapters.checkpoint.layout import PathLike
+from adapters.errors import ConfigError
 from adapters.export.low_rank import LowRank, low_rank
-from adapters.export.targets import check, target_of
+from adapters.export.merged import write_merged
+from adapters.export.targets import MERGED, check, target_of
 from adapters.methods.lora import LoRAConfig
 from adapters.runtime.engine import Engine
 
@@ -40,8 +43,14 @@ def _config(found: LowRank) -> LoRAConfig:
 
 
 def export_adapter(model: Any, folder: PathLike, name: str, target: str, rank: int | None = None) -> dict[str, float]:
-    """Write the adapter `name` for an engine; the errors of its updates by path."""
+    """Write the adapter `name` for an engine, or merged; the errors of its updates by path."""
     engine: Engine = model._engine
+    if target == MERGED:
+        if rank is not None:
+            raise ConfigError(f"rank={rank!r} has no meaning for a merged model, which holds all of an adapter.")
+        with saving(folder, lambda path: is_replaced(path, None, False)) as path:
+            write_merged(engine, name, path)
+        return {}
     goal = target_of(target)
     found = low_rank(engine, name, rank)
     check(engine, name, found, goal)

@@ -93,6 +93,8 @@ def _linear(engine: Engine, name: str) -> dict[LinearSite, AffineAdapter]:
             why = "changes experts that are packed into one parameter, which LoRA files have no names for"
         elif not isinstance(site, LinearSite):
             why = "changes a norm, which is no linear map"
+        elif part.module.acts_tied:
+            why = "changes the output embedding too, which has the same weights"
         elif site.call is not None:
             why = f"acts in one of the {site.call[1]} calls of its module"
         elif site in found:

@@ -48,7 +48,8 @@ def check(engine: Engine, name: str, found: LowRank, target: Target) -> None:
         why = f"it changes {outside[0]}, and a LoRA there changes linear maps of the layers only"
     if why is not None:
         raise UnsupportedError(
-            f"{target.title} cannot load {name!r}: {why}. Or merge it (merge_adapter) and export the whole model."
+            f"{target.title} cannot load {name!r}: {why}. "
+            f"Or export the whole model with the adapter in its weights: target='merged'."
         )
 
 
@@ -121,10 +122,15 @@ TARGETS: Mapping[str, Target] = {
 """Name of a target -> the engine."""
 
 
+MERGED = "merged"
+"""Name of the target that is no engine: the whole model, with the adapter in its weights (`merged.py`)."""
+
+
 def target_of(name: Any) -> Target:
     """The engine of this name. Raises UnsupportedError with the names there are."""
     if name not in TARGETS:
         raise UnsupportedError(
-            f"target={name!r} is none of {', '.join(TARGETS)}. For PEFT use save_adapter(..., format='peft')."
+            f"target={name!r} is none of {', '.join((*TARGETS, MERGED))}. For PEFT use "
+            "save_adapter(..., format='peft')."
         )
     return TARGETS[name]

@@ -22,6 +22,7 @@ from adapters.methods.prefix_tuning import PrefixTuning
 from adapters.methods.prompt_tuning import PromptTuning
 from adapters.methods.randlora import RandLoRA
 from adapters.methods.reft import ReFT
+from adapters.methods.trainable_tokens import TrainableTokens
 from adapters.methods.vblora import VBLoRA
 from adapters.methods.vera import DVoRA, VeRA
 
@@ -48,4 +49,5 @@ METHODS: tuple[type[AdapterModule[Any]], ...] = (
     PromptTuning,
     NICE,
     ReFT,
+    TrainableTokens,
 )

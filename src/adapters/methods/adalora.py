@@ -78,7 +78,7 @@ class AdaLoRA(WeightUpdate):
     titles: ClassVar[Mapping[str, str]] = {"adalora": "AdaLoRA"}
     config_class = AdaLoRAConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"adalora": AdaLoRAConfig()}
-    per_expert = False  # ranks are moved between linear maps
+    per_expert = looks_up = False  # ranks are moved between linear maps
 
     def __init__(self, config: AdaLoRAConfig, site: LinearSite, name: str) -> None:
         super().__init__(config, site, name, output_columns(config, site))

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from adapters.call import CALL, GATING, attended_mean, prompted, record
-from adapters.errors import MergeError, UnsupportedError
+from adapters.errors import ConfigError, MergeError, UnsupportedError
 from adapters.methods.config import AdapterConfig
 from adapters.methods.parts import PATCHES, call, matched, watched
 from adapters.methods.stacking import RowGroups
 from adapters.methods.state import HiddenState, LinearState, State
-from adapters.sites.resolve import AffineSite, LinearSite, Site
+from adapters.sites.resolve import AffineSite, LinearSite, Site, TableSite
 
 S = TypeVar("S", bound=State)
 Direct = tuple[str, Callable[..., Any]]
@@ -87,6 +87,8 @@ class AdapterModule(MethodModule, Generic[S]):
         merges: Whether it can become part of the base weights (`merge_adapter`).
         directed: Whether it has a `direction`.
         per_expert: Whether it can act at the linear maps of experts that are packed into one parameter (`experts.py`).
+        looks_up: Whether it can act at tables of embeddings, where x are numbers of rows.
+        acts_tied: Whether it acts too where an output embedding has the weights of the table that it acts at.
         tap: Where a method for linear maps acts: at their "output", or, for a method that changes what they read, at
             their "input": there its state is a `HiddenState` of x, and the map reads h afterwards.
         shared_container: Name of the dictionary, below the base model, that holds what its sites share.
@@ -102,7 +104,7 @@ class AdapterModule(MethodModule, Generic[S]):
     container: ClassVar[str]
     chained_before: ClassVar[bool] = True
     chains: bool = True
-    unmixable: ClassVar[str] = ""
+    unmixable: str = ""
     fused_before: ClassVar[bool] = False
     fuses_as_first: ClassVar[bool] = False
     splits: ClassVar[bool] = True
@@ -112,6 +114,8 @@ class AdapterModule(MethodModule, Generic[S]):
     merges: ClassVar[bool] = False
     directed: ClassVar[bool] = False
     per_expert: ClassVar[bool] = False
+    looks_up: ClassVar[bool] = False
+    acts_tied: ClassVar[bool] = False
     tap: ClassVar[str] = "output"
     shared_container: ClassVar[str] = ""
     shared_location: ClassVar[str] = "shared"
@@ -122,6 +126,13 @@ class AdapterModule(MethodModule, Generic[S]):
         super().__init__()
         self.config, self.site, self.name = config, site, name
         self.__dict__["common"] = None
+        if isinstance(site, TableSite):
+            self.unmixable = "acts at a table of embeddings, which reads numbers that say nothing of a mixture"
+            if getattr(config, "use_gating", False):
+                raise ConfigError(
+                    f"use_gating cannot act at the table of embeddings {site.path}: a gate reads hidden states, and a "
+                    "table is given numbers. Leave it out there."
+                )
 
     @classmethod
     def handles(cls, config: Any) -> bool:

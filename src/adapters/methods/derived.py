@@ -21,6 +21,11 @@ from torch.compiler import is_compiling
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
+def is_traced() -> bool:
+    """Whether operations are written down, by `torch.compile`, `torch.export` or `torch.jit.trace`."""
+    return is_compiling() or torch._C._is_tracing()  # type: ignore[no-any-return, no-untyped-call]
+
+
 class Derived:
     """What `compute()` makes of the parameters and buffers of some modules, kept until one of them changes.
 
@@ -40,7 +45,7 @@ class Derived:
         self._seal: object = None
 
     def __call__(self) -> Any:
-        if is_compiling():
+        if is_traced():
             return self.compute()
         watch = WATCHING.watch
         if watch is not None and self._seal is watch.seal and not is_grad_enabled():
@@ -86,7 +91,7 @@ class Views:
         self._kept: tuple[list[int], tuple[Tensor, ...], Any] | None = None
 
     def __call__(self, *tensors: Tensor) -> Any:
-        if is_grad_enabled() or is_compiling():
+        if is_grad_enabled() or is_traced():
             return self.make(*tensors)
         seen = [*map(id, tensors), *map(Tensor.data_ptr, tensors)]
         kept = self._kept
@@ -194,7 +199,7 @@ def _cells(tensor: Tensor) -> Iterator[memoryview]:
         return
     tensor = tensor.detach()
     bits: Any = tensor.view(_BITS[tensor.element_size()]).numpy()
-    for number in {0, tensor.numel() // 2, int(tensor.abs().argmax())}:
+    for number in {0, bits.size // 2, int(tensor.abs().argmax())}:
         index: Any = np.unravel_index(number, bits.shape)
         yield memoryview(bits[(*index, ...)])
 
@@ -223,7 +228,7 @@ class Watch:
             names: The adapters that the call uses, where these are not all: of the others nothing is asked, so what is
                 derived from all of them may not be what it should be in the parts that come from the others.
         """
-        if is_grad_enabled() or not self.members:
+        if is_grad_enabled() or not self.members or is_traced():
             self.seal, self._states = object(), {}
             return
         if self._count != len(self.members):

@@ -54,6 +54,7 @@ class IA3(LinearAdapter):
     config_class = LoRAConfig
     presets: ClassVar[Mapping[str, AdapterConfig]] = {"ia3": IA3Config()}
     per_expert = True
+    looks_up = True
 
     def __init__(self, config: LoRAConfig, site: LinearSite, name: str) -> None:
         super().__init__(config, site, name)
@@ -161,6 +162,7 @@ class InwardIA3(InputAdapter, IA3):  # type: ignore[misc]
 
     inward = True
     per_expert = False
+    looks_up = False
     presets: ClassVar[Mapping[str, AdapterConfig]] = {}
 
     @staticmethod

@@ -74,6 +74,7 @@ class MTLLoRA(LoRA):
     variant = "mtl_lora"
     shareable: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
     per_expert = False
+    looks_up = False
 
     def make_matrices(self) -> None:
         config: MTLLoRAConfig = self.config

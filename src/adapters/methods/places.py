@@ -25,7 +25,7 @@ from typing import Any
 
 from adapters.errors import ConfigError, UnsupportedError, choices
 from adapters.sites.layers import in_short, layers_of, require_layers
-from adapters.sites.resolve import SITES, AffineSite, ExpertsSite, LinearSite, Site
+from adapters.sites.resolve import SITES, AffineSite, ExpertsSite, LinearSite, Site, TableSite
 from adapters.sites.roles import ROLES
 
 ALL, ALL_LINEAR = "all", "all-linear"
@@ -51,6 +51,10 @@ class Pattern:
         """Whether it means the role `role` (one of several, at a fused projection) of `site`."""
         if self.layers is not None and site.layer not in self.layers:
             return False
+        if isinstance(site, TableSite):  # patterns mean the layers: tables are meant where their name is written out
+            name = site.path.rpartition(".")[2]
+            is_named = self.place.rpartition(".")[2] == name and fnmatchcase(site.path, self.place)
+            return is_named or (role != "" and self.place == role)
         if self.place in (ALL, ALL_LINEAR):
             named = bool(role) or not isinstance(site, ExpertsSite)
             return (self.place == ALL or isinstance(site, LinearSite)) and named and site.layer >= 0
@@ -170,6 +174,8 @@ def lacking(method: Any, site: Site) -> str | None:
     """What a method needs that a site of its kind does not have, in a word; None if nothing."""
     if isinstance(site, ExpertsSite) and not method.per_expert:
         return "linear map of its own (its experts are packed into one parameter)"
+    if isinstance(site, TableSite) and not method.looks_up:
+        return "linear map there (it is a table of embeddings)"
     return method.lacks(site)  # type: ignore[no-any-return]
 
 

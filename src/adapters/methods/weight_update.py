@@ -33,7 +33,7 @@ from adapters.methods.parts import Watching, as_one, matched, watched
 from adapters.methods.places import Chosen, count, output_columns, roles_of
 from adapters.methods.stacking import RowGroups, alike, select
 from adapters.methods.state import LinearState
-from adapters.sites.resolve import LinearSite
+from adapters.sites.resolve import LinearSite, TableSite
 
 Factors = tuple[Tensor, ...]
 Maps = list[tuple[Chosen, Factors]]
@@ -104,6 +104,7 @@ class WeightUpdate(LinearAdapter):
 
     D [O, I] is the product of `factors`. At a fused projection (GPT-2's `c_attn`) every adapted part has its own D, and
     parts that are not adapted stay as they are. In a `Stack` the next adapter reads the update of the last one.
+    At a table of embeddings D x is D[:, x], times what the table multiplies by; dropout does nothing there.
 
     Attributes:
         columns: The output columns of every adapted part of the projection.
@@ -113,6 +114,7 @@ class WeightUpdate(LinearAdapter):
 
     directed = True
     per_expert = True
+    looks_up = True
     scaling: float = 1.0
 
     def __init__(self, config: Any, site: LinearSite, name: str, columns: tuple[Chosen, ...]) -> None:
@@ -184,6 +186,9 @@ class WeightUpdate(LinearAdapter):
     def update(self, x: Tensor, gate_input: Tensor) -> Tensor:
         """s * D x, or gated: g * D x; [B, S, O]."""
         factors = self.factors()
+        if isinstance(self.site, TableSite):
+            first, *rest = factors
+            return reduce(F.linear, rest, F.embedding(x[..., 0], first.t())) * self.scaling * self.site.factor
         x = matched(x if self.dropout is None else self.dropout(x), factors[0])
         if self.gate is None:
             updates = [(columns, _apply(x, own) * self.scaling) for columns, own in self.parts(factors)]
@@ -260,7 +265,7 @@ class WeightUpdate(LinearAdapter):
 
     @property
     def signature(self) -> tuple[Any, ...] | None:
-        if not self.bare():
+        if not self.bare() or isinstance(self.site, TableSite):
             return None
         with torch.no_grad():
             factors = self.factors()

@@ -25,7 +25,7 @@ from adapters.runtime.active import Setup
 from adapters.runtime.adapters_config import ModelAdaptersConfig
 from adapters.runtime.building import Builder
 from adapters.runtime.entry import Entry
-from adapters.runtime.hooks import HookedEmbedding, HookedLayer, HookedPrompt, HookedSite, hooked_sites
+from adapters.runtime.hooks import HookedEmbedding, HookedLayer, HookedPrompt, HookedSite, HookedTable, hooked_sites
 from adapters.runtime.natives import silence
 from adapters.runtime.owned import Owned
 from adapters.runtime.parts import Part, Parts
@@ -202,6 +202,9 @@ class Engine:
                     hooked.unhook(tap)
                 hooked.outputs = outputs
                 self.changed(hooked.names)
+            for hooked in (hooked for hooked in self.hooked if isinstance(hooked, HookedTable)):
+                if hooked.names:  # what is tied to them
+                    self.changed(hooked.names)
 
     def is_merged(self, name: str, part: Part) -> bool:
         """Whether a module of an adapter acts through the base weights, and must not act beside them."""

@@ -20,11 +20,12 @@ from adapters.call import CALL, Positions, Running
 from adapters.composition.blocks import Child
 from adapters.composition.evaluate import build
 from adapters.composition.owned import Layers
-from adapters.composition.steps import Adapter, RowChoice, Step
-from adapters.errors import UnsupportedError
+from adapters.composition.steps import Adapter, Averaged, RowChoice, Step
+from adapters.errors import CompositionError, UnsupportedError
 from adapters.methods.base import AdapterModule
 from adapters.methods.state import HiddenState, LinearState, ResidualState
 from adapters.runtime import attention, experts, prompts, softmax
+from adapters.sites.linear import is_linear
 from adapters.sites.resolve import (
     AttentionSite,
     EmbeddingSite,
@@ -35,6 +36,7 @@ from adapters.sites.resolve import (
     PromptSite,
     ResidualSite,
     Site,
+    TableSite,
 )
 from adapters.sites.spec import Turn
 
@@ -213,6 +215,66 @@ class HookedNorm(HookedLinear):
     """Replaces the output of a normalisation layer."""
 
     site_type = NormSite  # type: ignore[assignment]
+
+
+class HookedTable(HookedLinear):
+    """Replaces what a table of embeddings gives, and for some methods what an output embedding makes with its weights.
+
+    Attributes:
+        outputs: The output embeddings that read the table's weights, as far as plans needed them.
+    """
+
+    site_type = TableSite
+
+    def __init__(self, site: TableSite, number: int, programs: Programs) -> None:
+        super().__init__(site, number, programs)
+        self.outputs: list[nn.Module] = []
+
+    def register(self, tap: str) -> RemovableHandle:
+        if tap.startswith("tied:"):
+            module = self.outputs[int(tap.partition(":")[2])]
+            return module.register_forward_hook(self.on_tied, prepend=True)
+        return super().register(tap)
+
+    def plan(self, setup: Child, modules: Modules, layers: ByTap) -> Plan | None:
+        plan = super().plan(setup, modules, layers)
+        if plan is not None and self.site.role != "embed" and not isinstance(plan.step, Adapter | Averaged):
+            raise CompositionError(
+                f"{setup!r} cannot act at {self.site.path}, whose numbers are not those of the rows of a batch. Use "
+                "one adapter or Average there, or let the adapters leave it out (places)."
+            )
+        before = self._before()
+        own = {name: module for name, module in modules.items() if module.acts_tied and name not in before}
+        tied = build(setup, own, {}) if own else None
+        taps = [f"tied:{number}" for number in self._tied()] if tied is not None else []
+        if plan is None or tied is None or not taps:
+            return plan
+        return Plan((*plan.taps, *taps), plan.step, plan.run, partial(self._run, tied))
+
+    def _before(self) -> set[str]:
+        """The adapters at tables before this one that have the same weights: they serve what is tied to both."""
+        before = self.programs.engine.hooked[: self.number]
+        same = [hooked for hooked in before if isinstance(hooked, HookedTable)]
+        return set().union(*(h.names for h in same if h.site.module.weight is self.site.module.weight))
+
+    def _tied(self) -> list[int]:
+        """The numbers of the output embeddings, in `outputs`, that read the weights of the table now."""
+        root, numbers = self.programs.engine.root, []
+        for module in root.modules():
+            if getattr(module, "weight", None) is self.site.module.weight and is_linear(module):
+                if not any(module is known for known in self.outputs):
+                    self.outputs.append(module)
+                numbers.append(next(i for i, known in enumerate(self.outputs) if known is module))
+        return numbers
+
+    def on_output(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        return super().on_output(module, (args[0][..., None],), output)
+
+    def on_tied(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        plan = self.now()
+        if plan is None or plan.before is None:
+            return None
+        return plan.before(_as_rows(args[0]), _as_rows(output)).reshape(output.shape)  # type: ignore[no-any-return]
 
 
 class HookedExperts(HookedSite[ExpertsSite]):
@@ -549,6 +611,7 @@ class HookedPrompt(HookedSite[PromptSite]):
 KINDS: tuple[type[HookedSite[Any]], ...] = (
     HookedLinear,
     HookedNorm,
+    HookedTable,
     HookedExperts,
     HookedResidual,
     HookedAttention,
@@ -574,6 +637,9 @@ RUNNING: tuple[Any, ...] = (
     HookedLayer.on_output,
     HookedResidual.on_h,
     HookedResidual.on_beside,
+    HookedTable.on_output,
+    HookedPrompt.on_output,
+    HookedEmbedding.on_output,
 )
 """Hooks in the order in which they run where several places are at one module: a linear map before its branch.
 

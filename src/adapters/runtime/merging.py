@@ -17,6 +17,7 @@ from adapters.methods import METHODS
 from adapters.methods.base import AffineAdapter
 from adapters.runtime.engine import Engine
 from adapters.runtime.hooks import HookedSite
+from adapters.sites.resolve import TableSite
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +92,27 @@ def _change(name: str, hooked: Any, module: AffineAdapter) -> _Change:
     site = hooked.site
     if site.call is not None:
         raise MergeError(f"{site.path} is called {site.call[1]} times in a layer, and {name!r} acts in one call only.")
+    check_readers(name, hooked, module)
     bias = module.merged_bias(site.bias)
     if bias is not None:
         return _Change(hooked, None, bias)
     before = site.weight
     weight, bias = module.merged(before, site.bias)
     return _Change(hooked, site.as_stored(weight), bias, (before, weight) if site.packed else None)
+
+
+def check_readers(name: str, hooked: HookedSite[Any], module: AffineAdapter) -> None:
+    """Raise MergeError if an adapter acts at a table of embeddings alone whose weights others have too."""
+    table, root = hooked.site.module, hooked.programs.engine.root
+    if not isinstance(hooked.site, TableSite) or module.acts_tied:
+        return
+    for path, other in root.named_modules():
+        if other is not table and getattr(other, "weight", None) is table.weight:
+            raise MergeError(
+                f"{name!r} changes the table of embeddings {hooked.site.path}, and {path} has the same weights "
+                "(tie_word_embeddings), which it does not change. Keep it as an adapter, or open the model with "
+                "tie_word_embeddings=False."
+            )
 
 
 def _lost(before: Tensor, wanted: Tensor, found: Tensor) -> float:
@@ -131,7 +147,9 @@ def unmerge(engine: Engine, name: str | None = None) -> None:
         )
     with engine.programs.quiet():
         del engine.merged[merged]
-        for hooked, weight, bias in backup:
+        for hooked, weight, bias in reversed(
+            backup
+        ):  # tables that share their weights were written one after the other
             _write(hooked, weight, bias)
         engine.programs.changed([merged])
 

@@ -1,7 +1,11 @@
-"""The one place that knows how a linear map stores its weight: `nn.Linear`, transformers' `Conv1D`, quantised ones."""
+"""The one place that knows how a linear map stores its weight: `nn.Linear`, transformers' `Conv1D`, quantised ones.
+
+A table of embeddings is one too: that of vectors with a single 1, whose number is all that it is given.
+"""
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -11,6 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from adapters.errors import MergeError
 from adapters.sites.quantised import packing_of
 
+TRANSPOSED = (Conv1D, nn.Embedding)
+"""Classes that store [I, O]."""
+
 
 def is_linear(module: nn.Module) -> bool:
     """Whether `module` is a linear map that adapters can act on; not one whose weights others read without a call."""
@@ -19,10 +26,18 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D)) or {"in_features", "out_features"} <= set(vars(module))
 
 
+def is_table(module: nn.Module) -> bool:
+    """Whether `module` is a table of embeddings that is called with numbers of its rows, and nothing else."""
+    return isinstance(module, nn.Embedding) and len(signature(type(module).forward).parameters) == 2
+
+
 def features(module: nn.Module) -> tuple[int, int]:
     """Widths (I, O) of a linear map, read from the module itself."""
     if isinstance(module, Conv1D):
         return module.nx, module.nf
+    if isinstance(module, nn.Embedding):
+        rows, columns = module.weight.shape
+        return rows, columns
     return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
 
 
@@ -42,7 +57,7 @@ def weight_of(module: nn.Module) -> Tensor:
             "Use a method that only needs the layer's input and output, or load the base model in "
             "16 or 32 bit."
         )
-    return weight.t() if isinstance(module, Conv1D) else weight
+    return weight.t() if isinstance(module, TRANSPOSED) else weight
 
 
 def is_packed(module: nn.Module) -> bool:
@@ -58,7 +73,7 @@ def as_stored(module: nn.Module, weight: Tensor) -> Any:
     """
     packing = packing_of(module)
     if packing is None:
-        return weight.t() if isinstance(module, Conv1D) else weight
+        return weight.t() if isinstance(module, TRANSPOSED) else weight
     why = "its library packs whole models only"
     if packing.packed is not None:
         try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import MergeError, UnsupportedError, choices
-from adapters.sites.linear import as_stored, assign, features, is_linear, is_packed, stored_weight, weight_of
+from adapters.sites.linear import as_stored, assign, features, is_linear, is_packed, is_table, stored_weight, weight_of
 from adapters.sites.roles import ROLES, Kind
 from adapters.sites.spec import (
     At,
@@ -124,6 +124,19 @@ class LinearSite(AffineSite):
     @property
     def weight(self) -> Tensor:
         return weight_of(self.module)
+
+
+@dataclass(eq=False)
+class TableSite(LinearSite):
+    """A table of embeddings y = c * W[ids]: the linear map [D, V] of vectors with a single 1, whose number is given.
+
+    What adapters read here are the numbers themselves, [B, S, 1].
+    """
+
+    @property
+    def factor(self) -> Any:
+        """c, by which some models multiply what they look up; 1 for most."""
+        return getattr(self.module, "embed_scale", 1)
 
 
 ADAPTED = "adapted"
@@ -470,11 +483,15 @@ def resolve(base: nn.Module, spec: ModelSpec, names: Naming = Naming()) -> list[
 def _others(base: nn.Module, sites: list[Site], numbers: dict[str, int]) -> Iterator[Site]:
     """Linear maps and norms that have no role."""
     known = {id(site.module) for site in sites if isinstance(site, AffineSite)}
+    tokens = _token_tables(base)
     for path, module in base.named_modules():
         if id(module) in known or not path:
             continue
         if type(module).__module__.partition(".")[0] != "torch":
             yield from _packed(base, path, module, numbers)
+        if is_table(module):
+            yield TableSite("embed" if id(module) in tokens else "", path, -1, path, module)
+            continue
         if is_linear(module):
             kind: type[Site] = LinearSite
         elif "Norm" in type(module).__name__ and getattr(getattr(module, "weight", None), "dim", int)() == 1:
@@ -753,6 +770,14 @@ def _table(base: nn.Module) -> Any:
         return base.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):
         return None
+
+
+def _token_tables(base: nn.Module) -> set[int]:
+    """The ids of the modules that look up tokens: where several stacks have the same weights, those of the stacks."""
+    if not isinstance(table := _table(base), nn.Embedding):
+        return set()
+    same = {id(m) for m in base.modules() if isinstance(m, nn.Embedding) and m.weight is table.weight}
+    return same - {id(table)} or same
 
 
 def _called(base: nn.Module) -> str:

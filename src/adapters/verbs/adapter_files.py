@@ -53,18 +53,21 @@ class AdapterFileVerbs(ActivationVerbs):
         bundles.save_adapter(self, save_directory, adapter_name, *options)
 
     def export_adapter(self, folder: PathLike, name: str, target: str, rank: int | None = None) -> dict[str, float]:
-        """Write an adapter for another engine, as LoRA of one rank (see `to_lora`).
+        """Write an adapter for another engine, as LoRA of one rank (see `to_lora`), or within a whole merged model.
 
         Args:
             folder: Where to; it is made.
             name: The adapter.
             target: "vllm" or "sglang" (the files of PEFT within their rules: one rank and alpha, no bias, no head, no
-                DoRA), "llama.cpp" (`adapter.gguf`), or "mlx" (`adapters.safetensors`).
+                DoRA), "llama.cpp" (`adapter.gguf`), "mlx" (`adapters.safetensors`), or "merged": the whole model with
+                the adapter in its weights, as a folder that `from_pretrained` of plain Transformers opens. This model
+                does not change, and beside it one file's tensors are held in memory.
             rank: r; by default the lowest with which nothing is lost.
         Returns:
             By path of the linear map, ||D - B A|| / ||D||: what part of its update D is left out.
         Raises:
             UnsupportedError: there is no such target, it cannot hold this adapter, or does not know the model.
+            MergeError: for "merged", its update depends on the input, or another adapter is merged.
             ConfigError: no rank is given, and no low one is exact.
         """
         return export_adapter(self, folder, name, target, rank)

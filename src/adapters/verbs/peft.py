@@ -50,7 +50,8 @@ def _for_peft(name: str) -> Any:
         if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] == "peft":
             raise UnsupportedError(
                 f"This {type(self).__name__} has adapters of this library, and PEFT's would use the same module and "
-                "method names. Give PEFT a plain model, or add an adapter here: model.add_adapter(name, config='lora')."
+                "method names. Give PEFT a plain model, or stay here: model.add_adapter(name, config='lora') adds an "
+                "adapter, and model.load_adapter(folder) opens those of PEFT."
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 

@@ -60,7 +60,11 @@ class TrainingVerbs(ActivationVerbs):
     def _train_input_embeddings(self, train: bool) -> None:
         model = cast(PreTrainedModel, self)
         try:
-            model.get_input_embeddings().requires_grad_(train)
+            for (
+                parameter
+            ) in model.get_input_embeddings()._parameters.values():  # adapters below it train as they are told
+                if parameter is not None:
+                    parameter.requires_grad_(train)
         except NotImplementedError:  # images and sounds have none, and of two towers none is the one
             if train:
                 raise UnsupportedError(f"train_embeddings: {type(model).__name__} has no input embeddings.") from None

@@ -29,6 +29,14 @@ NORMS = {
     **dict.fromkeys(("bart", "mbart"), r".*layer_norm"),
     "vit": r".*layernorm_(before|after)",
 }
+TABLES = {
+    **{key: ["word_embeddings"] for key in ("bert", "roberta", "xlm-roberta", "electra", "distilbert")},
+    "gpt2": ["wte", "wpe"],
+    **{key: ["embed_tokens"] for key in ("llama", "mistral", "qwen2", "qwen3")},
+    **{key: ["embed_tokens"] for key in ("t5", "t5-gated", "mt5", "bart", "mbart")},
+}
+"""Embeddings of tokens, and of positions where these are looked up in the same way."""
+TOKENS = [3, 5, 7, 11, 12, 20]
 Make = Callable[[str], Any]
 CASES: dict[str, Make] = {
     "lora": lambda name: peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS[name]),
@@ -45,6 +53,12 @@ CASES: dict[str, Make] = {
         r=4, target_modules=TARGETS[name], layers_to_transform=[1], layers_pattern=["layers", "layer", "h", "block"]
     ),
     "all-linear": lambda name: peft.LoraConfig(r=2, target_modules="all-linear"),
+    "embeddings": lambda name: peft.LoraConfig(r=4, lora_alpha=7, target_modules=[*TARGETS[name], *TABLES[name]]),
+    "embeddings, dora": lambda name: peft.LoraConfig(r=4, lora_alpha=7, use_dora=True, target_modules=TABLES[name]),
+    "lora and tokens": lambda name: peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=TARGETS[name], trainable_token_indices=TOKENS
+    ),
+    "tokens": lambda name: peft.TrainableTokensConfig(token_indices=TOKENS),
     "pissa": lambda name: peft.LoraConfig(r=2, init_lora_weights="pissa", target_modules=TARGETS[name]),
     "olora": lambda name: peft.LoraConfig(r=2, init_lora_weights="olora", target_modules=TARGETS[name]),
     "mica": lambda name: peft.LoraConfig(r=2, init_lora_weights="mica", target_modules=TARGETS[name]),
@@ -83,11 +97,12 @@ CASES: dict[str, Make] = {
     ),
     "ln_tuning": lambda name: peft.LNTuningConfig(target_modules=NORMS[name]),
 }
-EXACT = ("lora", "lora, odd", "rslora", "patterns", "one layer", "all-linear", "mica")
+EXACT = ("lora", "lora, odd", "rslora", "patterns", "one layer", "all-linear", "mica", "embeddings")
 """Cases of which not a bit differs."""
 
 LINEAR_ALONE = ("olora", "loha", "lokr", "lokr, both", "oft", "oft, inverse", "oft, constrained")
 NOT_SHARED = {*((case, "gpt2") for case in LINEAR_ALONE), ("all biases", "vit")}
+NOT_SHARED |= {(case, "vit") for case in ("embeddings", "embeddings, dora", "lora and tokens", "tokens")}  # no tokens
 """What PEFT has for nn.Linear alone, and the bias of a convolution."""
 PAIRS = [(case, name) for case in CASES for name in TINY_MODELS if (case, name) not in NOT_SHARED]
 

@@ -18,6 +18,7 @@ from tests.tiny import build, hooks, infer, inputs
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning")]
 KEY = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
+TOKENS = "base_model.model.embeddings.word_embeddings.token_adapter.trainable_tokens_delta"
 Change = Callable[[dict[str, Any], dict[str, Any]], Any]
 
 WRONG: dict[str, tuple[Change, str]] = {
@@ -52,8 +53,43 @@ WRONG: dict[str, tuple[Change, str]] = {
     ),
     "an embedding": (
         lambda c, t: t.update({"base_model.model.embeddings.word_embeddings.lora_embedding_A": torch.ones(4, 64)}),
-        "an embedding: LoRA of embeddings",
+        "its config does not mean: embeddings.word_embeddings",
     ),
+    "half of an embedding": (
+        lambda c, t: (
+            c["target_modules"].append("word_embeddings"),
+            t.update({"base_model.model.embeddings.word_embeddings.lora_embedding_A": torch.ones(4, 64)}),
+        ),
+        "lacks the tensor lora_B of embeddings.word_embeddings",
+    ),
+    "another vocabulary": (
+        lambda c, t: (
+            c["target_modules"].append("word_embeddings"),
+            t.update({"base_model.model.embeddings.word_embeddings.lora_embedding_A": torch.ones(4, 70)}),
+        ),
+        r"lora_A of embeddings.word_embeddings is \(4, 70\), but .*\(4, 64\)",
+    ),
+    "tokens of which nothing is said": (
+        lambda c, t: t.update({TOKENS: torch.ones(2, 32)}),
+        "rows of tokens at embeddings.word_embeddings, but its config does not say of which",
+    ),
+    "fewer tokens": (
+        lambda c, t: (t.update({TOKENS: torch.ones(2, 32)}), c.update(trainable_token_indices=[1])),
+        r"are \(2, 32\), but its config names 1 tokens",
+    ),
+    "tokens beyond the vocabulary": (
+        lambda c, t: (t.update({TOKENS: torch.ones(2, 32)}), c.update(trainable_token_indices=[1, 64])),
+        r"trains the token 64, but .* has 64 rows here. Call model.resize_token_embeddings\(65\)",
+    ),
+    "tokens of a linear map": (
+        lambda c, t: (
+            t.update({TOKENS.replace("embeddings.word_embeddings", "pooler"): torch.ones(1, 32)}),
+            c.update(trainable_token_indices=[1]),
+        ),
+        "trains tokens of pooler, which is no table of embeddings",
+    ),
+    "numbers of tokens": (lambda c, t: c.update(trainable_token_indices=[-1]), "trainable_token_indices is .*Allowed"),
+    "parameters": (lambda c, t: c.update(target_parameters="experts"), "target_parameters is 'experts'. Allowed"),
     "integers": (lambda c, t: t.update({KEY: t[KEY].int()}), "does not fit|holds torch.int32"),
     "pissa": (lambda c, t: c.update(init_lora_weights="pissa_niter_4"), "path_initial_model_for_weight_conversion"),
 }

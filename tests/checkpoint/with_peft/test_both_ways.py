@@ -37,4 +37,5 @@ def test_in_and_out(case: str, name: str, tmp_path: Path) -> None:
     same(case, infer(again, given), got)
     if case in EXACT and case != "rslora":
         first, second = (read_safetensors(tmp_path / f / "adapter_model.safetensors") for f in ("in", "out"))
+        first = {key: tensor for key, tensor in first.items() if "base_layer" not in key}  # PEFT adds whole embeddings
         assert first.keys() == second.keys() and all(torch.equal(t, second[key]) for key, t in first.items())

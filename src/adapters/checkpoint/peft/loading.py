@@ -14,8 +14,8 @@ from adapters.checkpoint.adapters import add_stored
 from adapters.checkpoint.atomic import reading
 from adapters.checkpoint.layout import PEFT
 from adapters.checkpoint.names import Match, match, tensors_of
-from adapters.checkpoint.peft import heads, prompts
-from adapters.checkpoint.peft.modules import Found, Modules, take_apart
+from adapters.checkpoint.peft import heads, prompts, tokens
+from adapters.checkpoint.peft.modules import BASE_LAYER, Found, Modules, take_apart
 from adapters.checkpoint.peft.options import Options, type_of
 from adapters.checkpoint.peft.registry import TRANSLATORS
 from adapters.checkpoint.peft.translator import Member, Translator
@@ -140,7 +140,9 @@ def _read(
     options = Options(saved, translator.options, translator.history, translator.refused, what)
     modules, shared, others = take_apart(tensors, translator.parts, translator.shared_parts)
     known = Modules(engine)
-    start = known.start(modules)
+    start = known.start(path.partition(BASE_LAYER)[0] for path in modules)
+    rows, modules = tokens.take_out(modules)
+    modules = known.by_parameter(modules, options, start)
     targeted = known.targeted(options, start, translator.site_type)
     found, odd = [], {}
     for path, own in modules.items():
@@ -148,14 +150,16 @@ def _read(
             found.append(Found(path, known.site(path, start, what), own))
         else:
             odd.update({f"{path}.{part}": tensor for part, tensor in own.items()})
-    if not found:
+    trained = tokens.read(known, start, options, rows)
+    if not found and not trained:
         raise CheckpointError(
             f"{what} has no tensor of the type {translator.peft_type}, whose names end with: "
             f"{', '.join(translator.parts)}. "
             f"It has: {', '.join(sorted(tensors)[:5])}, ..."
         )
-    _check_targets(options, found, targeted, strict)
-    members = translator.read(options, found, shared)
+    if found:
+        _check_targets(options, found, targeted, strict)
+    members = [*translator.read(options, found, shared), *trained]
     biases, others = _biases(known, options, others, start)
     if biases:
         members = translator.with_biases(options, members, biases)
@@ -169,7 +173,9 @@ def _read(
 
 def _check_targets(options: Options, found: Sequence[Found], targeted: Mapping[AffineSite, str], strict: bool) -> None:
     """Raise CheckpointError if the config means modules that have no tensors, or tensors are of others."""
-    if not targeted:  # the config does not say, or says it of a class with other names
+    if not targeted and not options.get(
+        "target_parameters"
+    ):  # the config does not say, or says it of a class with other names
         return
     there = {module.site for module in found}
     problems = {
@@ -223,7 +229,7 @@ def _placed(engine: Engine, member: Member) -> AdapterConfig:
             if sites <= left:
                 left -= sites
                 places.append(_entry(role.partition("+")[0], next(iter(sites)), side))
-        places += [_entry(site.path, site, side) for site in member.tensors if site in left]
+        places += [_entry(site.address, site, side) for site in member.tensors if site in left]
     return member.config.replace(places=places)
 
 

@@ -9,17 +9,23 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from adapters.checkpoint.peft import tokens
 from adapters.checkpoint.peft.modules import Found, by_pattern
-from adapters.checkpoint.peft.options import Option, Options, alphas, bias, dropout, ranks
+from adapters.checkpoint.peft.options import Option, Options, alphas, bias, dropout, ranks, token_lists
 from adapters.checkpoint.peft.translator import Member, Translator, Written
 from adapters.errors import CheckpointError, UnsupportedError
-from adapters.methods.config import flag, integer, real, text
+from adapters.methods.config import flag, integer, list_of, real, text
+from adapters.methods.experts import PerExpert
 from adapters.methods.lora import DoRA, DoRAConfig, LoRA, LoRAConfig
-from adapters.sites.resolve import AffineSite
+from adapters.sites.resolve import AffineSite, ExpertsSite, TableSite
 
 MERGE = (
     "Merge the adapter in PEFT (PeftModel.from_pretrained(...).merge_and_unload()), save that model and open it here."
 )
+
+
+IN_MAPS, IN_TABLES = ("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")
+"""What files call A and B at linear maps, and at tables of embeddings."""
 
 
 def alpha_for(scaling: float, rank: int) -> float:
@@ -28,6 +34,25 @@ def alpha_for(scaling: float, rank: int) -> float:
     near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf))
     alpha = next((value for value in near if value / rank == scaling), alpha)
     return int(alpha) if alpha.is_integer() else alpha
+
+
+def is_mirrored(site: ExpertsSite) -> bool:
+    """Whether PEFT takes the outputs of packed experts for their inputs: it asks the module which is which."""
+    return site.stored.dim() > 2 and site.transposed != (getattr(site.module, "is_transposed", False) is True)
+
+
+def packed(site: ExpertsSite, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """A [E, r, I] and B [E, O, r] of PEFT's matrices of all experts, [E r, I] and [O, r E]."""
+    a = a.reshape(site.experts, -1, a.shape[-1])
+    b = b.reshape(len(b), -1, site.experts).permute(2, 0, 1)
+    return (b.mT.contiguous(), a.mT.contiguous()) if is_mirrored(site) else (a, b.contiguous())
+
+
+def unpacked(site: ExpertsSite, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """PEFT's matrices of A [E, r, I] and B [E, O, r]."""
+    if is_mirrored(site):
+        a, b = b.mT, a.mT
+    return a.reshape(-1, a.shape[-1]), b.permute(1, 2, 0).reshape(b.shape[1], -1)
 
 
 class LoRATranslator(Translator):
@@ -46,6 +71,8 @@ class LoRATranslator(Translator):
         "lora_bias": Option(flag, False),
         "bias": bias,
         "init_lora_weights": Option(flag | text, True),
+        "target_parameters": Option(list_of(text)),
+        "trainable_token_indices": Option(token_lists),
     }
     history: ClassVar[frozenset[str]] = frozenset(
         ("loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config", "qalora_group_size")
@@ -60,8 +87,6 @@ class LoRATranslator(Translator):
         "monteclora_config": f"MonteCLoRA samples its matrices, which no method here does. {MERGE}",
         "alora_invocation_tokens": "Activated LoRA acts behind certain tokens alone, which no method here does.",
         "layer_replication": f"It makes the base model deeper, which adapters here do not. {MERGE}",
-        "target_parameters": f"LoRA of parameters that no linear map holds is not among our methods. {MERGE}",
-        "trainable_token_indices": f"It changes rows of the embedding, which no method here does. {MERGE}",
         "enable_lora": f"PEFT had an A of its own for each part of a fused projection before version 0.3. {MERGE}",
     }
     parts: ClassVar[Mapping[str, str]] = {
@@ -70,8 +95,9 @@ class LoRATranslator(Translator):
         "lora_B.bias": "lora_B.bias",
         "lora_magnitude_vector.weight": "magnitude",
         "lora_magnitude_vector": "magnitude",
-        "lora_embedding_A": "lora_embedding_A",
-        "lora_embedding_B": "lora_embedding_B",
+        "lora_embedding_A": "lora_A",
+        "lora_embedding_B": "lora_B",
+        tokens.AT_ANOTHER: tokens.ROWS,
     }
 
     def read(self, options: Options, found: Sequence[Found], shared: Mapping[str, Tensor]) -> list[Member]:
@@ -79,7 +105,9 @@ class LoRATranslator(Translator):
         for module in found:
             rank, scaling = self.rank(options, module.name), self.scaling(options, module.name)
             a, b = self.matrices(options, module, rank)
-            if base := self.taken(options, module, rank, scaling):
+            if isinstance(module.site, ExpertsSite):
+                a, b = packed(module.site, a, b)
+            elif base := self.taken(options, module, rank, scaling):
                 a, b, rank = torch.cat([a, base[0]]), torch.cat([b, -base[1]], 1), 2 * rank
             own = {"lora_A": a, "lora_B": b}
             if options["lora_bias"]:
@@ -128,8 +156,12 @@ class LoRATranslator(Translator):
     def matrices(self, options: Options, module: Found, rank: int) -> tuple[Tensor, Tensor]:
         """A [r, I] and B [O, r]."""
         site: Any = module.site
-        a = self.part(module, "lora_A", options, rank, site.in_features)
-        return a, self.part(module, "lora_B", options, site.out_features, rank)
+        inputs, outputs, count = site.in_features, site.out_features, 1
+        if isinstance(site, ExpertsSite):
+            count = site.experts
+            inputs, outputs = (outputs, inputs) if is_mirrored(site) else (inputs, outputs)
+        a = self.part(module, "lora_A", options, rank * count, inputs)
+        return a, self.part(module, "lora_B", options, outputs, rank * count)
 
     @staticmethod
     def taken(options: Options, module: Found, rank: int, scaling: float) -> tuple[Tensor, Tensor] | None:
@@ -148,7 +180,7 @@ class LoRATranslator(Translator):
                 "that one "
                 "and set init_lora_weights to true in adapter_config.json."
             )
-        if start not in ("pissa", "olora"):
+        if start not in ("pissa", "olora") or isinstance(module.site, TableSite):
             return None
         weight = module.site.weight.detach().float()
         if start == "olora":
@@ -162,13 +194,17 @@ class LoRATranslator(Translator):
         tensors: dict[AffineSite, dict[str, Tensor]] = {}
         sizes: dict[AffineSite, int] = {}
         scales: dict[AffineSite, float] = {}
-        dora = self.common(modules, "use_dora", lambda module: isinstance(module, DoRA))
+        dora = self.common(modules, "use_dora", lambda module: isinstance(getattr(module, "one", module), DoRA))
         for module in modules:
             self.ungated(module)
-            a, b = module.wide()
-            rank = len(a)
-            alpha = module.config.alpha if module.whole else alpha_for(module.scaling, rank)
-            tensors[module.site] = {"lora_A.weight": a, "lora_B.weight": b}
+            own = module.one if isinstance(module, PerExpert) else module
+            a, b = own.wide()
+            rank = a.shape[-2]
+            alpha = module.config.alpha if own.whole else alpha_for(own.scaling, rank)
+            if isinstance(module, PerExpert):
+                a, b = unpacked(module.site, a, b)
+            names = IN_TABLES if isinstance(module.site, TableSite) else IN_MAPS
+            tensors[module.site] = dict(zip(names, (a, b)))
             if dora:
                 self.check_form(module)
                 tensors[module.site]["lora_magnitude_vector"] = module.m.weight.view(-1)
@@ -183,7 +219,13 @@ class LoRATranslator(Translator):
             "rank_pattern": ("r", sizes),
             "alpha_pattern": ("lora_alpha", scales),
         }
-        biases = {module.site: module.bias for module in modules if module.bias is not None}
+        for module in (module for module in modules if isinstance(module, PerExpert)):
+            if options["lora_dropout"]:
+                raise UnsupportedError(
+                    f"{module.name!r} has dropout at the experts of {module.site.address}, which PEFT's adapters of "
+                    "parameters do not have. Set it to 0."
+                )
+        biases = {module.site: module.bias for module in modules if getattr(module, "bias", None) is not None}
         if any(site.bias is None for site in biases):
             options["lora_bias"] = True
             for module in modules:

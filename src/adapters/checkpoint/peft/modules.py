@@ -14,10 +14,11 @@ from adapters.checkpoint.names import path_of
 from adapters.checkpoint.peft.options import Options
 from adapters.errors import CheckpointError, choices
 from adapters.runtime.engine import Engine
-from adapters.sites.resolve import AffineSite, LinearSite
+from adapters.sites.resolve import AffineSite, ExpertsSite, LinearSite, TableSite
 
 ALL_LINEAR = "all-linear"
 START = "base_model."
+BASE_LAYER = ".base_layer"
 DEFAULT_NAME = re.compile(r"\.default(?=\.|$)")
 """The name of an adapter, which state dicts of PEFT have in their names and its files do not."""
 
@@ -34,8 +35,8 @@ class Modules:
         self.sites: dict[str, AffineSite] = {}
         for hooked in engine.hooked:
             if isinstance(site := hooked.site, AffineSite):
-                self.sites.setdefault(site.path, site)
-                self.sites.setdefault(engine.names.on_disk(site.path), site)
+                self.sites.setdefault(site.address, site)
+                self.sites.setdefault(engine.names.on_disk(site.address), site)
         own = path_of(engine.root, engine.base)
         self.prefix = f"{own}." if own else ""
 
@@ -77,11 +78,16 @@ class Modules:
         if there is None and path.startswith(start):
             there = modules.get(f"{self.prefix}{path.removeprefix(start)}")
         if isinstance(there, nn.Embedding):
-            why = "an embedding: LoRA of embeddings is not among our methods"
+            why = "an embedding that is not called with tokens alone, so that what it looks up is not known"
         elif there is not None:
             why = f"a {type(there).__name__} outside of what adapters act on: linear maps and norms of the base model"
         else:
-            last = Counter(name.rpartition(".")[2] for name, site in self.sites.items() if isinstance(site, LinearSite))
+            maps = [
+                name
+                for name, site in self.sites.items()
+                if isinstance(site, LinearSite) and not isinstance(site, TableSite)
+            ]
+            last = Counter(name.rpartition(".")[2] for name in maps)
             return (
                 f"{what} has tensors for the module {path}, but this {type(root).__name__} has no such module. Linear "
                 "maps "
@@ -97,7 +103,59 @@ class Modules:
         if options["target_modules"] is None:
             return {}
         named = {f"{start}{path}": site for path, site in self.sites.items() if isinstance(site, kind)}
-        return {site: name for name, site in named.items() if is_target(options, name)}
+        everything = str(options["target_modules"]).lower() == ALL_LINEAR
+        return {
+            site: name
+            for name, site in named.items()
+            if (
+                is_parameter(options, name)
+                if isinstance(site, ExpertsSite)
+                else is_target(options, name) and not (everything and isinstance(site, TableSite))
+            )
+        }
+
+    def by_parameter(
+        self, modules: Mapping[str, dict[str, Tensor]], options: Options, start: str
+    ) -> dict[str, dict[str, Tensor]]:
+        """The tensors by module, those of parameters (`target_parameters`) by the name of the parameter.
+
+        PEFT wraps a module once for each of its parameters that are meant, in their order: those of the last stand at
+        the module itself, those of the others one `base_layer` further down each.
+        """
+        result: dict[str, dict[str, Tensor]] = {}
+        inside: dict[str, dict[int, dict[str, Tensor]]] = {}
+        for path, own in modules.items():
+            owner = path
+            while owner.endswith(BASE_LAYER):
+                owner = owner.removesuffix(BASE_LAYER)
+            if any(is_parameter(options, name) for name in self._parameters(owner, start)):
+                inside.setdefault(owner, {})[(len(path) - len(owner)) // len(BASE_LAYER)] = own
+            else:
+                result[path] = own
+        for owner, levels in inside.items():
+            meant = [name for name in self._parameters(owner, start) if is_parameter(options, name)]
+            if len(meant) != len(levels):
+                raise CheckpointError(
+                    f"{options.what} has tensors for {len(levels)} parameters of {owner}, but its config means "
+                    f"{', '.join(meant)} (target_parameters={options['target_parameters']!r})."
+                )
+            result.update({name: levels[depth] for depth, name in enumerate(reversed(meant))})
+        return result
+
+    def _parameters(self, owner: str, start: str) -> list[str]:
+        """The names of the packed parameters of a module, in its order."""
+        found = {
+            site.parameter: name
+            for name, site in self.sites.items()
+            if isinstance(site, ExpertsSite) and f"{start}{name}".rpartition(".")[0] == owner
+        }
+        module = next((self.sites[name].module for name in found.values()), None)
+        return [] if module is None else [f"{start}{found[own]}" for own in module._parameters if own in found]
+
+
+def is_parameter(options: Mapping[str, Any], name: str) -> bool:
+    """Whether the options of a config mean the parameter `name`."""
+    return any(name == end or name.endswith(f".{end}") for end in options.get("target_parameters") or ())
 
 
 def is_target(options: Options, name: str) -> bool:

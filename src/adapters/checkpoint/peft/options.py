@@ -26,6 +26,8 @@ def _pattern(rule: Rule) -> Rule:
 
 ranks, alphas = _pattern(integer(1)), _pattern(real)
 allocated = _pattern(list_of(flag))
+token_numbers = list_of(integer(0))
+token_lists = token_numbers | _pattern(token_numbers)
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,4 @@ UNREAD = {
     "XLORA": "It routes between several LoRA adapters: load these one by one, and combine them with Route.",
     "POLY": "It routes between several LoRA adapters per task: save one task's mixture as LORA in PEFT.",
     "CPT": "It learns context tokens with a loss of its own: PROMPT_TUNING is the nearest that can be read.",
-    "TRAINABLE_TOKENS": "It changes rows of the embedding, which no method here does: merge it in PEFT "
-    "(PeftModel.from_pretrained(...).merge_and_unload()), save that model and open it here.",
 }

@@ -11,6 +11,7 @@ from adapters.checkpoint.peft.norms import LNTuningTranslator
 from adapters.checkpoint.peft.oft import OFTTranslator
 from adapters.checkpoint.peft.products import LoHaTranslator, LoKrTranslator
 from adapters.checkpoint.peft.random_bases import RandLoRATranslator, VBLoRATranslator, VeRATranslator
+from adapters.checkpoint.peft.tokens import TrainableTokensTranslator
 from adapters.checkpoint.peft.translator import Translator
 
 TRANSLATORS: Mapping[str, Translator] = {
@@ -26,6 +27,7 @@ TRANSLATORS: Mapping[str, Translator] = {
         RandLoRATranslator(),
         VBLoRATranslator(),
         LNTuningTranslator(),
+        TrainableTokensTranslator(),
     )
 }
 """Type of PEFT -> its translator, for types whose tensors stand at modules."""

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from adapters.checkpoint.layout import PEFT
-from adapters.checkpoint.peft import heads, prompts
-from adapters.checkpoint.peft.modules import Modules, short_names
+from adapters.checkpoint.peft import heads, prompts, tokens
+from adapters.checkpoint.peft.modules import BASE_LAYER, Modules, short_names
 from adapters.checkpoint.peft.registry import TRANSLATORS
 from adapters.checkpoint.peft.translator import Translator, Written
 from adapters.checkpoint.tensors import write_checkpoint
 from adapters.errors import MergeError, UnsupportedError
 from adapters.methods.bitfit import BitFit
+from adapters.methods.trainable_tokens import TrainableTokens
 from adapters.runtime.engine import Engine
-from adapters.sites.resolve import AffineSite
+from adapters.sites.resolve import AffineSite, ExpertsSite
 
 ONLY = {
     "LORA": "lora_only",
@@ -43,7 +44,9 @@ def write_peft(model: Any, folder: Path, name: str, with_head: bool = True, use_
         raise MergeError(f"Adapter {name!r} is merged into the base model. Call reset_adapter first, then save it.")
     modules = [part.module for part in engine.parts[name] if part.hooked is not None]
     saved, tensors = heads.written(model, name) if with_head else ([], {})
-    kind, written = _written(engine, name, [module for module in modules if not isinstance(module, BitFit)])
+    rows = [module for module in modules if isinstance(module, TrainableTokens)]
+    main = [module for module in modules if not isinstance(module, BitFit | TrainableTokens)]
+    kind, written = _written(engine, name, main or rows)
     biases = {m.site: m.addition() for m in modules if isinstance(m, BitFit)} | written.biases
     known = Modules(engine)
     options: dict[str, Any] = {
@@ -61,11 +64,13 @@ def write_peft(model: Any, folder: Path, name: str, with_head: bool = True, use_
         result |= written.shared
     else:
         options |= _targets(engine, known, written)
-        names = {site: f"{known.prefix}{site.path}" for site in (*written.tensors, *biases)}
+        names = _names(known, (*written.tensors, *biases))
         result |= {f"base_model.{key}": tensor for key, tensor in written.shared.items()}
         for site, own in written.tensors.items():
             result |= {f"{start}{names[site]}.{end}": tensor for end, tensor in own.items()}
         result |= _biases(kind, options, names, written, biases, start)
+        if rows and main:
+            result |= _rows(engine, kind, options, known, rows, start)
     write_checkpoint(folder, PEFT, options, result, use_safetensors=use_safetensors)
 
 
@@ -75,9 +80,12 @@ def _written(engine: Engine, name: str, modules: Sequence[Any]) -> tuple[str, Wr
         if modules and all(isinstance(module, method) for module in modules):
             return kind, write(engine, modules)
     for translator in TRANSLATORS.values():
-        if modules and all(type(module) in translator.methods for module in modules):
+        if modules and all(type(getattr(module, "one", module)) in translator.methods for module in modules):
             _check_sites(modules, translator)
-            return translator.peft_type, translator.write(modules)
+            written = translator.write(modules)
+            if isinstance(modules[0], TrainableTokens):
+                written.tensors = {tokens.holder(engine, site): own for site, own in written.tensors.items()}
+            return translator.peft_type, written
     kinds = sorted({type(module).__name__ for module in modules}) or ["BitFit"]
     able = [method.__name__ for t in TRANSLATORS.values() for method in t.methods]
     able += [method.__name__ for method in prompts.WRITERS]
@@ -96,13 +104,44 @@ def _check_sites(modules: Sequence[Any], translator: Translator) -> None:
         )
 
 
+def _names(known: Modules, sites: Iterable[AffineSite]) -> dict[AffineSite, str]:
+    """The paths of modules; of those with packed parameters with a `base_layer` for each that comes after the own."""
+    sites = dict.fromkeys(sites)
+    packed: dict[Any, list[str]] = {}
+    for site in sites:
+        if isinstance(site, ExpertsSite):
+            packed.setdefault(site.module, []).append(site.parameter)
+    names = {}
+    for site in sites:
+        path = f"{known.prefix}{site.address}"
+        if isinstance(site, ExpertsSite):
+            order = [name for name in site.module._parameters if name in packed[site.module]]
+            path = path.removesuffix(f".{site.parameter}") + BASE_LAYER * (len(order) - 1 - order.index(site.parameter))
+        names[site] = path
+    return names
+
+
+def _rows(
+    engine: Engine, kind: str, options: dict[str, Any], known: Modules, modules: Sequence[Any], start: str
+) -> dict[str, Tensor]:
+    """Rows of trained tokens beside an adapter of another type; `options` says of which tokens."""
+    if kind != "LORA":
+        raise UnsupportedError(f"{kind} of PEFT has no trained tokens beside it. LORA has, and TRAINABLE_TOKENS alone.")
+    indices, rows = tokens.beside(engine, modules)
+    options["trainable_token_indices"] = {f"{known.prefix}{path}": own for path, own in indices.items()}
+    return {f"{start}{known.prefix}{site.path}.{tokens.AT_ANOTHER}": own for site, own in rows.items()}
+
+
 def _targets(engine: Engine, known: Modules, written: Written) -> dict[str, Any]:
     """The options that name modules."""
-    names = {site: f"{known.prefix}{site.path}" for site in written.tensors}
+    names = {site: f"{known.prefix}{site.address}" for site in written.tensors}
+    parameters = sorted(names[site] for site in names if isinstance(site, ExpertsSite))
     others = {name for name, _ in engine.root.named_modules()} - set(names.values())
     listed = {option: {names[site] for site in sites} for option, sites in written.lists.items()}
-    targets = short_names(names.values(), others)
+    targets = short_names({*names.values()}.difference(parameters), others)
     options: dict[str, Any] = {"target_modules": targets}
+    if parameters:
+        options["target_parameters"] = parameters
     for option, inside in listed.items():
         ends = [end for end in targets if any(n == end or n.endswith(f".{end}") for n in inside)]
         means = {n for n in names.values() if any(n == end or n.endswith(f".{end}") for end in ends)}

@@ -17,7 +17,7 @@ from adapters.methods.config import AdapterConfig
 from adapters.sites.resolve import AffineSite, LinearSite
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
     """A part of an adapter with one config: its tensors by place, and those that its places share.
 
