@@ -170,6 +170,8 @@ def lacking(method: Any, site: Site) -> str | None:
     """What a method needs that a site of its kind does not have, in a word; None if nothing."""
     if isinstance(site, ExpertsSite) and not method.per_expert:
         return "linear map of its own (its experts are packed into one parameter)"
+    if isinstance(site, AffineSite) and not site.called:
+        return "call of its own (the model reads its weight without one)"
     return method.lacks(site)  # type: ignore[no-any-return]
 
 

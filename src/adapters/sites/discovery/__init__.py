@@ -24,7 +24,7 @@ from adapters.sites.discovery.layers import stacks
 from adapters.sites.discovery.reading import Reading, read
 from adapters.sites.discovery.trace import given_to, trace
 from adapters.sites.discovery.twin import plain_torch, twin
-from adapters.sites.discovery.verify import Trial, check_widths, is_causal, sequence_first, takes_prompts
+from adapters.sites.discovery.verify import Trial, check_widths, is_causal, layouts, takes_prompts
 from adapters.sites.resolve import resolve
 from adapters.sites.spec import ModelSpec, prompts
 
@@ -119,8 +119,9 @@ def _looked_at(model: nn.Module, inputs: Mapping[str, Any] | Inputs) -> ModelSpe
     numbered = [readings.get(f"{stack.path}.{number}", Reading()) for stack in lists for number in range(stack.length)]
     check_widths(resolve(model, untried), numbered)
     spec = assemble(model, graph, lists, readings)
-    turned = sequence_first(model, inputs, resolve(model, spec))
-    spec = replace(spec, causal=is_causal(model, inputs), sequence_first=turned)
+    lying = layouts(model, inputs, resolve(model, spec))
+    uncalled = tuple(path for path in graph.uncalled if any(path.startswith(f"{one.path}.") for one in lists))
+    spec = replace(spec, causal=is_causal(model, inputs), layouts=lying, uncalled=uncalled)
     return _with_prompts(spec, model, inputs)
 
 
