@@ -265,9 +265,16 @@ def told_widths(module: nn.Module, key: int, value: int) -> tuple[str, str] | No
     return (keys[0], values[0]) if keys and values else None
 
 
-def told_number(module: nn.Module, queries: int) -> str | None:
-    """The name by which an attention module of so many query heads tells how many key heads it has."""
-    return next((name for name in KEY_HEADS if queries and queries % (_number(module, name) or queries + 1) == 0), None)
+def told_number(module: nn.Module, queries: int, keys: int) -> str | None:
+    """The name by which an attention module tells how many key heads it has.
+
+    Args:
+        module: It.
+        queries: The number of its query heads; 0 if that is not known.
+        keys: That of the key heads which its scores read: of its own, or of those repeated for all queries.
+    """
+    fits = (queries and queries % (_number(module, name) or queries + 1) == 0 for name in KEY_HEADS)
+    return next((name for name, fit in zip(KEY_HEADS, fits) if fit and keys in (queries, _number(module, name))), None)
 
 
 def _telling(module: nn.Module, names: Iterable[str], number: int) -> list[str]:

@@ -134,7 +134,7 @@ class Trial:
                 place = reading.places[role]
                 assert isinstance(place, Branch)
                 expected += place.scale * (h + moved[path, role]).reshape(x.shape)
-            if not _close(total.reshape(expected.shape), expected):
+            if not _close(total.reshape(expected.shape), expected * one.scale):
                 reason = "the sum is not x + h: it changes otherwise than what the branch gives"
         if reason:
             for role in one.roles:
@@ -159,7 +159,7 @@ class Trial:
             pass
         for path, reading in closed.items():
             x, end = probe.seen[path, reading.sums[0].x], probe.seen[path, total[path]]
-            if x.numel() == end.numel() and not _close(end.reshape(x.shape), x):
+            if x.numel() == end.numel() and not _close(end.reshape(x.shape), x * reading.sums[-1].scale):
                 for role in [role for one in reading.sums for role in one.roles]:
                     reading.places.pop(role, None)
                     reading.refused[role] = "without its branches the layer still changes its hidden states"
@@ -214,7 +214,8 @@ def check_widths(sites: Iterable[Site], readings: Sequence[Reading]) -> None:
 
 def _tells_heads(site: AttentionSite, reading: Reading) -> bool:
     try:
-        return (site.head_dim, site.value_dim) == reading.head_sizes[site.role.partition(".")[0]]
+        widths = site.head_dim, site.value_dim
+        return site.num_heads > 0 and widths == reading.head_sizes[site.role.partition(".")[0]]
     except UnsupportedError:
         return False
 
