@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -55,8 +55,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
     "deepseek_v3": {"first_k_dense_replace": 1},
     "xmod": {"default_language": "en_XX"},
+    "bamba": {"attn_layer_indices": [1]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "falcon_h1": {"mamba_d_ssm": 1024},
+    "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1, "moe_intermediate_size": 64},
+    "qwen2_vl": {"text_config": {"rope_parameters": {"mrope_section": [1, 1, 2]}}},
+    "qwen2_5_vl": {"text_config": {"rope_parameters": {"mrope_section": [1, 1, 2]}}},
+    "blip-2": {"image_token_index": 5},
+    "aya_vision": {"vision_config": {"num_attention_heads": 12}},
 }
 """Values without which the default config of a type, made small, is no model, or computes nothing."""
+
+DIVISORS = {"falcon_h1": 16}
+"""By what widths are divided where what follows from the width of heads does not fit a type."""
 
 DESCRIBED = ("gemma2", "gemma3_text", "gptj", "modernbert", "phi", "xmod")
 """Types described by hand, for their files mean what tracing cannot know: `tests/sites/test_what_files_mean.py`."""
@@ -65,16 +76,25 @@ DESCRIBED = ("gemma2", "gemma3_text", "gptj", "modernbert", "phi", "xmod")
 def small_config(model_type: str) -> Any:
     """The default config of a type with narrow and few layers."""
     config = AutoConfig.for_model(model_type)
-    config = shrunken(config, divisor(config))
+    config = shrunken(config, DIVISORS.get(model_type) or divisor(config))
     for part in configs(config):
         for name, value in list(vars(part).items()):
             if DEPTHS.fullmatch(name) and type(value) is int:
                 vars(part)[name] = min(value, LAYERS)
             elif KINDS.fullmatch(name) and isinstance(value, list):
                 vars(part)[name] = _few(value)
-    for name, value in OPTIONS.get(model_type, {}).items():
-        setattr(config, name, value)
+    _set(config, OPTIONS.get(model_type, {}))
     return config
+
+
+def _set(config: Any, options: dict[str, Any]) -> None:
+    """Set options of a config; those of its parts, and entries of its tables, are given in a table each."""
+    for name, value in options.items():
+        old = getattr(config, name, None)
+        if isinstance(old, PretrainedConfig) and isinstance(value, dict):
+            _set(old, value)
+        else:
+            setattr(config, name, {**old, **value} if isinstance(old, dict) else value)
 
 
 def _few(kinds: list[str]) -> list[str]:

@@ -46,12 +46,14 @@ class Generation:
         prompts: Stack of layers, by id -> number of positions it was given to begin with.
         mask: The attention mask [B, S] that was given, if there was one.
         gates: The gates that were computed so far, by the id of their weight.
+        computed: Stack of layers, by id -> number of positions it has computed, where its cache does not tell.
     """
 
     replicated: bool = False
     prompts: dict[int, int] = field(default_factory=dict)
     mask: Tensor | None = None
     gates: dict[int, Tensor] = field(default_factory=dict)
+    computed: dict[int, int] = field(default_factory=dict)
 
 
 class Call:
@@ -77,7 +79,7 @@ class Call:
         residual: x of the residual branch that is being computed.
         hidden: Input of the attention module that is being computed.
         watches: What sees the functions that attention modules call which are being computed.
-        extent: (rows, positions) of the layer that is being computed, where its experts ask for them.
+        extent: (rows, positions) of the layer that is being computed, where modules in it do not know them.
         override: What the next norm must return instead of its own output.
         stacks: The stacks of layers that are running, by id.
         turns: How often hooks were called that act in some calls of their module only, by id.

@@ -40,8 +40,6 @@ from tests.zoo import inputs_of, output, probe, small_model
 FURTHER = ("albert", "beit", "clip", "clip_text_model", "clip_vision_model", "deberta", "deberta-v2", "whisper")
 EXPLAINED: dict[tuple[str, str], str] = {
     ("albert", "attn"): "trained adapters are given x for h, and hang where files have them",
-    ("deberta", "stack"): "the mask of the encoder is the one that prompts can lengthen",
-    ("deberta-v2", "stack"): "the mask of the encoder is the one that prompts can lengthen",
     ("clip", "embed"): "the model does not say which of its embeddings are those of tokens",
     ("clip", "order"): "files count the layers of the text first",
     ("whisper", "embed"): "trained invertible adapters act where the encoder ends",

@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertConfig, PreTrainedConfig, PreTrainedModel
 
 import adapters
 from adapters import AutoAdapterModel
 from adapters.errors import UnsupportedError
+from adapters.methods.state import per_head
 from adapters.sites import discovery
 from adapters.sites.discovery import cache, discover
 from adapters.sites.discovery.columns import as_columns
+from adapters.sites.discovery.twin import shrunken
 from adapters.sites.lookup import spec_for
-from adapters.sites.resolve import resolve
+from adapters.sites.resolve import resolve, told_number
 from adapters.sites.spec import At, Branch, Columns, LayerSpec, ModelSpec
 from tests.tiny import BART, TINY_MODELS, adapter_parameters, build, infer, inputs, perturb, randomised
 from tests.zoo import assert_documented, hook_names, inputs_of, output, probe, sample_of, small_model, state
@@ -115,6 +117,36 @@ def test_a_type_that_nobody_described(model_type: str) -> None:
     assert refused == STYLES[model_type]
     assert all(found.refused.values())
     assert set(found.roles) >= WHOLE - refused
+
+
+def test_the_scalar_of_a_layer_scales_what_its_branches_give() -> None:
+    """Gemma 4: (x + h) * s leaves a layer, where s is no 1 in trained models."""
+    model = small_model("gemma4_text")
+    for layer in model.layers:
+        layer.layer_scalar.fill_(0.5)
+    spec = discover(model, inputs_of(model))
+    for layer in [
+        one for layers in spec.layers for one in (layers.layer if isinstance(layers.layer, tuple) else (layers.layer,))
+    ]:
+        assert {"attn", "ffn", "ffn.up", "ffn.down", "layer"} <= set(layer.places) | {"layer"}
+        assert not {"attn", "ffn"} & set(layer.refused)
+
+
+def test_a_number_of_heads_that_the_keys_do_not_have_is_not_believed() -> None:
+    """DeepSeek V4: all query heads read one key head, which no attribute tells; seen repeated, it is one at last."""
+    with pytest.raises(UnsupportedError, match="keys of 8 heads"):
+        per_head(torch.zeros(1, 8, 3, 4), 1)
+    module = nn.Module()
+    module.num_heads = 8
+    assert told_number(module, queries=8, keys=1) is None
+    assert told_number(module, queries=8, keys=8) == "num_heads"
+    module.num_key_value_heads = 2
+    assert told_number(module, queries=8, keys=2) == told_number(module, queries=8, keys=8) == "num_key_value_heads"
+
+
+def test_a_padded_vocabulary_stays_larger_in_a_twin() -> None:
+    small = shrunken(PreTrainedConfig(vocab_size=201_024, unpadded_vocab_size=200_058, src_vocab_size=201_024), 1)
+    assert (small.vocab_size, small.src_vocab_size, small.unpadded_vocab_size) == (1024, 1024, 1023)
 
 
 LATENT = {
@@ -303,8 +335,13 @@ def test_a_branch_that_gives_its_states_flat() -> None:
     with torch.no_grad():
         torch.testing.assert_close(model(ids).last_hidden_state, plain(ids).last_hidden_state)
     model.add_adapter("r", config=adapters.LoReftConfig(places="ffn"), set_active=True)
-    with pytest.raises(UnsupportedError, match=r"no positions, \[14, 32\].*places='layer'"):
-        model(ids)
+    perturb(model, "r")
+    with torch.no_grad():
+        both, alone = (model(rows).last_hidden_state for rows in (ids, ids[1:]))
+        torch.testing.assert_close(both[1:], alone)
+        model.set_active_adapters(None)
+        changed = (both - model(ids).last_hidden_state).abs().amax(-1) > 1e-4
+    assert changed[:, 0].all() and not changed[:, 3].all()
 
 
 @pytest.mark.parametrize(

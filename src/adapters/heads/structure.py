@@ -434,7 +434,8 @@ class _Reading:
         for conversion in get_model_conversion_mapping(self.model, add_legacy=False):
             for source, target in zip(conversion.source_patterns, conversion.target_patterns, strict=False):
                 plain = source.removeprefix("^").replace("\\.", ".")
-                if source.startswith("^") and name.startswith(target) and re.fullmatch(r"[\w.]+", plain):
+                whole = source.startswith("^") or name == target
+                if whole and name.startswith(target) and re.fullmatch(r"[\w.]+", plain):
                     found.append(plain + name.removeprefix(target))
         return found
 

@@ -176,6 +176,8 @@ def lacking(method: Any, site: Site) -> str | None:
         return "linear map of its own (its experts are packed into one parameter)"
     if isinstance(site, TableSite) and not method.looks_up:
         return "linear map there (it is a table of embeddings)"
+    if isinstance(site, AffineSite) and not site.called:
+        return "call of its own (the model reads its weight without one)"
     return method.lacks(site)  # type: ignore[no-any-return]
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from adapters.errors import CompositionError
+from adapters.errors import CompositionError, UnsupportedError
 
 Rows = slice | Tensor
 Weights = Sequence[Any]
@@ -406,8 +406,17 @@ class AttentionState(State):
 
 
 def per_head(tensor: Tensor, heads: int) -> Tensor:
-    """Keys or values [B, H, P, head_dim] for `heads` heads, a multiple of H: neighbours share one (grouped queries)."""
+    """Keys or values [B, H, P, head_dim] for `heads` heads, a multiple of H: neighbours share one (grouped queries).
+
+    Raises:
+        UnsupportedError: these are fewer than H.
+    """
     repeats = heads // tensor.shape[1]
+    if not repeats:
+        raise UnsupportedError(
+            f"Prefix tuning has keys of {tensor.shape[1]} heads, as the attention module tells, but it computes "
+            f"{heads} that all queries share. Choose another method for this model."
+        )
     return tensor if repeats == 1 else tensor.repeat_interleave(repeats, 1)
 
 

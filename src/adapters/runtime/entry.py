@@ -194,7 +194,8 @@ class Entry:
         """Let prompts enter; note the stack's mask and its number of cached positions."""
         prompts = [hooked for hooked in self._prompts() if module in (hooked.site.stack, *hooked.site.readers)]
         cache, args, kwargs = _argument(module, "past_key_values", args, kwargs)
-        offset = 0 if cache is None else int(cache.get_seq_length())
+        states, args, kwargs = _argument(module, "cache_params", args, kwargs)
+        offset = _computed(module, states) if cache is None else int(cache.get_seq_length())
         mask, args, kwargs = _argument(module, "attention_mask", args, kwargs)
         if any(hooked.site.argument or hooked.site.stack is not module for hooked in prompts):
             _, args, kwargs = _argument(module, "input_ids", args, kwargs)
@@ -211,6 +212,8 @@ class Entry:
         call.shares = []
         call.stacks.pop(id(module), None)  # the stack that runs now is the last
         call.stacks[id(module)] = Running(mask if isinstance(mask, Tensor) else None, offset, span)
+        if states is not None and call.generation is not None:
+            call.generation.computed[id(module)] = offset + (span or 0)
         return args, kwargs
 
     def _refuse_packed(self) -> None:
@@ -298,6 +301,22 @@ class Entry:
             return {}
         stacks = {id(hooked.site.stack) for hooked in self.engine.masked}
         return dict.fromkeys(stacks, named.shape[1] + self.prompt_length())
+
+
+def _computed(stack: nn.Module, states: Any) -> int:
+    """How many positions a stack has computed whose cache holds recurrent states, which do not tell it.
+
+    Raises:
+        UnsupportedError: nobody has counted them.
+    """
+    if states is None or not states.has_previous_state():
+        return 0
+    if (generation := CALL.now.generation) is not None and (count := generation.computed.get(id(stack))) is not None:
+        return count
+    raise UnsupportedError(
+        f"The recurrent states that {type(stack).__name__} is given do not tell how many positions are in them, which "
+        "these adapters need to know. Let generate call the model, or give it the whole sequence."
+    )
 
 
 COUNTING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")

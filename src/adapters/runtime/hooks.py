@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 Pin = tuple[dict[str, Any], str, nn.Module]
 """(children of a module, name, child)."""
 
+EXTENT = "extent"
+"""The tap that notes what the layer of a site is given: its rows and positions."""
+
 SiteT = TypeVar("SiteT", bound=Site)
 Modules = Mapping[str, AdapterModule[Any]]
 ByTap = Mapping[str, Layers]
@@ -125,8 +128,8 @@ class HookedSite(Generic[SiteT]):
     def hook(self, tap: str) -> None:
         """Serve a tap, if it is not served yet. Only under the lock of `programs`."""
         if tap not in self.handles:
-            handle = self.register(tap)
-            if (turn := self.turn(tap)) is not None:
+            handle = self._on_layer() if tap == EXTENT else self.register(tap)
+            if tap != EXTENT and (turn := self.turn(tap)) is not None:
                 hooks: Any = handle.hooks_dict_ref()
                 hooks[handle.id] = OneCall(hooks[handle.id], *turn)
             self.handles[tap] = in_order(handle)
@@ -145,8 +148,28 @@ class HookedSite(Generic[SiteT]):
             handle.remove()
 
     def rows_first(self, x: Tensor) -> Tensor:
-        """What adapters are given of a tensor of the module, and what it gets back: they have [B, S, D]."""
-        return x.transpose(0, 1) if self.site.sequence_first else x
+        """What adapters are given of a tensor of the module: [B, S, D]."""
+        if self.site.layout == "flat":
+            return x.reshape(CALL.now.extent[0] if CALL.now.extent else 1, -1, x.shape[-1])  # alone it is one row
+        return x.transpose(0, 1) if self.site.layout == "sequence" else x
+
+    def as_before(self, new: Tensor, x: Tensor) -> Tensor:
+        """What the module gets back in place of x: what adapters gave, as x lay."""
+        if self.site.layout == "sequence":
+            return new.transpose(0, 1)
+        return new if new.dim() == x.dim() else new.reshape(x.shape)
+
+    def taps(self, *names: str) -> tuple[str, ...]:
+        """These taps, and what they need to know rows and positions."""
+        return (*names, EXTENT) if self.site.layout == "flat" else names
+
+    def _on_layer(self) -> RemovableHandle:
+        assert self.site.layer_module is not None
+        return self.site.layer_module.register_forward_pre_hook(self.on_layer, with_kwargs=True)
+
+    def on_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states = next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
+        CALL.now.extent = states.shape[0], states.shape[1]
 
     def register(self, tap: str) -> Any:
         """Register the hook that serves a tap."""
@@ -172,11 +195,13 @@ class HookedLinear(HookedSite[LinearSite]):
         for tap in ("input", "output"):
             there = {name: module for name, module in modules.items() if module.tap == tap}
             step = build(setup, there, layers.get(tap, {})) if there else None
-            plans.append(None if step is None else Plan((tap,), step, _alone(step) or partial(self._runs[tap], step)))
+            plans.append(
+                None if step is None else Plan(self.taps(tap), step, _alone(step) or partial(self._runs[tap], step))
+            )
         before, after = plans
         if before is None or after is None:
             return before or after
-        return Plan(("input", "output"), after.step, after.run, before.run)
+        return Plan(self.taps("input", "output"), after.step, after.run, before.run)
 
     @staticmethod
     def _run(step: Step, x: Tensor, y: Tensor) -> Tensor:
@@ -195,14 +220,15 @@ class HookedLinear(HookedSite[LinearSite]):
             return None
         run, x = plan.run if plan.before is None else plan.before, self.rows_first(args[0])
         new = run(x) if x.dim() == 3 else run(_as_rows(x)).reshape(x.shape)
-        return (self.rows_first(new), *args[1:])
+        return (self.as_before(new, args[0]), *args[1:])
 
     def on_output(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         plan = self.now()
         if plan is None or "output" not in plan.taps:
             return None
-        if output.dim() == 3:
-            return self.rows_first(plan.run(self.rows_first(args[0]), self.rows_first(output)))
+        x, y = self.rows_first(args[0]), self.rows_first(output)
+        if y.dim() == 3:
+            return self.as_before(plan.run(x, y), output)
         return plan.run(_as_rows(args[0]), _as_rows(output)).reshape(output.shape)  # type: ignore[no-any-return]
 
 
@@ -283,17 +309,10 @@ class HookedExperts(HookedSite[ExpertsSite]):
     site_type = ExpertsSite
 
     def register(self, tap: str) -> Any:
-        if tap == "extent":
-            assert self.site.layer_module is not None
-            return self.site.layer_module.register_forward_pre_hook(self.on_layer, with_kwargs=True)
         return experts.Serving(self)
 
     def planned(self, step: Step) -> Plan:
-        return Plan(("weights", "extent") if experts.divides(step) else ("weights",), step, None)
-
-    def on_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states = args[0] if args else kwargs["hidden_states"]
-        CALL.now.extent = states.shape[0], states.shape[1]
+        return Plan(("weights", EXTENT) if experts.divides(step) else ("weights",), step, None)
 
 
 def _alone(step: Step) -> Any:
@@ -334,13 +353,13 @@ class HookedResidual(HookedSite[ResidualSite]):
 
     def planned(self, step: Step) -> Plan:
         direct = step.direct() if isinstance(step, Adapter | RowChoice) else None
-        taps = ("x", "h") if self.site.beside is None else ("x", "beside", "h")
+        taps = self.taps("x", "h") if self.site.beside is None else self.taps("x", "beside", "h")
         if direct is not None and (direct[0] == "sum" or not self.site.swapped):
             tap, function = direct
             return (
                 Plan(taps, step, partial(self._run_branch, function))
                 if tap == "branch"
-                else Plan((tap,), step, function)
+                else Plan(self.taps(tap), step, function)
             )
         normed = ("normed",) if self.site.norm is not None and self.site.norm_after else ()
         return Plan((*taps, *normed), step, partial(self._run, step))
@@ -360,24 +379,24 @@ class HookedResidual(HookedSite[ResidualSite]):
         plan = self.now()
         if plan is None or "sum" not in plan.taps:
             return None
-        return self.rows_first(plan.run(self.rows_first(args[0])))
+        return self.as_before(plan.run(self.rows_first(args[0])), args[0])
 
     def on_h(self, module: nn.Module, args: Any, output: Any) -> Any:
         plan = self.now()
         if plan is None or "h" not in plan.taps:
             return None
-        h = self.rows_first(output[0] if isinstance(output, tuple) else output)
-        scale, shape, x = self.site.scale, h.shape, CALL.now.residual
-        if x is not None and h.dim() < x.dim():  # flat, [B * S, D], as experts give it
+        given = output[0] if isinstance(output, tuple) else output
+        h, scale, x = self.rows_first(given), self.site.scale, CALL.now.residual
+        if x is not None and h.dim() < x.dim():  # flat in a model that was looked at with one row
             h = h.view(x.shape)
         new = plan.run(h) if scale == 1 else plan.run(h * scale) / scale
-        new = self.rows_first(new if new.dim() == len(shape) else new.view(shape))
+        new = self.as_before(new, given)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     def on_normed(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         call = CALL.now
         override, call.override = call.override, None
-        return None if override is None else self.rows_first(override)
+        return None if override is None else self.as_before(override, output)
 
     @staticmethod
     def _run_branch(function: Any, h: Tensor) -> Tensor:
@@ -432,8 +451,8 @@ class HookedAttention(HookedSite[AttentionSite]):
         plan = self.now()
         if plan is None:
             return function(module, *args, **kwargs)  # type: ignore[no-any-return]
-        if len(args) == 3:
-            args = (*args, kwargs.pop("attention_mask", None))
+        names = ("query", "key", "value", "attention_mask")[len(args) :]
+        args = (*args, *(kwargs.pop(name, None) for name in names))
         return plan.run(attention.Attention(self.site, function, module, kwargs), *args)  # type: ignore[no-any-return]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -450,7 +469,7 @@ class HookedLayer(HookedSite[LayerSite]):
         return self.site.module.register_forward_hook(self.on_output, prepend=True)
 
     def planned(self, step: Step) -> Plan:
-        return Plan(("output",), step, _alone(step) or partial(self._run, step))
+        return Plan(self.taps("output"), step, _alone(step) or partial(self._run, step))
 
     @staticmethod
     def _run(step: Step, *state: Any) -> Tensor:
@@ -460,13 +479,14 @@ class HookedLayer(HookedSite[LayerSite]):
         plan = self.now()
         if plan is None:
             return None
-        h = self.rows_first(output[0] if isinstance(output, tuple) else output)
+        given = output[0] if isinstance(output, tuple) else output
+        h = self.rows_first(given)
         if h.dim() < 3:
             raise UnsupportedError(
                 f"What {self.site.path} gives has no positions, {list(h.shape)}, which adapters of {self.site.role} "
                 "choose among. Use places='layer'."
             )
-        new = self.rows_first(plan.run(h, *attended_positions(h, self.site.stack)))
+        new = self.as_before(plan.run(h, *attended_positions(h, self.site.stack)), given)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
 
@@ -539,7 +559,7 @@ class HookedEmbedding(HookedSite[EmbeddingSite]):
 
     def on_output(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         plan = self.now()
-        return None if plan is None else self.rows_first(plan.run(HiddenState(self.rows_first(output))).h)
+        return None if plan is None else self.as_before(plan.run(HiddenState(self.rows_first(output))).h, output)
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         plan, i = self.now(), self.site.index

@@ -20,6 +20,7 @@ from adapters.sites.spec import (
     Experts,
     LayerList,
     LayerSpec,
+    Layout,
     Linear,
     ModelSpec,
     Norm,
@@ -43,7 +44,8 @@ class Site:
         path: Module path, relative to the base model, below which this place's adapters are stored.
         module: The module that is hooked.
         call: Which of its calls in one forward of the layer, for modules that are called several times; None for all.
-        sequence_first: Whether the module's tensors are [S, B, D] instead of [B, S, D].
+        layout: How rows lie in the module's tensors.
+        layer_module: The layer, where what it is given tells rows and positions that the module no longer knows.
     """
 
     role: str
@@ -52,7 +54,8 @@ class Site:
     path: str
     module: nn.Module
     call: Turn | None = field(default=None, kw_only=True)
-    sequence_first: bool = field(default=False, kw_only=True)
+    layout: Layout = field(default="rows", kw_only=True)
+    layer_module: nn.Module | None = field(default=None, kw_only=True)
 
     @property
     def address(self) -> str:
@@ -62,7 +65,13 @@ class Site:
 
 @dataclass(eq=False)
 class AffineSite(Site):
-    """A module that multiplies by a weight and adds a bias: a linear map, or a normalisation layer."""
+    """A module that multiplies by a weight and adds a bias: a linear map, or a normalisation layer.
+
+    Attributes:
+        called: Whether the model calls it; not where it reads the weight itself, and no adapter can act.
+    """
+
+    called: bool = field(default=True, kw_only=True)
 
     @property
     def out_features(self) -> int:
@@ -152,12 +161,10 @@ class ExpertsSite(LinearSite):
     Attributes:
         parameter: Its name.
         transposed: Whether it is stored as [E, I, O] and not as [E, O, I].
-        layer_module: The layer: what it is given tells rows and positions, which experts no longer know.
     """
 
     parameter: str = ""
     transposed: bool = False
-    layer_module: nn.Module | None = None
 
     @property
     def address(self) -> str:
@@ -271,9 +278,16 @@ def told_widths(module: nn.Module, key: int, value: int) -> tuple[str, str] | No
     return (keys[0], values[0]) if keys and values else None
 
 
-def told_number(module: nn.Module, queries: int) -> str | None:
-    """The name by which an attention module of so many query heads tells how many key heads it has."""
-    return next((name for name in KEY_HEADS if queries and queries % (_number(module, name) or queries + 1) == 0), None)
+def told_number(module: nn.Module, queries: int, keys: int) -> str | None:
+    """The name by which an attention module tells how many key heads it has.
+
+    Args:
+        module: It.
+        queries: The number of its query heads; 0 if that is not known.
+        keys: That of the key heads which its scores read: of its own, or of those repeated for all queries.
+    """
+    fits = (queries and queries % (_number(module, name) or queries + 1) == 0 for name in KEY_HEADS)
+    return next((name for name, fit in zip(KEY_HEADS, fits) if fit and keys in (queries, _number(module, name))), None)
 
 
 def _telling(module: nn.Module, names: Iterable[str], number: int) -> list[str]:
@@ -474,9 +488,15 @@ def resolve(base: nn.Module, spec: ModelSpec, names: Naming = Naming()) -> list[
             numbers[f"{path}."] = number
             number += 1
     sites += _others(base, sites, numbers)
-    turned = {id(_find(base, path, base, "the model", "layer")) for path in spec.sequence_first}
-    for site in sites if turned else ():
-        site.sequence_first = id(site.module) in turned
+    for site in sites if spec.uncalled else ():
+        if isinstance(site, AffineSite) and site.path in spec.uncalled:
+            site.called = False
+    layouts = {id(_find(base, path, base, "the model", "layer")): layout for path, layout in spec.layouts.items()}
+    modules = [module for layers in lists for _, module, _ in layers] if layouts else []
+    for site in sites if layouts else ():
+        site.layout = layouts.get(id(site.module), "rows")
+        if site.layout == "flat":
+            site.layer_module = modules[site.layer]
     return sites
 
 

@@ -16,6 +16,9 @@ from adapters.sites.roles import ROLES, Kind
 Turn = tuple[int, int]
 """(k, n): call number k, counted from 0, of the n calls of a module in one forward of its layer."""
 
+Layout = Literal["rows", "sequence", "flat"]
+"""How rows lie in the tensors of a module: [B, S, D]; [S, B, D]; [B * S, D], or [B * N, W, D] where it has windows."""
+
 
 def _check_turn(place: At | Linear) -> None:
     if place.call is not None and not 0 <= place.call[0] < place.call[1]:
@@ -262,7 +265,8 @@ class ModelSpec:
             of this family were trained. Flexible LM heads always undo them.
         copies_inside: Whether the rows of a batch may be copied in front of any layer, instead of at the model's input.
         natives: Adapters that such models have of their own.
-        sequence_first: Paths of modules that read and give [S, B, D] instead of [B, S, D].
+        uncalled: Paths of linear maps of layers whose weights are read without a call of them: no adapter acts there.
+        layouts: Path of a module -> how rows lie in what it reads and gives, where that is not [B, S, D].
     """
 
     layers: tuple[LayerList, ...]
@@ -272,7 +276,8 @@ class ModelSpec:
     static_inverse: bool = False
     copies_inside: bool = True
     natives: Natives | None = None
-    sequence_first: tuple[str, ...] = ()
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    uncalled: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.places, self.refused)

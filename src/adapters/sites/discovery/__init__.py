@@ -23,8 +23,8 @@ from adapters.sites.discovery.inputs import Inputs, candidates
 from adapters.sites.discovery.layers import stacks
 from adapters.sites.discovery.reading import Reading, read
 from adapters.sites.discovery.trace import given_to, trace
-from adapters.sites.discovery.twin import plain_torch, twin
-from adapters.sites.discovery.verify import Trial, check_widths, is_causal, sequence_first, takes_prompts
+from adapters.sites.discovery.twin import divisors, plain_torch, twin
+from adapters.sites.discovery.verify import Trial, check_widths, is_causal, layouts, takes_prompts
 from adapters.sites.resolve import resolve
 from adapters.sites.spec import ModelSpec, prompts
 
@@ -88,15 +88,23 @@ def _subjects(
         yield from _inside(root, model, [example_inputs], errors)
         return
     for whole in (model, root) if root is not model else (model,):
-        try:
-            small = twin(whole)
-        except Exception as error:
-            errors.append(f"A small {type(whole).__name__} cannot be built: {type(error).__name__}: {error}")
-            continue
         path = next(path for path, module in whole.named_modules() if module is model)
-        yield from _inside(small, small.get_submodule(path), candidates(small), errors)
+        for small in _twins(whole, errors):
+            yield from _inside(small, small.get_submodule(path), candidates(small), errors)
     if all(parameter.device.type != "meta" for parameter in model.parameters()):
         yield from ((model, inputs) for inputs in candidates(model))
+
+
+def _twins(model: nn.Module, errors: list[str]) -> Iterator[nn.Module]:
+    """Twins of a model, the narrowest first."""
+    try:
+        for by in divisors(model):
+            try:
+                yield twin(model, by)
+            except Exception as error:
+                errors.append(f"A small {type(model).__name__} cannot be built: {type(error).__name__}: {error}")
+    except Exception as error:  # not even without weights
+        errors.append(f"A small {type(model).__name__} cannot be built: {type(error).__name__}: {error}")
 
 
 def _inside(
@@ -117,10 +125,12 @@ def _looked_at(model: nn.Module, inputs: Mapping[str, Any] | Inputs) -> ModelSpe
     Trial(model, inputs, readings).run()
     untried = assemble(model, graph, lists, readings)
     numbered = [readings.get(f"{stack.path}.{number}", Reading()) for stack in lists for number in range(stack.length)]
-    check_widths(resolve(model, untried), numbered)
+    sites = resolve(model, untried)
+    check_widths(sites, numbered)
     spec = assemble(model, graph, lists, readings)
-    turned = sequence_first(model, inputs, resolve(model, spec))
-    spec = replace(spec, causal=is_causal(model, inputs), sequence_first=turned)
+    lying = layouts(model, inputs, sites)
+    uncalled = tuple(path for path in graph.uncalled if any(path.startswith(f"{one.path}.") for one in lists))
+    spec = replace(spec, causal=is_causal(model, inputs), layouts=lying, uncalled=uncalled)
     return _with_prompts(spec, model, inputs)
 
 

@@ -75,11 +75,17 @@ def _of_known_width(places: Mapping[str, Place], refused: Mapping[str, str]) -> 
 
 
 def _masked(graph: Graph, stack: Stack, stacks: list[Stack]) -> str:
-    """The outermost module around a stack, and around no other, as its mask describes these layers alone."""
+    """The outermost module around a stack, and around no other, as its mask describes these layers alone.
+
+    Where it hands its mask on as it is, the innermost that is given it: outer ones may be passed over (OPT).
+    """
     others = [other.path for other in stacks if other is not stack]
     around = list(next(iter(stack.calls.values())).around())[1:]
     alone = [call for call in around if not any(_within(other, call.path) for other in others)]
-    return alone[-1].path if alone else ""
+    if not alone:
+        return ""
+    mask = alone[-1].inputs.get("attention_mask")
+    return next((call.path for call in alone if mask is not None and mask in call.inputs.values()), alone[-1].path)
 
 
 def _within(path: str, outer: str) -> bool:

@@ -29,7 +29,7 @@ from adapters.sites.spec import (
     Norm,
 )
 
-FORMAT = 5
+FORMAT = 6
 """Increased when discovery finds more, or specs are written otherwise: files of other formats are not read."""
 
 FOLDER = "ADAPTERS_SPEC_CACHE"

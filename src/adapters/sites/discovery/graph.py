@@ -99,6 +99,7 @@ class Graph:
         tensors: The tensor of every value.
         given: The values that the model was given.
         sources: Output of a linear map -> the leaf tensor of which gradients are asked.
+        uncalled: Paths of linear maps whose weights were read though they were not called.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -106,6 +107,7 @@ class Graph:
     tensors: list[Tensor] = field(default_factory=list)
     given: set[Value] = field(default_factory=set)
     sources: dict[Value, Tensor] = field(default_factory=dict)
+    uncalled: tuple[str, ...] = ()
 
     @cached_property
     def producer(self) -> dict[Value, Node]:

@@ -80,11 +80,17 @@ class _Maker:
         ids = self.ids()
         plain = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.decoder()}
         boxes = torch.tensor([0, 0, 5, 5]).expand(ROWS, LENGTH, 4)
+        if (queries := getattr(self.config, "num_query_tokens", None)) and "pixel_values" in self.names:
+            places = torch.full((ROWS, queries), self.number("image_token_index", "image_token_id", default=0))
+            longer = torch.cat([places, ids], 1)
+            for images in self.images():
+                yield {**plain, **images, "input_ids": longer, "attention_mask": torch.ones_like(longer)}
         if "pixel_values" in self.names and "bbox" not in self.names:
             for images in self.images():
                 yield {**plain, **images}
         if "bbox" in self.names:
             yield {**plain, "bbox": boxes}
+            yield {**plain, "bbox": boxes.repeat(1, 1, 2) / 10}  # all four corners, as parts of the page
         yield plain
         yield {"input_ids": ids}
         for features in self.features() if "input_features" in self.names else ():
@@ -97,16 +103,28 @@ class _Maker:
         yield {"pixel_values": self.normal(ROWS, channels, side, side), **self.decoder()}
         yield {"pixel_values": self.normal(ROWS, frames, channels, side, side)}
         patch = self.number("patch_size", default=4)
+        yield from self.grids("pixel_values", channels, patch)
         shapes = torch.tensor([[3, 3]] * ROWS)
         mask = torch.ones(ROWS, 9, dtype=torch.long)
         flat = self.normal(ROWS, 9, channels * patch * patch)
         yield {"pixel_values": flat, "pixel_attention_mask": mask, "spatial_shapes": shapes}
 
+    def grids(self, name: str, channels: int, patch: int) -> Iterator[Inputs]:
+        """Patches of images of 4 x 4, one after the other."""
+        if "grid_thw" not in self.names:
+            return
+        steps = self.number("temporal_patch_size", default=1)
+        grid = torch.tensor([[1, 4, 4]] * ROWS)
+        for shape in ((channels * steps * patch * patch,), (channels * patch * patch,), (channels, patch, patch)):
+            yield {name: self.normal(16 * ROWS, *shape), "grid_thw": grid}
+
     def features(self) -> Iterator[Inputs]:
         bins = self.number("num_mel_bins", "feature_size", "n_mels", "input_feat_per_channel", "input_dim", default=16)
         frames = 2 * self.number("max_source_positions", default=32)
-        for shape in ((ROWS, bins, frames), (ROWS, 64, bins), (ROWS, bins, 64)):
-            yield {"input_features": self.normal(*shape), **self.decoder()}
+        for shape in ((ROWS, bins, frames), (ROWS, 64, bins), (ROWS, bins, 64), (ROWS, 64, 128)):
+            for length in shape[1:] if "input_features_mask" in self.names else (0,):
+                mask = torch.ones(ROWS, length, dtype=torch.bool)
+                yield {"input_features": self.normal(*shape), "input_features_mask": mask, **self.decoder()}
 
     def waves(self) -> Iterator[Inputs]:
         if bins := getattr(self.config, "num_mel_bins", None):  # a sound as an image
@@ -122,4 +140,6 @@ class _Maker:
 
     def patches(self) -> Iterator[Inputs]:
         width = self.number("hidden_size", "d_model", "embed_dim", default=32)
+        channels = self.number("num_channels", "in_channels", "in_chans", default=3)
+        yield from self.grids("hidden_states", channels, self.number("patch_size", default=4))
         yield {"hidden_states": self.normal(ROWS, LENGTH, width)}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
+
+from torch import Tensor
 
 from adapters.sites.discovery.attentions import Core, cores
 from adapters.sites.discovery.columns import as_columns, reaching
@@ -23,11 +26,13 @@ class Added:
     Attributes:
         total, x: Where the sum and x can be read.
         roles: Those of what is added.
+        scale: By what the sum is multiplied where it is read.
     """
 
     total: At
     x: At
     roles: tuple[str, ...]
+    scale: Tensor | float = 1.0
 
 
 @dataclass(eq=False)
@@ -144,7 +149,8 @@ class _Reader:
         heads = None
         if (unknown := f"{role}.k" not in self.found.places) or key_width != value_width:
             widths = told_widths(core.call.module, key_width, value_width)
-            number = told_number(core.call.module, query[1] if len(query) == 4 else 0) if unknown else None
+            queries, keys = (query[1], self.graph.tensors[core.key].shape[1]) if len(query) == 4 else (0, 0)
+            number = told_number(core.call.module, queries, keys) if unknown else None
             if widths is not None and (number or not unknown):
                 heads = number, *widths
             elif unknown:
@@ -177,7 +183,7 @@ class _Reader:
         for one, roles in named:
             for role, value in roles.items():
                 self._branch(role, value, one)
-            self._sum(one, roles)
+            self._sum(one, roles, stream.scaled if one is stream.sums[-1] else [])
         reason = f"the layer has no sum that adds it to its hidden states (it ends at {stream.problem})"
         missing = [*self.kinds.values(), "ffn"] if stream.problem else self.kinds.values()
         self.refuse(reason if stream.problem else "the layer does not add it to its hidden states", *missing)
@@ -251,9 +257,9 @@ class _Reader:
         if path is not None and weight is not None and weight.dim() == 1:
             self.found.places[f"{role}.norm"] = Norm(path)
 
-    def _sum(self, one: Sum, roles: dict[str, Value]) -> None:
+    def _sum(self, one: Sum, roles: dict[str, Value], scaled: list[Node]) -> None:
         branches = {role: place for role in roles if isinstance(place := self.found.places.get(role), Branch)}
-        total = self.addresses.anywhere(one.total)
+        total = At("") if scaled else self.addresses.anywhere(one.total)
         complete = len(branches) == sum(len(self._apart(branch, one.x)) for branch in one.branches)
         if total is None or not complete:
             for role in branches:
@@ -262,7 +268,12 @@ class _Reader:
         elif branches:
             x = next(iter(branches.values())).x
             assert x is not None
-            self.found.sums.append(Added(total, x, tuple(branches)))
+            self.found.sums.append(Added(total, x, tuple(branches), self._factor(scaled)))
+
+    def _factor(self, scaled: list[Node]) -> Tensor | float:
+        """The product of the constants of products."""
+        constants = [self.graph.tensors[v] for node in scaled for v in node.ins if v not in self.graph.of_data]
+        return prod([*constants, *(number for node in scaled for number in node.numbers)])
 
     # -------------------------------------------------------------------------------------------- feed-forward
 

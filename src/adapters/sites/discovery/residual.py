@@ -33,18 +33,21 @@ class Stream:
         start, end: The values that enter and leave.
         sums: In the order in which they are computed.
         problem: Where it could not be followed further back, in words; empty if it was.
+        scaled: The products with constants that it passes after its last sum.
     """
 
     start: Value
     end: Value
     sums: list[Sum]
     problem: str = ""
+    scaled: list[Node] = field(default_factory=list)
 
 
 def follow(region: Region, end: Value) -> Stream:
     """The residual stream that ends in `end`."""
     sums: list[Sum] = []
     norms: list[Node] = []
+    scaled: list[Node] = []
     value = end
     while (node := region.made(value)) is not None:
         if node.kind == "norm" and node.ins:
@@ -52,16 +55,25 @@ def follow(region: Region, end: Value) -> Stream:
             value = node.ins[0]
         elif node.name == ADD and len(node.ins) == 2:
             if (found := _split(region, node)) is None:
-                return Stream(value, end, sums[::-1], "a sum of which no part is the stream")
+                return Stream(value, end, sums[::-1], "a sum of which no part is the stream", scaled)
             x, branches = found
             sums.append(Sum(value, x, branches, norms))
             norms, value = [], x
         elif node.name in PASSED and node.ins:
             value = node.ins[0]
+        elif not sums and not norms and (whole := _scaled(region, node)) is not None:
+            scaled.append(node)
+            value = whole
         else:
             what = f"the linear map {node.path}" if node.kind == "linear" else f"{node.name!r} in {node.path}"
-            return Stream(value, end, sums[::-1], f"{what}, through which the stream passes")
-    return Stream(value, end, sums[::-1])
+            return Stream(value, end, sums[::-1], f"{what}, through which the stream passes", scaled)
+    return Stream(value, end, sums[::-1], scaled=scaled)
+
+
+def _scaled(region: Region, node: Node) -> Value | None:
+    """What a product multiplies by a constant, such as the scalar of a layer; None if it is none."""
+    made = [value for value in node.ins if value in region.graph.of_data]
+    return made[0] if node.name == "mul" and len(made) == 1 and len(node.ins) + len(node.numbers) == 2 else None
 
 
 def _split(region: Region, node: Node) -> tuple[Value, list[Value]] | None:

@@ -53,6 +53,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.graph = Graph()
+        self.modules = list(model.modules())
         self.paths = {id(module): path for path, module in model.named_modules()}
         self.open: list[Call] = []
         self.ended = 0
@@ -80,6 +81,15 @@ class Recorder(TorchFunctionMode):
         for other in self._storages[_storage(tensor)]:
             self._values[other] = value
         return value
+
+    def uncalled(self) -> Iterator[str]:
+        """Paths of linear maps whose weights were read though they were not called."""
+        called = {id(call.module) for call in self.graph.calls}
+        for module in self.modules:
+            if is_linear(module) and id(module) not in called:
+                value = self._values.get(id(getattr(module, "weight", None)))
+                if value is not None and value in self.graph.users:
+                    yield self.paths[id(module)]
 
     # --------------------------------------------------------------------------------------------- operations
 
@@ -229,6 +239,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Graph:
                 f"A forward pass of {type(model).__name__} with {described(inputs)} fails in {path}"
                 f" ({type(where.module if where else model).__name__}): {type(error).__name__}: {error}"
             ) from error
+    recorder.graph.uncalled = tuple(recorder.uncalled())
     return recorder.graph
 
 

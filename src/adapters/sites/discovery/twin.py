@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from adapters.sites.discovery.trace import plain_class
 
 SMALL = 4_000_000
 """Parameters up to which a model is its own twin: its config is taken as it is."""
+
+LARGEST = 10 * SMALL
+"""Parameters that a twin may have where smaller ones cannot be built or run."""
 
 WIDTHS = re.compile(
     r"(.*_)?(hidden_size|hidden_sizes|hidden_dim|hidden_act_dim|d_model|n_embd|embed_dim|embed_dims|embedding_size|dim|d_ff|d_kv|"
@@ -31,10 +34,10 @@ FACTORS = ("short_factor", "long_factor")
 """Lists with one entry for every pair of columns that rotary positions turn."""
 
 TOKEN = re.compile(r".*_token(_id|_index|_ids)?|.*_token_idx")
-LIMITS = {
-    re.compile(r"(.*_)?vocab_size"): 1024,
-    re.compile(r"max_source_positions"): 64,
-}
+VOCABULARY = re.compile(r"(.*_)?vocab_size(_per_layer_input)?")
+TOKENS = 1024
+"""How many tokens a vocabulary has at most: the largest of a config, the next one fewer (some are padded)."""
+LIMITS = {re.compile(r"max_source_positions"): 64}
 EXPERTS = re.compile(r"num_local_experts|(.*_)?num_experts|n_routed_experts")
 CHOSEN = ("num_experts_per_tok", "moe_topk", "top_k_experts")
 """How many experts there are, and how many a token is given to."""
@@ -112,17 +115,18 @@ def _sections(config: Any) -> list[int]:
 def shrunken(config: Any, by: int) -> Any:
     """A copy of a config whose widths are divided by `by`; how many layers and heads there are stays."""
     small = copy.deepcopy(config)
-    limit = 1024
     for part in configs(small):
-        tokens = 3
+        tokens, vocabularies = 3, _vocabularies(part)
         for name, value in list(vars(part).items()):
             if name.startswith("_") or isinstance(value, bool):
                 continue
             if WIDTHS.fullmatch(name):
                 vars(part)[name] = _divided(value, by)
-            elif isinstance(value, int) and TOKEN.fullmatch(name) and value >= limit:
+            elif isinstance(value, int) and TOKEN.fullmatch(name) and value >= TOKENS:
                 tokens += 1
-                vars(part)[name] = limit - tokens
+                vars(part)[name] = TOKENS - tokens
+            elif VOCABULARY.fullmatch(name) and value in vocabularies:
+                vars(part)[name] = TOKENS - vocabularies.index(value)
             elif isinstance(value, int) and EXPERTS.fullmatch(name):
                 vars(part)[name] = min(value, _experts(part))
             elif isinstance(value, int):
@@ -131,6 +135,12 @@ def shrunken(config: Any, by: int) -> Any:
             elif isinstance(value, dict):
                 vars(part)[name] = _rope(value, by)
     return small
+
+
+def _vocabularies(config: Any) -> list[int]:
+    """The different sizes of vocabularies that are too large, the largest first."""
+    sizes = {value for name, value in vars(config).items() if VOCABULARY.fullmatch(name) and type(value) is int}
+    return sorted((size for size in sizes if size > TOKENS), reverse=True)
 
 
 def _experts(config: Any) -> int:
@@ -169,7 +179,10 @@ class Unfilled(TorchFunctionMode):
 def plain_torch() -> Iterator[None]:
     """Build on the CPU in 32 bit, whatever the process has chosen; random numbers go on as if nothing was drawn."""
     dtype = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False):
+    elsewhere = torch.get_default_device().type != "cpu"  # the context costs something for every function of torch
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), ExitStack() as stack:
+        if elsewhere:
+            stack.enter_context(torch.device("cpu"))
         torch.set_default_dtype(torch.float32)
         try:
             torch.manual_seed(0)
@@ -178,11 +191,29 @@ def plain_torch() -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """A small model like `model`, with weights that are not 0 or 1 anywhere. Raises whatever its class raises."""
+def divisors(model: nn.Module) -> Iterator[int]:
+    """By what the widths of a twin can be divided, the most first: what does not fit together so may with less."""
+    by = divisor(model.config) if size(model) > SMALL else 1
+    yield by
+    while by > 1:
+        by //= 2
+        with torch.device("meta"):
+            fits = size(plain_class(model)(shrunken(model.config, by))) <= LARGEST
+        if not fits:
+            return
+        yield by
+
+
+def twin(model: nn.Module, by: int | None = None) -> nn.Module:
+    """A small model like `model`, with weights that are not 0 or 1 anywhere. Raises whatever its class raises.
+
+    Args:
+        model: It.
+        by: By what its widths are divided.
+    """
     config: Any = copy.deepcopy(model.config)
     if size(model) > SMALL:
-        config = shrunken(config, divisor(config))
+        config = shrunken(config, divisor(config) if by is None else by)
     for name in ("adapters", "quantization_config"):
         if hasattr(config, name):
             delattr(config, name)

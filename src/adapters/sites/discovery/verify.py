@@ -17,7 +17,7 @@ from adapters.errors import UnsupportedError
 from adapters.sites.discovery.reading import Added, Reading
 from adapters.sites.discovery.trace import untouched
 from adapters.sites.resolve import AttentionSite, LayerSite, ResidualSite, Site
-from adapters.sites.spec import At, Branch, Turn
+from adapters.sites.spec import At, Branch, Layout, Turn
 
 TOLERANCE = 1e-3
 """Largest difference that is rounding, relative to the largest number of a tensor."""
@@ -134,7 +134,7 @@ class Trial:
                 place = reading.places[role]
                 assert isinstance(place, Branch)
                 expected += place.scale * (h + moved[path, role]).reshape(x.shape)
-            if not _close(total.reshape(expected.shape), expected):
+            if not _close(total.reshape(expected.shape), expected * one.scale):
                 reason = "the sum is not x + h: it changes otherwise than what the branch gives"
         if reason:
             for role in one.roles:
@@ -159,7 +159,7 @@ class Trial:
             pass
         for path, reading in closed.items():
             x, end = probe.seen[path, reading.sums[0].x], probe.seen[path, total[path]]
-            if x.numel() == end.numel() and not _close(end.reshape(x.shape), x):
+            if x.numel() == end.numel() and not _close(end.reshape(x.shape), x * reading.sums[-1].scale):
                 for role in [role for one in reading.sums for role in one.roles]:
                     reading.places.pop(role, None)
                     reading.refused[role] = "without its branches the layer still changes its hidden states"
@@ -214,18 +214,19 @@ def check_widths(sites: Iterable[Site], readings: Sequence[Reading]) -> None:
 
 def _tells_heads(site: AttentionSite, reading: Reading) -> bool:
     try:
-        return (site.head_dim, site.value_dim) == reading.head_sizes[site.role.partition(".")[0]]
+        widths = site.head_dim, site.value_dim
+        return site.num_heads > 0 and widths == reading.head_sizes[site.role.partition(".")[0]]
     except UnsupportedError:
         return False
 
 
-def sequence_first(model: nn.Module, inputs: Mapping[str, Any], sites: Iterable[Site]) -> tuple[str, ...]:
-    """Paths of the modules of these sites that give [S, B, D]: of another first row they change x[:, 0]."""
+def layouts(model: nn.Module, inputs: Mapping[str, Any], sites: Iterable[Site]) -> dict[str, Layout]:
+    """How rows lie in what the modules of these sites give, where not [B, S, D]: another first row tells."""
     rows = next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim()), 1)
     if rows < 2:
-        return ()
-    wanted = {id(site.module) for site in sites if site.layer >= 0 or site.role}
-    modules = {path: module for path, module in model.named_modules() if id(module) in wanted}
+        return {}
+    layers = {id(site.module): site.layer for site in sites if site.layer >= 0 or site.role}
+    modules = {path: module for path, module in model.named_modules() if id(module) in layers}
     one: dict[str, list[Tensor]] = {path: [] for path in modules}
     other: dict[str, list[Tensor]] = {path: [] for path in modules}
     for seen, given in ((one, inputs), (other, _other_first_row(inputs, rows))):
@@ -234,7 +235,14 @@ def sequence_first(model: nn.Module, inputs: Mapping[str, Any], sites: Iterable[
                 handle = module.register_forward_hook(partial(_keep, seen[path]))
                 stack.callback(handle.remove)
             model(**given)
-    return tuple(path for path in modules if any(_rows_are_second(*both, rows) for both in zip(one[path], other[path])))
+    found: dict[str, Layout] = {}
+    for path, module in modules.items():
+        both = list(zip(one[path], other[path]))
+        if any(_rows_are_second(*pair, rows) for pair in both):
+            found[path] = "sequence"
+        elif layers[id(module)] >= 0 and both and all(_rows_are_stretches(*pair, rows) for pair in both):
+            found[path] = "flat"
+    return found
 
 
 def _keep(seen: list[Tensor], module: nn.Module, args: Any, output: Any) -> None:
@@ -250,6 +258,14 @@ def _rows_are_second(one: Tensor, other: Tensor, rows: int) -> bool:
     first, second = changed.flatten(1).any(1), changed.transpose(0, 1).flatten(1).any(1)
     positions = len(one) != rows or bool(first[1:].any())  # what comes first: there may be one position only
     return bool(second[0]) and not bool(second[1:].any()) and positions
+
+
+def _rows_are_stretches(one: Tensor, other: Tensor, rows: int) -> bool:
+    """Whether the first of as many stretches of the first dimension changes, all of it, and no other."""
+    if one.shape != other.shape or not 2 <= one.dim() <= 3 or len(one) % rows or len(one) == rows:
+        return False
+    changed = (one != other).flatten(1).any(1).view(rows, -1)
+    return bool(changed[0].all()) and not bool(changed[1:].any())
 
 
 def _other_first_row(inputs: Mapping[str, Any], rows: int) -> dict[str, Any]:
