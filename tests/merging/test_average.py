@@ -131,10 +131,10 @@ REFUSED: list[Any] = [
     ("seq_bn", SVD, "is for LoRA"),
     ("prefix_tuning", NEGATE, "is for LoRA"),
     ("mam", NEGATE, "is for LoRA"),
-    ("dora", NEGATE, "m.weight"),
-    ("dora", SVD, "m.weight"),
+    ("dora", NEGATE, "is for LoRA"),
+    ("dora", SVD, "is for LoRA"),
     ("ia3", SVD, "is for LoRA"),
-    ("vera", NEGATE, "vera_"),
+    ("vera", NEGATE, "is for LoRA"),
 ]
 
 
