@@ -25,9 +25,12 @@ def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     text = GUIDE.read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     names = {"model": model, "adapters": adapters, "few_examples": few_examples}
+    made: set[str] = set()
     for block in blocks:
         exec(compile(block, str(GUIDE), "exec"), names)
-    assert {"mean", "both", "without", "layers", "faded", "hub"} <= set(model.adapters_config)
+        made |= set(model.adapters_config)
+    assert made == {"news", "law", "mean", "both", "without", "layers", "faded", "hub"}
+    assert not model.has_adapters() and (tmp_path / "plain" / "model.safetensors").exists()
     assert "'news': [" in capsys.readouterr().out
 
 

@@ -44,7 +44,8 @@ class AdapterFileVerbs(ActivationVerbs):
                 `folder` gets into `save_directory` with the rest.
             use_safetensors: Write adapter.safetensors (True), pytorch_adapter.bin (False), which `adapters` 1.x reads
                 without being told to read the other, or "both".
-            with_head: Save the prediction head of the same name too, or the head of a plain class.
+            with_head: Save the prediction head of the same name too, or the head of a plain class; of a language model
+                only if it trains, since it is the base model's output embedding (`save_head` writes it anyhow).
             format: "adapters", or "peft" for files that `peft.PeftModel.from_pretrained` opens, and that compute the
                 same there (docs/peft.md); `meta_dict` and `custom_weights_loaders` have no place in those.
         Raises:
