@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -274,7 +275,7 @@ def test_random_bases_must_be_the_same(method: str) -> None:
     assert "x" not in model.adapters_config
 
 
-def test_unions_are_combined_member_by_member() -> None:
+def test_unions_are_combined_member_by_member(tmp_path: Path) -> None:
     model, given = build("bert", num_hidden_layers=1), inputs("bert")
     for i, (name, rank) in enumerate((("a", 2), ("b", 3))):
         union = adapters.ConfigUnion(LoRAConfig(r=rank, alpha=rank), CONFIGS["ia3"].replace(attn_matrices=["k"]))
@@ -283,6 +284,10 @@ def test_unions_are_combined_member_by_member() -> None:
     model.average_adapter("x", ["a", "b"], [1, 0], "task_arithmetic", set_active=True)
     made = infer(model, given)
     assert [member["r"] for member in model.adapters_config.get("x").configs] == [5, 1]
+    model.save_adapter(tmp_path, "x")
+    fresh = build("bert", num_hidden_layers=1)
+    fresh.load_adapter(tmp_path, set_active=True)
+    assert torch.equal(infer(fresh, given), made)
     model.set_active_adapters("a")
     torch.testing.assert_close(infer(model, given), made, atol=1e-5, rtol=1e-4)
 
