@@ -393,6 +393,7 @@ def test_heads_are_combined_too() -> None:
     torch.testing.assert_close(model.heads["y"].state_dict()[key], elect([trim(a), trim(b)]))
     for options, message in (
         ({"combine_strategy": "knots"}, "is for LoRA"),
+        ({"combine_strategy": "ties", "svd_rank": 2}, "svd_rank is for LoRA"),
         ({"combine_strategy": "geometric"}, "geometric"),
         ({"combine_strategy": "ties", "seed": 1}, "does not take seed=1. It takes: svd_rank, density, majority"),
         ({"combine_strategy": "slerp", "weights": [1, 1], "normalize_weights": False}, "sum to 1"),

@@ -47,6 +47,8 @@ def average_heads(
         algorithm = algorithm_of(strategy, options)
         if algorithm.lora_only:
             raise MergeError(f"combine_strategy={strategy!r} is for LoRA, and heads are none.")
+        if getattr(algorithm, "svd_rank", None) is not None:
+            raise MergeError("svd_rank is for LoRA, and heads are none. Leave it out.")
         algorithm.check(shares.names, shares.normalize)
         weights = shares.at(NO_LAYER, algorithm.total(len(heads)))
     except MergeError as error:

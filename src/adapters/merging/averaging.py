@@ -124,24 +124,26 @@ class Recipe:
     def __init__(self, engine: Engine, names: Sequence[str], algorithm: Algorithm) -> None:
         self.engine, self.names, self.algorithm = engine, names, algorithm
         self.parts = [{(p.path, id(p.hooked)): p.module for p in engine.parts[name]} for name in names]
-        if algorithm.lora_only:
-            self._check_lora()
+        self._check()
         self.config = self._config()
 
-    def _check_lora(self) -> None:
+    def _check(self) -> None:
+        """Raise MergeError where the algorithm, or the rank it is told, does not suit what the adapters are."""
+        strategy, rank, loras = self.algorithm.strategy, getattr(self.algorithm, "svd_rank", None), 0
         for part in self.engine.parts[self.names[0]]:
-            if (lora := _lora(part.module)) is None:
+            if (lora := _lora(part.module)) is not None:
+                loras += 1
+                if rank is not None and rank > (most := min(lora.out_features, lora.in_features)):
+                    raise MergeError(f"svd_rank={rank} is above {most}, the largest rank of an update at {part.path}.")
+            elif self.algorithm.lora_only:
                 others = ", ".join(kind.strategy for kind in ALGORITHMS if not kind.lora_only)
                 gated = " with a gate" if type(part.module) is LoRA else ""
                 raise MergeError(
-                    f"combine_strategy={self.algorithm.strategy!r} is for LoRA, but {self.names[0]!r} has "
+                    f"combine_strategy={strategy!r} is for LoRA, but {self.names[0]!r} has "
                     f"{type(part.module).__name__}{gated} at {part.path}. For every method there are: {others}."
                 )
-            rank = getattr(self.algorithm, "svd_rank", None)
-            if rank is not None and rank > (most := min(lora.out_features, lora.in_features)):
-                raise MergeError(
-                    f"svd_rank={rank} is above {most}, the largest rank that an update has at {part.path}."
-                )
+        if rank is not None and not loras:
+            raise MergeError(f"svd_rank={rank} is for LoRA without a gate, which {self.names[0]!r} is not.")
 
     def _config(self) -> AdapterConfig:
         """The config of the first adapter, if the others mean the same, with the rank that LoRA gets."""
@@ -157,6 +159,8 @@ class Recipe:
         if not self.algorithm.of_updates:
             return first
         members = [self._member(own) for own in zip(*(members_of(config) for config in configs if config is not None))]
+        if all(new is old for new, old in zip(members, members_of(first))):
+            return first
         return ConfigUnion(*members) if isinstance(first, ConfigUnion) else members[0]
 
     def _member(self, own: Sequence[AdapterConfig]) -> AdapterConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias
@@ -54,7 +54,7 @@ class Shares:
             raise MergeError(f"There are no {noun}s to average. Name at least one.")
         if weights is None:
             weights, normalize = [1.0] * len(listed), True
-        if isinstance(weights, str) or not isinstance(weights, Sequence):
+        if isinstance(weights, str | Mapping) or not isinstance(weights, Collection):
             raise MergeError(f"weights is {weights!r}. Give a list with one weight per {noun}.")
         if len(weights) != len(listed):
             raise MergeError(f"There are {len(weights)} weights for {len(listed)} {noun}s. Give one per {noun}.")

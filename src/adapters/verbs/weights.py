@@ -163,7 +163,7 @@ class WeightVerbs(Verbs):
 
 def _each(weights: float | Sequence[float] | None) -> Sequence[float] | None:
     """One weight per adapter, also if there is one."""
-    return weights if weights is None or isinstance(weights, Sequence) else [weights]
+    return [weights] if isinstance(weights, int | float) else weights
 
 
 def _listed(adapters: Sequence[str] | MultiTask | str) -> list[str]:
