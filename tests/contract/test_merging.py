@@ -147,6 +147,15 @@ def test_a_gated_adapter_is_not_folded(method: str, name: str) -> None:
     assert torch.equal(infer(model, given), expected)
 
 
+def test_a_second_adapter_is_not_folded_on_top() -> None:
+    model = carrying("bert", "lora", "lora")
+    model.merge_adapter("a")
+    with pytest.raises(MergeError, match="'a' is merged already"):
+        model.merge_adapter("b")
+    model.reset_adapter()
+    model.merge_adapter("b")
+
+
 def test_merging_leaves_other_modules_of_a_stack_alone() -> None:
     model, given = carrying("bert", "lora", "seq_bn"), inputs("bert")
     perturb(model, "a", "b")

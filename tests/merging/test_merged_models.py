@@ -46,18 +46,18 @@ def test_one_on_top_of_another(first: str, second: str) -> None:
     model.merge_adapter("a")
     states.append(weights_of(model))
     on_top = infer(model, given)
-    model.merge_adapter("b")
+    model.merge_adapter(["a", "b"])
     states.append(weights_of(model))
     torch.testing.assert_close(infer(model, given), on_top, atol=1e-4, rtol=1e-4)
     model.reset_adapter("b")
     assert equal(weights_of(model), states[1])
-    model.merge_adapter("b")
+    model.merge_adapter(["a", "b"])
     assert equal(weights_of(model), states[2])
 
     model.reset_adapter("a")
     assert list(model._engine.merged) == ["b"]
     torch.testing.assert_close(infer(model, given), alone, atol=1e-4, rtol=1e-4)
-    model.merge_adapter("a")
+    model.merge_adapter(["b", "a"])
     model.reset_adapter()
     assert equal(weights_of(model), states[0])
     model.merge_adapter(["a", "b"])
@@ -78,7 +78,7 @@ def test_sums_with_weights() -> None:
     model.merge_adapter(["a", "b"], [0.7, -0.4])
     torch.testing.assert_close(infer(model, given), want, atol=1e-4, rtol=1e-4)
     model.reset_adapter("a")
-    model.merge_adapter("a", 0.7)
+    model.merge_adapter(["b", "a"], [-0.4, 0.7])
     torch.testing.assert_close(infer(model, given), want, atol=1e-4, rtol=1e-4)
     model.reset_adapter()
     assert equal(weights_of(model), before)
@@ -101,7 +101,7 @@ def test_what_is_trained_on_top_is_merged_on_top() -> None:
     assert equal(weights_of(model), merged)
     model.eval()
     want = infer(model, given)
-    model.merge_adapter("b")
+    model.merge_adapter(["a", "b"])
     model.set_active_adapters(None)
     torch.testing.assert_close(infer(model, given), want, atol=1e-4, rtol=1e-4)
     model.train_adapter("a")
@@ -118,7 +118,8 @@ def test_what_is_trained_on_top_is_merged_on_top() -> None:
         (["a", "b"], [1], "1 weights for 2"),
         (["a"], ["much"], "no finite number"),
         (["a"], [float("inf")], "no finite number"),
-        (["a", "c"], None, "'c' changes no linear map"),
+        (["merged", "a", "c"], [0.5, 1, 1], "'c' changes no linear map"),
+        (["a", "b"], None, r"'merged' is merged already.*merge_adapter\(\['merged', 'a', 'b'\]\)"),
         (["a", "x"], None, "There is no adapter 'x'"),
         (["b", "merged"], None, "'merged' is merged already, with weight 0.5"),
         ("merged", None, "'merged' is merged already, with weight 0.5"),
@@ -241,7 +242,7 @@ def test_a_merged_adapter_is_never_applied_twice(tmp_path: Path) -> None:
     model.load_adapter(tmp_path / "a", set_active=True)
     assert list(model._engine.merged) == ["b"], "what is loaded anew acts as an adapter"
     torch.testing.assert_close(infer(model, given), want, atol=1e-4, rtol=1e-4)
-    model.merge_adapter("a")
+    model.merge_adapter(["b", "a"])
     model.save_pretrained(tmp_path / "whole")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "whole").eval()
     torch.testing.assert_close(infer(plain, given), want, atol=1e-4, rtol=1e-4)

@@ -38,13 +38,20 @@ class Merged:
     before: list[tuple[HookedSite[Any], Any, Tensor | None]] | None = None
 
 
-def merge_all(engine: Engine, names: Sequence[str], weights: Sequence[float] | None = None) -> dict[str, float]:
-    """Fold several adapters into the weights, each on top of those before it; all of them or none.
+def merge_all(
+    engine: Engine, names: Sequence[str], weights: Sequence[float] | None = None, on_top: bool = False
+) -> dict[str, float]:
+    """Let these adapters be merged, each on top of those before it; all of them or none.
 
+    Args:
+        engine: Of the model.
+        names: What is to be in the weights, in this order: first what is there already.
+        weights: How much of each; by default 1.
+        on_top: Whether they come on top of what is there, without naming it.
     Returns:
         As `merge`, of each module the worst.
     Raises:
-        MergeError: one cannot be merged, is merged already, or the weights do not fit.
+        MergeError: one cannot be merged, others are merged already, or the weights do not fit.
     """
     if not names:
         raise MergeError("There are no adapters to merge. Name at least one.")
@@ -56,17 +63,26 @@ def merge_all(engine: Engine, names: Sequence[str], weights: Sequence[float] | N
     for weight in weights:
         if not isinstance(weight, Real) or isinstance(weight, bool) or not math.isfinite(weight):
             raise MergeError(f"The weight {weight!r} is no finite number. Give one number per adapter.")
+    there = list(engine.merged)
     for name, weight in zip(names, weights):
         engine.require(name)
-        if name in engine.merged and (len(names) > 1 or engine.merged[name].weight != weight):
+        if name in engine.merged and (on_top or engine.merged[name].weight != weight):
             raise MergeError(
                 f"Adapter {name!r} is merged already, with weight {engine.merged[name].weight:g}. Call "
                 f"reset_adapter({name!r}) first."
             )
+    new = [name for name in names if name not in engine.merged]
+    if new and not on_top and list(names[: len(there)]) != there:
+        raise MergeError(
+            f"Adapter {there[0]!r} is merged already. Call reset_adapter() first; or, to have others on top of it, name "
+            f"all in order: merge_adapter({[*there, *new]!r})."
+        )
     lost: dict[str, float] = {}
     done: list[str] = []
     try:
         for name, weight in zip(names, weights):
+            if name not in new:
+                continue
             for path, part in merge(engine, name, weight).items():
                 lost[path] = max(part, lost.get(path, 0.0))
             done.append(name)

@@ -38,7 +38,7 @@ def unload(model: Any, names: Sequence[str] | None, weights: Sequence[float] | N
     engine.activate(None)
     try:
         if names:
-            merging.merge_all(engine, names, weights)
+            merging.merge_all(engine, names, weights, on_top=True)
     except BaseException:  # an interrupt too
         engine.activate(*before)
         raise

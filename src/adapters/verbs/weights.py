@@ -32,14 +32,15 @@ class WeightVerbs(Verbs):
         again, and the log says what that costs.
 
         Args:
-            name: An adapter, or several, each of which is folded into what those before it have made.
+            name: An adapter; or all that are to be in the weights, each of which is folded into what those before it
+                have made. What is merged already comes first.
             weights: How much of it, or of each of them; by default 1.
         Returns:
             For quantised linear maps, by path, what rounding changes relative to the update D of the adapter,
             ||Q(W + D) - (W + D)|| / ||D||; empty for others.
         Raises:
-            MergeError: one cannot be folded into these weights, is merged with another weight, or the active set-up
-                would compute something else. Nothing has changed.
+            MergeError: one cannot be folded into these weights, others are merged already, or the active set-up would
+                compute something else. Nothing has changed.
         """
         names = [name] if isinstance(name, str) else list(name)
         return merging.merge_all(self._engine, names, _each(weights))
