@@ -74,7 +74,7 @@ def merge_all(
     new = [name for name in names if name not in engine.merged]
     if new and not on_top and list(names[: len(there)]) != there:
         raise MergeError(
-            f"Adapter {there[0]!r} is merged already. Call reset_adapter() first; or, to have others on top of it, name "
+            f"Adapter {there[0]!r} is merged already. Call reset_adapter() first; or, to have others on top, name "
             f"all in order: merge_adapter({[*there, *new]!r})."
         )
     lost: dict[str, float] = {}
