@@ -30,7 +30,7 @@ SRC = ROOT / "src"
 ORDER: dict[str, tuple[str, ...]] = {
     "adapters": (
         *("_version", "errors", "_conflict", "_sentences", "call"),
-        *("sites", "methods", "composition", "runtime", "heads", "checkpoint", "export", "hub"),
+        *("sites", "methods", "composition", "runtime", "merging", "heads", "checkpoint", "export", "hub"),
         *("verbs", "model", "inspection", "auto", "training", "compat", "__init__"),
     ),
     # The server stands apart: it reads files, not models.

@@ -47,6 +47,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "StaticAdapterFusionConfig",
     ),
     "adapters.methods.interface": ("AdapterModelInterface",),
+    "adapters.merging.search": ("LoraHub",),
     "adapters.runtime.active": ("AdapterSetup",),
     "adapters.runtime.adapters_config": ("ModelAdaptersConfig",),
     "adapters.methods.config": ("AdapterConfig", "ConfigUnion", "get_adapter_config_hash"),

@@ -110,7 +110,7 @@ def load_adapter(
     result.check(what, strict, hint, loading_info)
     before.keep(target for target, _ in result.pairs.values())
     if name in engine.merged:
-        merging.unmerge(engine)
+        merging.unmerge(engine, name)
     result.copy()
     warn_if_other(engine, saved, what)
     return name

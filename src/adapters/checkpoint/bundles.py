@@ -61,7 +61,7 @@ def save_adapter(
             write_peft(model, path, name, with_head, use_safetensors)
             return
         adapters.write_adapter(model, path, name, meta, use_safetensors)
-        if with_head and heads.has_head(model, name):
+        if with_head and heads.goes_with_adapter(model, name):
             heads.write_head(model, path, name, meta, use_safetensors)
         for loader in loaders or ():
             loader.save(str(path), name)

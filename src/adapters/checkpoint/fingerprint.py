@@ -53,11 +53,13 @@ def sample(engine: Engine) -> dict[str, str]:
 
 def _unmerged(engine: Engine) -> Iterator[tuple[int, Tensor | None]]:
     """Linear map, by id -> its weight before an adapter was merged into it, None if that is not known."""
-    for name, backup in engine.merged.items():
+    for name, merged in reversed(
+        engine.merged.items()
+    ):  # of a map under several adapters, the last word is the first's
         for part in engine.parts[name]:
             if part.hooked is not None and engine.is_merged(name, part):
                 yield id(part.hooked.site.module), None
-        for hooked, weight, _ in backup or ():
+        for hooked, weight, _ in merged.before or ():
             module = hooked.site.module
             if not hooked.site.packed:
                 yield id(module), module.weight if weight is None else weight

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapters.checkpoint.atomic import reading
 from adapters.checkpoint.fingerprint import ENTRY, sample, warn_if_other
@@ -58,6 +58,27 @@ def static_head(model: Any) -> dict[str, Tensor]:
 def has_head(model: Any, name: str | None = None) -> bool:
     """Whether there is a flexible head `name`, or whether a plain class has a head."""
     return name in model.heads if has_flexible_heads(model) else bool(static_head(model))
+
+
+def goes_with_adapter(model: Any, name: str) -> bool:
+    """Whether files of the adapter `name` have a head.
+
+    The output embedding of a plain class is part of the base model, and often larger than all of the adapter: it is no
+    such head, unless it trains and the base model does not.
+    """
+    if has_flexible_heads(model) or (output := _output_embeddings(model)) is None:
+        return has_head(model, name)
+    head = {id(tensor): tensor for tensor in static_head(model).values()}
+    if not head.keys() & {id(tensor) for tensor in output.parameters()}:
+        return bool(head)
+    added = added_tensors(model._engine)
+    others = [p for p in model.parameters() if id(p) not in head and id(p) not in added]
+    return any(tensor.requires_grad for tensor in head.values()) and not all(p.requires_grad for p in others)
+
+
+def _output_embeddings(model: Any) -> nn.Module | None:
+    found: nn.Module | None = model.get_output_embeddings()
+    return found
 
 
 def write_head(

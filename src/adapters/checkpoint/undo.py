@@ -30,7 +30,7 @@ class Before:
     def __enter__(self) -> Before:
         engine: Engine = self.model._engine
         config = self.model.config
-        self._adapters, self._merged = set(engine.parts), list(engine.merged)
+        self._adapters, self._merged = set(engine.parts), dict(engine.merged)
         self._owned = {noun: set(owned) for noun, owned in engine.owned.items()}
         self._setup = engine.config.active_setup, engine.config.skip_layers
         self._labels = getattr(config, "id2label", None), getattr(config, "label2id", None)
@@ -55,9 +55,10 @@ class Before:
         with torch.no_grad():
             for tensor, values in self._tensors:
                 tensor.copy_(values)
-        for name in self._merged:
-            if name not in engine.merged:
-                merging.merge(engine, name)
+        if list(engine.merged) != list(self._merged):
+            merging.unmerge(engine)
+            for name, merged in self._merged.items():
+                merging.merge(engine, name, merged.weight)
         if (engine.config.active_setup, engine.config.skip_layers) != self._setup:
             engine.activate(*self._setup)
         if "heads" in self.model._modules:

@@ -1,47 +1,40 @@
-"""What is the average of several heads? A weighted mean of their tensors."""
+"""What becomes of several heads? A head whose tensors are combined by one of the algorithms for adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from adapters.errors import HeadError
+from adapters.errors import HeadError, MergeError
 from adapters.heads.base import PredictionHead
+from adapters.merging import algorithm_of
+from adapters.merging.averaging import combined
+from adapters.merging.shares import NO_LAYER, Shares
+from adapters.methods.base import resting_value
 
 
-def average_weights(
-    heads: Sequence[str] | Mapping[str, float], weights: Sequence[float] | None, normalize: bool
-) -> dict[str, float]:
-    """Factor of each head: equal shares by default, else the given numbers, divided by their sum on request.
+def head_shares(heads: Sequence[str] | Mapping[str, float], weights: Sequence[float] | None, normalize: bool) -> Shares:
+    """The weight of each head: equal shares by default, else the given numbers, divided by their sum on request.
 
     Raises:
-        HeadError: there are no heads, not as many weights as heads, or the weights sum to zero.
+        HeadError: there are no heads, not as many weights as heads, or a weight is no number.
     """
-    names = list(heads)
-    if weights is None and isinstance(heads, Mapping):
-        weights = list(heads.values())
-    if not names:
-        raise HeadError("There are no heads to average. Name at least one.")
-    if weights is None:
-        weights, normalize = [1.0] * len(names), True
-    if len(weights) != len(names):
-        raise HeadError(f"There are {len(weights)} weights for {len(names)} heads. Give one per head.")
-    total = sum(weights) if normalize else 1.0
-    if total == 0:
-        raise HeadError(f"Weights {list(weights)} sum to zero. Pass normalize_weights=False to use them as is.")
-    shares: dict[str, float] = dict.fromkeys(names, 0.0)
-    for name, weight in zip(names, weights, strict=True):
-        shares[name] += weight / total
-    return shares
+    try:
+        return Shares.of(heads, weights, normalize, noun="head")
+    except MergeError as error:
+        raise HeadError(str(error)) from None
 
 
-def average_heads(heads: Sequence[PredictionHead], weights: Sequence[float]) -> dict[str, Tensor]:
-    """Weighted mean of each tensor. A tensor that all heads share, such as tied embeddings, stays as it is.
+def average_heads(
+    heads: Sequence[PredictionHead], shares: Shares, strategy: str, options: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The tensors of what heads become. A tensor that all share, such as tied embeddings, stays as it is.
 
     Raises:
-        HeadError: the heads differ in class or in config (dropout apart).
+        HeadError: the heads differ in class or in config (dropout apart), or the algorithm does not suit heads.
     """
     first = heads[0]
     for head in heads[1:]:
@@ -50,15 +43,27 @@ def average_heads(heads: Sequence[PredictionHead], weights: Sequence[float]) -> 
                 f"Heads {first.name!r} and {head.name!r} differ, so there is no average: "
                 f"{_comparable(first)} and {_comparable(head)}."
             )
+    try:
+        algorithm = algorithm_of(strategy, options)
+        if algorithm.lora_only:
+            raise MergeError(f"combine_strategy={strategy!r} is for LoRA, and heads are none.")
+        if getattr(algorithm, "svd_rank", None) is not None:
+            raise MergeError("svd_rank is for LoRA, and heads are none. Leave it out.")
+        algorithm.check(shares.names, shares.normalize)
+        weights = shares.at(NO_LAYER, algorithm.total(len(heads)))
+    except MergeError as error:
+        raise HeadError(str(error)) from None
+    random = torch.Generator().manual_seed(getattr(algorithm, "seed", 0))
+    whole = abs(sum(weights) - algorithm.total(len(heads))) < 1e-6
     states = [head.state_dict() for head in heads]
     average = {}
     for key, tensor in states[0].items():
-        if all(torch.equal(state[key], tensor) for state in states) and abs(sum(weights) - 1) < 1e-6:
+        own = [state[key] for state in states]
+        if all(torch.equal(other, tensor) for other in own) and (algorithm.relative or whole):
             average[key] = tensor
         else:
-            average[key] = sum(
-                (w * state[key] for w, state in zip(weights, states, strict=True)), torch.zeros_like(tensor)
-            )
+            rest = resting_value(first, key) if algorithm.relative else 0.0
+            average[key] = combined(algorithm, key, own, weights, random, rest).to(tensor.dtype)
     return average
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from adapters.composition.blocks import Child, parse_heads_from_composition
 from adapters.errors import HeadError, UnsupportedError, choices
 from adapters.heads.adding import AddHeadMethods
-from adapters.heads.averaging import average_heads, average_weights
+from adapters.heads.averaging import average_heads, head_shares
 from adapters.heads.base import PredictionHead
 from adapters.heads.output_embeddings import Heads, head_names
 from adapters.heads.registry import HEADS, HeadFactory, check_factory, find_factory
@@ -184,8 +184,10 @@ class FlexibleHeadsMixin(AddHeadMethods, RunHeadsMixin):
         set_active: bool = False,
         *,
         head_list: Sequence[str] | Mapping[str, float] | None = None,
+        combine_strategy: str = "linear",
+        **options: Any,
     ) -> None:
-        """Adds a head whose tensors are the weighted mean of those of other heads.
+        """Adds a head made of other heads, by default with the weighted mean of their tensors.
 
         Args:
             head_name: Name of the new head.
@@ -195,13 +197,16 @@ class FlexibleHeadsMixin(AddHeadMethods, RunHeadsMixin):
             overwrite_ok: Replace a head of this name.
             set_active: Activate the head.
             head_list: Another name of `heads`.
+            combine_strategy: How they are combined, as for `average_adapter`: those that are not for LoRA alone.
+            options: Of the algorithm, such as `density` and `seed`.
         Raises:
-            HeadError: a head is unknown, heads differ in class or config (dropout apart), weights do not fit.
+            HeadError: a head is unknown, heads differ in class or config (dropout apart), weights or options do not
+                fit.
         """
         self._check_new(head_name, overwrite_ok)
-        shares = average_weights(heads or head_list or (), weights, normalize_weights)
-        sources = [self._get_head(name) for name in shares]
-        state = average_heads(sources, list(shares.values()))
+        shares = head_shares(heads or head_list or (), weights, normalize_weights)
+        sources = [self._get_head(name) for name in shares.names]
+        state = average_heads(sources, shares, combine_strategy, options)
         head_type, options = read_config(head_name, sources[0].config)
         head = self._make_head(head_type, head_name, options)
         head.load_state_dict(state)

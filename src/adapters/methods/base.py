@@ -53,12 +53,22 @@ class MethodModule(nn.Module):
         found = self._parameters.get(name)
         return getattr(self, name) if found is None else found
 
+    def resting_value(self: nn.Module, name: str) -> Tensor | float:
+        """The value of the tensor `name` with which the adapter does nothing, or what differences are taken from."""
+        owner = self.get_submodule(name.rpartition(".")[0])
+        return 1.0 if isinstance(owner, nn.LayerNorm) and name.endswith("weight") else 0.0
+
 
 def fixed_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
     """The parameters in `module` and below that its method keeps as they are in training."""
     for owner in module.modules():
         if isinstance(owner, MethodModule):
             yield from (p for name in owner.fixed_parameters if (p := owner._parameters.get(name)) is not None)
+
+
+def resting_value(module: nn.Module, name: str) -> Tensor | float:
+    """`AdapterModule.resting_value`, of any module."""
+    return module.resting_value(name) if isinstance(module, MethodModule) else MethodModule.resting_value(module, name)
 
 
 class AdapterModule(MethodModule, Generic[S]):

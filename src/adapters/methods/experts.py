@@ -101,6 +101,15 @@ class PerExpert(LinearAdapter):
         expert.bind(self.common)
         return expert
 
+    def resting_value(self, name: str) -> Tensor | float:
+        own = list(zip(*self.parameters()))  # per expert
+        names = [path for path, _ in self.named_parameters()]
+        values = [
+            self._expert(dict(zip(names, tensors)), weight).resting_value(name)
+            for tensors, weight in zip(own, self.site.weight)
+        ]
+        return torch.stack(values) if isinstance(values[0], Tensor) else values[0]
+
     def delta_weight(self) -> Tensor:
         """D_e of all experts, [E, O, I], with their scaling."""
         factors = self.effect().factors

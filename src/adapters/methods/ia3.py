@@ -103,6 +103,9 @@ class IA3(LinearAdapter):
     def effect(self) -> Effect:
         return Effect(scale=self.plain_scale().view(-1))
 
+    def resting_value(self, name: str) -> Tensor | float:
+        return 1 / self.alpha if name == "lora_B" and self.alpha else super().resting_value(name)
+
     def _whole(self, vector: Tensor) -> Tensor:
         if vector.shape[-1] == self.out_features:
             return vector

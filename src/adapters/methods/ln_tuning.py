@@ -60,6 +60,9 @@ class LNTuning(AffineAdapter):
             return "weight that is the only factor"  # Gemma multiplies by 1 + w
         return None
 
+    def resting_value(self, name: str) -> float:
+        return 0.0
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return (y + call(self.norm, x)).to(y.dtype)  # a norm with u and d in place of w and b gives what they add
 

@@ -291,6 +291,12 @@ class DoRA(LoRA):
         magnitude, down, up, _ = self._fold()
         return Effect((down[0].mT, up[0].mT), magnitude)
 
+    def resting_value(self, name: str) -> Tensor | float:
+        if name != "m.weight":
+            return super().resting_value(name)
+        lengths: Tensor = weight_of(self.site.module).float().norm(dim=1, keepdim=True)
+        return lengths
+
     def magnitude(self) -> Tensor:
         """m / ||W + B A||, [O]."""
         return self._folded()[0]  # type: ignore[no-any-return]

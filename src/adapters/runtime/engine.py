@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from adapters.composition.blocks import AdapterCompositionBlock, Stack, parse_composition
 from adapters.composition.registry import BLOCK_MODULES
@@ -65,8 +65,7 @@ class Engine:
         owned: What blocks own, by the noun of their kind ("fusion").
         added: All of that.
         shared: Name of shared parameters -> the adapters that share them.
-        merged: Adapter -> (site, weight, bias) of the linear maps and norms it was folded into, as they were before;
-            None where they are not known, and in place of weights that it did not change.
+        merged: Adapter -> what is known of it in the base weights (`merging.Merged`); each lies on top of those before.
         trained: What trains since `train_adapter` was called, as `Parts.key` has it; None before.
     """
 
@@ -91,7 +90,7 @@ class Engine:
         self.owned = {kind.noun: Owned(self, kind) for kind in BLOCK_MODULES}
         self.added: tuple[Parts, ...] = (self.parts, *self.owned.values())
         self.shared: dict[str, list[str]] = {}
-        self.merged: dict[str, list[tuple[HookedSite[Any], Tensor | None, Tensor | None]] | None] = {}
+        self.merged: dict[str, Any] = {}
         self.trained: frozenset[str] | None = None
         self.entry = Entry(self)
         self.replication = Replication(self)
@@ -211,13 +210,17 @@ class Engine:
         return name in self.merged and part.module.merges
 
     def check_merged(self, setup: Setup, merged: Iterable[str]) -> None:
-        """Raise CompositionError if a set-up would not compute the same once these of its adapters are merged."""
+        """Raise CompositionError if a set-up would not compute the same once these are merged, one after the other."""
         names = set() if setup is None else setup.flatten()
-        for name in names.intersection(merged):
+        below: list[str] = []
+        for name in merged:
+            below.append(name)
+            if name not in names:
+                continue
             others = _chain(setup)
             reason = "the block gives it a part of what is computed, and merged it acts in all"
             if others is not None:
-                reason = self._changed_by_merging(name, others)
+                reason = self._changed_by_merging(name, [n for n in others if n == name or n not in below])
             if reason and len(names) > 1:
                 raise CompositionError(
                     f"{setup!r} would mean something else while {name!r} is merged: {reason}. Activate the others "

@@ -8,10 +8,12 @@ from typing import Any
 
 from adapters.checkpoint import bundles
 from adapters.checkpoint.atomic import saving
-from adapters.checkpoint.average import average_adapter
 from adapters.checkpoint.layout import ADAPTER, Files, PathLike, subfolder
 from adapters.export.exporting import export_adapter
 from adapters.hub.locate import locate
+from adapters.merging.averaging import average_adapter
+from adapters.merging.search import LoraHub
+from adapters.merging.shares import Weight
 from adapters.methods.config import get_adapter_config_hash
 from adapters.verbs.activation import ActivationVerbs
 
@@ -42,7 +44,8 @@ class AdapterFileVerbs(ActivationVerbs):
                 `folder` gets into `save_directory` with the rest.
             use_safetensors: Write adapter.safetensors (True), pytorch_adapter.bin (False), which `adapters` 1.x reads
                 without being told to read the other, or "both".
-            with_head: Save the prediction head of the same name too, or the head of a plain class.
+            with_head: Save the prediction head of the same name too, or the head of a plain class; of a language model
+                only if it trains, since it is the base model's output embedding (`save_head` writes it anyhow).
             format: "adapters", or "peft" for files that `peft.PeftModel.from_pretrained` opens, and that compute the
                 same there (docs/peft.md); `meta_dict` and `custom_weights_loaders` have no place in those.
         Raises:
@@ -153,33 +156,47 @@ class AdapterFileVerbs(ActivationVerbs):
     def average_adapter(
         self,
         adapter_name: str,
-        adapter_list: Sequence[str] | Mapping[str, float],
-        weights: Sequence[float] | None = None,
+        adapter_list: Sequence[str] | Mapping[str, Weight],
+        weights: Sequence[Weight] | LoraHub | None = None,
         combine_strategy: str = "linear",
         normalize_weights: bool = True,
         overwrite_ok: bool = False,
         set_active: bool = False,
         svd_rank: int | None = None,
-    ) -> None:
-        """Add an adapter whose weights are the average of those of other adapters.
+        **options: Any,
+    ) -> dict[str, list[float]]:
+        """Add an adapter that is made of other adapters: their average, or what another algorithm makes of them.
+
+        docs/merging.md has the formula of each algorithm, and what it acts on.
 
         Args:
             adapter_name: Name of the new adapter.
             adapter_list: Names of the adapters, or a dict name -> weight.
-            weights: One number per adapter; equal shares by default.
-            combine_strategy: "linear" averages every tensor; "lora_linear_only_negate_b" takes the weights' absolute
-                values for A of LoRA; "lora_delta_w_svd" averages what LoRA adapters do, (alpha / r) B A, and factorises
-                the result: here r and alpha may differ, also at fused projections. "lora_delta_w_svd_unscaled" gives
-                the numbers of older versions: B A without alpha / r, used with the old alpha and the new rank.
+            weights: One per adapter; equal shares by default. Each is a number, or one number per layer: as a list, a
+                dict layer -> number or a function of the layer's number; -1 stands for what is in no layer, such as
+                prompts, and has the mean in lists and dicts without it. Or a `LoraHub`, which searches them by a few
+                examples.
+            combine_strategy: For every method "linear" (every tensor is averaged), "task_arithmetic",
+                "magnitude_prune", "ties", "dare_linear", "dare_ties", "della", "breadcrumbs", "slerp". For LoRA alone
+                "cat", "knots", "lora_linear_only_negate_b", "lora_delta_w_svd" and "lora_delta_w_svd_unscaled", which
+                gives the numbers of older versions. But for "linear" and "lora_linear_only_negate_b", they combine of
+                LoRA what it adds to a weight, (alpha / r) B A, and r and alpha may differ.
             normalize_weights: Divide the weights by their sum.
             overwrite_ok: Replace an adapter of the name `adapter_name`.
             set_active: Activate the new adapter.
-            svd_rank: Rank of the new adapter, with "lora_delta_w_svd", whose alpha is `svd_rank` too.
+            svd_rank: Rank of a LoRA that comes of products, whose alpha is `svd_rank` too.
+            options: Of the algorithm: `density` (the part of the entries that is kept), `seed`, `majority` ("total" or
+                "frequency"), `epsilon`, `gamma`.
+        Returns:
+            The weights of each adapter that were used, one per layer in which they act, from below.
         Raises:
             AdapterNameError: an adapter does not exist, or `adapter_name` is taken.
-            MergeError: the adapters differ in their configs, or the strategy does not suit them.
+            MergeError: the adapters differ in their configs, the algorithm does not suit them, or does not take an
+                option. Nothing has changed.
         """
-        options = (weights, combine_strategy, normalize_weights, svd_rank, overwrite_ok)
-        average_adapter(self._engine, adapter_name, adapter_list, *options)
+        given = options if svd_rank is None else {**options, "svd_rank": svd_rank}
+        arguments = (weights, combine_strategy, normalize_weights, overwrite_ok, given)
+        used = average_adapter(self._engine, adapter_name, adapter_list, *arguments)
         if set_active:
             self.set_active_adapters(adapter_name)
+        return used

@@ -13,36 +13,68 @@ from adapters.export import exporting
 from adapters.methods.derived import refresh
 from adapters.runtime import merging, sharing
 from adapters.verbs.base import Verbs
+from adapters.verbs.unloading import unload
 
 
 class WeightVerbs(Verbs):
     """Merging, sharing, ejecting and moving weights."""
 
-    def merge_adapter(self, name: str) -> dict[str, float]:
-        """Fold an adapter of linear maps (LoRA, DoRA, IA3) into the base weights.
+    def merge_adapter(
+        self, name: str | Sequence[str], weights: float | Sequence[float] | None = None
+    ) -> dict[str, float]:
+        """Fold an adapter of linear maps or norms (LoRA, DoRA, IA3, ...) into the base weights, or several.
 
-        It stays there until `reset_adapter`, whatever is activated or trained on top of it. A set-up may name it beside
-        others only where that computes the same as before it was merged; else the others alone, on top of the merged
-        weights. Quantised weights are unpacked, changed and quantised again, and the log says what that costs.
+            W <- W + weight * (M - W),    M what the adapter makes of W: for LoRA W + (alpha / r) B A
 
+        It stays there until `reset_adapter`, whatever is activated or trained on top of it; what was trained on top can
+        be merged on top. A set-up may name it beside others only where that computes the same as before it was merged;
+        else the others alone, on top of the merged weights. Quantised weights are unpacked, changed and quantised
+        again, and the log says what that costs.
+
+        Args:
+            name: An adapter; or all that are to be in the weights, each of which is folded into what those before it
+                have made. What is merged already comes first.
+            weights: How much of it, or of each of them; by default 1.
         Returns:
             For quantised linear maps, by path, what rounding changes relative to the update D of the adapter,
             ||Q(W + D) - (W + D)|| / ||D||; empty for others.
         Raises:
-            MergeError: it cannot be folded into these weights, another one is merged, or the active set-up would
+            MergeError: one cannot be folded into these weights, others are merged already, or the active set-up would
                 compute something else. Nothing has changed.
         """
-        return merging.merge(self._engine, name)
+        names = [name] if isinstance(name, str) else list(name)
+        return merging.merge_all(self._engine, names, _each(weights))
 
     def reset_adapter(self, name: str | None = None) -> None:
-        """Take the merged adapter out of the base weights again, exactly.
+        """Take merged adapters out of the base weights again, exactly.
 
         Args:
-            name: Do so only if this one is merged.
+            name: Only this one, if it is merged; by default all. Those that were merged on top of it stay.
+        Raises:
+            MergeError: the model was saved while it was merged, so the weights from before are not known.
         """
         if name is not None:
             self._engine.require(name)
         merging.unmerge(self._engine, name)
+
+    def merge_and_unload(
+        self, name: str | Sequence[str] | None = None, weights: float | Sequence[float] | None = None
+    ) -> Any:
+        """Make a plain model of this one: adapters go into the weights, and all else of adapters is removed.
+
+        Args:
+            name: What to merge on top of what is merged already: an adapter, or several, with `weights`, as of
+                `merge_adapter`. By default the active adapter.
+            weights: How much of it, or of each of them; by default 1.
+        Returns:
+            This model. It has the class that it had before `adapters.init`, and no trace of adapters; an
+            `XAdapterModel` has no other class, and keeps its class and heads. What is frozen stays frozen.
+        Raises:
+            MergeError: an adapter has parts that cannot be folded into weights, or it is not clear which is meant.
+                Nothing has changed.
+        """
+        names = None if name is None else [name] if isinstance(name, str) else list(name)
+        return unload(self, names, _each(weights))
 
     def to_lora(self, name: str, new_name: str, rank: int | None = None) -> dict[str, float]:
         """Add an adapter of low rank that changes the weights as `name` does, or as nearly as its rank allows.
@@ -128,6 +160,11 @@ class WeightVerbs(Verbs):
         in a few entries. Optimizers, `load_state_dict`, in-place operations and assignments are noticed.
         """
         refresh()
+
+
+def _each(weights: float | Sequence[float] | None) -> Sequence[float] | None:
+    """One weight per adapter, also if there is one."""
+    return [weights] if isinstance(weights, int | float) else weights
 
 
 def _listed(adapters: Sequence[str] | MultiTask | str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ def test_weights() -> None:
         ({"weights": [3, 1]}, 0.75 * a + 0.25 * b),
         ({"weights": [3, 1], "normalize_weights": False}, 3 * a + b),
         ({"weights": [1, -3], "normalize_weights": False}, a - 3 * b),
+        ({"weights": numpy.array([3.0, 1.0])}, 0.75 * a + 0.25 * b),
         ({"normalize_weights": False}, (a + b) / 2),
     ):
         model.average_adapter("avg", ["a", "b"], overwrite_ok=True, **kwargs)
@@ -124,17 +126,21 @@ REFUSED: list[Any] = [
     ("lora", {"weights": [1, -1]}, "sum to zero"),
     ("lora", {"weights": [1, float("nan")]}, "no finite number"),
     ("lora", {"weights": [1, "1"]}, "no finite number"),
+    ("lora", {"weights": 1}, "one weight per adapter"),
+    ("lora", {"weights": {"a": 1, "b": 2}}, "one weight per adapter"),
     ("lora", {"combine_strategy": "geometric"}, "combine_strategy 'geometric'"),
     ("lora", {"combine_strategy": "lora_delta_w_svd"}, "svd_rank"),
     ("lora", {**SVD, "svd_rank": 0}, "svd_rank"),
     ("lora", {**SVD, "svd_rank": 99}, "largest rank"),
     ("seq_bn", SVD, "is for LoRA"),
+    ("seq_bn", {"combine_strategy": "ties", "svd_rank": 2}, "svd_rank=2 is for LoRA"),
+    ("lora", {"combine_strategy": "ties", "svd_rank": 99}, "largest rank"),
     ("prefix_tuning", NEGATE, "is for LoRA"),
     ("mam", NEGATE, "is for LoRA"),
-    ("dora", NEGATE, "m.weight"),
-    ("dora", SVD, "m.weight"),
+    ("dora", NEGATE, "is for LoRA"),
+    ("dora", SVD, "is for LoRA"),
     ("ia3", SVD, "is for LoRA"),
-    ("vera", NEGATE, "vera_"),
+    ("vera", NEGATE, "is for LoRA"),
 ]
 
 
