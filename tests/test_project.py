@@ -29,7 +29,7 @@ SRC = ROOT / "src"
 # way round, wherever in a file the import is, and also if it is for types alone.
 ORDER: dict[str, tuple[str, ...]] = {
     "adapters": (
-        *("_version", "errors", "_conflict", "_sentences", "call"),
+        *("_version", "errors", "_conflict", "_sentences", "call", "sharding"),
         *("sites", "methods", "composition", "runtime", "heads", "checkpoint", "export", "hub"),
         *("verbs", "model", "inspection", "auto", "training", "compat", "__init__"),
     ),

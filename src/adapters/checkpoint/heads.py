@@ -24,6 +24,7 @@ from adapters.heads.static import convert_static_head, find_static_head
 from adapters.heads.structure import ENCODER_DECODER
 from adapters.runtime.empty import Empty
 from adapters.runtime.engine import Engine
+from adapters.sharding import class_of
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +243,7 @@ def _belongs_to_base(model: Any, key: str) -> bool:
 
 
 def _check_class(model: Any, saved: Mapping[str, Any], what: str) -> None:
-    own, source, flexible = type(model).__name__, str(saved.get("model_class")), saved.get("config") is not None
+    own, source, flexible = class_of(model).__name__, str(saved.get("model_class")), saved.get("config") is not None
     if flexible and has_flexible_heads(model):
         stem = source.removesuffix(OLD_SUFFIX)
         if stem == source or f"{stem}{SUFFIX}" == own:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from adapters.checkpoint.atomic import saving
 from adapters.checkpoint.layout import PathLike
+from adapters.checkpoint.together import saving_of
 from adapters.export.low_rank import LowRank, low_rank
 from adapters.export.targets import check, target_of
 from adapters.methods.lora import LoRAConfig
 from adapters.runtime.engine import Engine
+from adapters.sharding import gathered
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +44,10 @@ def export_adapter(model: Any, folder: PathLike, name: str, target: str, rank: i
     """Write the adapter `name` for an engine; the errors of its updates by path."""
     engine: Engine = model._engine
     goal = target_of(target)
-    found = low_rank(engine, name, rank)
+    with gathered(part.module for part in engine.parts[name]):
+        found = low_rank(engine, name, rank)
     check(engine, name, found, goal)
-    with saving(folder) as path:
+    with saving_of(model, folder) as path:
         goal.write(engine, found, path)
     if not found.exact:
         worst = max(found.errors, key=found.errors.__getitem__)

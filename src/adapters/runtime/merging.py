@@ -17,6 +17,8 @@ from adapters.methods import METHODS
 from adapters.methods.base import AffineAdapter
 from adapters.runtime.engine import Engine
 from adapters.runtime.hooks import HookedSite
+from adapters.sharding import assign, gathered, is_spread
+from adapters.sites.resolve import ExpertsSite
 
 logger = logging.getLogger(__name__)
 
@@ -89,13 +91,20 @@ class _Change:
 def _change(name: str, hooked: Any, module: AffineAdapter) -> _Change:
     """What the adapter `name` makes of one module. Raises MergeError where it cannot be written there."""
     site = hooked.site
+    if isinstance(site, ExpertsSite) and is_spread(site.stored):
+        raise MergeError(
+            f"{site.address} is spread over processes, and adapters of experts cannot be merged there. Save the "
+            "adapter, and merge it in one process."
+        )
     if site.call is not None:
         raise MergeError(f"{site.path} is called {site.call[1]} times in a layer, and {name!r} acts in one call only.")
-    bias = module.merged_bias(site.bias)
+    with gathered(module.sources()):
+        bias = module.merged_bias(site.bias)
     if bias is not None:
         return _Change(hooked, None, bias)
     before = site.weight
-    weight, bias = module.merged(before, site.bias)
+    with gathered(module.sources()):
+        weight, bias = module.merged(before, site.bias)
     return _Change(hooked, site.as_stored(weight), bias, (before, weight) if site.packed else None)
 
 
@@ -141,4 +150,4 @@ def _write(hooked: HookedSite[Any], weight: Any, bias: Tensor | None) -> None:
     if weight is not None:
         hooked.site.assign(weight, bias)
     elif bias is not None:
-        hooked.site.bias.copy_(bias)
+        assign(hooked.site.module.bias, bias)

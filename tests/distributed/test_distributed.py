@@ -1,0 +1,100 @@
+"""Two processes compute, train, save and load what one does: DDP, FSDP2, tensor parallelism."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.launch import Processes
+from tests.tiny import build
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("not __import__('torch').distributed.is_available()", reason="torch has no distributed"),
+]
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Processes]:
+    found = Processes()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("base"))
+    build("llama", "lm", adapted=False).save_pretrained(folder)
+    return folder
+
+
+TRAINED: list[tuple[str, dict[str, Any]]] = [
+    ("ddp", {"what": "lora"}),
+    ("ddp", {"what": "seq_bn"}),
+    ("ddp", {"what": "prefix_tuning"}),
+    ("ddp", {"what": "ia3"}),
+    ("ddp", {"what": "loreft_ends"}),
+    ("ddp", {"what": "prompt_tuning"}),
+    ("ddp", {"what": "fusion"}),
+    ("ddp", {"what": "routing"}),
+    ("ddp", {"what": "lora", "parts": 2}),
+    ("ddp static", {"what": "unipelt", "checkpointing": True}),
+    ("fsdp", {"what": "lora_everywhere"}),
+    ("fsdp", {"what": "dora"}),
+    ("fsdp", {"what": "vera"}),
+    ("fsdp", {"what": "oft"}),
+    ("fsdp", {"what": "compacter"}),
+    ("fsdp", {"what": "seq_bn_inv"}),
+    ("fsdp", {"what": "prefix_tuning"}),
+    ("fsdp", {"what": "ia3"}),
+    ("fsdp", {"what": "loreft_ends"}),
+    ("fsdp", {"what": "prompt_tuning"}),
+    ("fsdp", {"what": "ln_tuning"}),
+    ("fsdp", {"what": "fusion"}),
+    ("fsdp", {"what": "routing"}),
+    ("fsdp", {"what": "lora", "parts": 2}),
+    ("fsdp", {"what": "unipelt", "checkpointing": True}),
+]
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "given"), TRAINED, ids=[f"{w} {'-'.join(map(str, g.values()))}" for w, g in TRAINED]
+)
+def test_training_is_that_of_one_process(processes: Processes, wrapper: str, given: dict[str, Any]) -> None:
+    processes.run("trains_alike", wrapper=wrapper, **given)
+
+
+def test_files_of_a_sharded_model_are_those_of_a_whole_one(processes: Processes, tmp_path: Path) -> None:
+    first, second = processes.run("files", folder=str(tmp_path), method="lora")
+    assert first == second and "adapter.safetensors" in first
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == sorted(first), "nothing else is left there"
+
+
+def test_adapters_are_merged_into_shards(processes: Processes, base: str) -> None:
+    processes.run("merges", wrapper="fsdp", method="lora_everywhere")
+    processes.run("merges", wrapper=base, method="dora")
+
+
+def test_adapters_are_added_to_a_sharded_model(processes: Processes) -> None:
+    processes.run("added_later", method="lora")
+    processes.run("initialised_later")
+
+
+def test_without_a_process_group_the_reason_is_given(processes: Processes) -> None:
+    processes.run("disconnected")
+
+
+@pytest.mark.parametrize(
+    "method", ["lora_everywhere", "dora", "oft", "ia3_paper", "seq_bn", "prefix_tuning", "unipelt"]
+)
+def test_tensor_parallelism_computes_and_trains_what_one_process_does(
+    processes: Processes, base: str, method: str
+) -> None:
+    processes.run("splits_alike", method=method, folder=base)
+
+
+def test_what_is_split_otherwise_is_refused(processes: Processes, base: str) -> None:
+    processes.run("refused_splits", folder=base)
