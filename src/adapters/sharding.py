@@ -293,7 +293,7 @@ def is_split(module: nn.Module) -> bool:
 def is_evenly_split(module: nn.Module) -> bool:
     """Whether each process has one run of the rows, or of the columns, of the weight of a linear map."""
     weight = module._parameters.get("weight")
-    return isinstance(weight, _dtensor()) and [type(p).__name__ for p in weight.placements] == ["Shard"]  # type: ignore[union-attr]
+    return isinstance(weight, _dtensor()) and [type(p).__name__ for p in weight.placements] == ["Shard"]
 
 
 def own_heads(keys: Tensor, module: nn.Module) -> Tensor:

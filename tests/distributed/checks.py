@@ -16,6 +16,8 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -25,12 +27,14 @@ from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 import adapters
+from adapters import AdapterTrainer
 from adapters.composition import Fuse, Route
 from adapters.errors import CheckpointError, ShardingError, UnsupportedError
-from adapters.sharding import whole
+from adapters.sharding import is_spread, whole
 from tests.contract.cases import CONFIGS
 from tests.distributed.launch import WORLD
 from tests.tiny import adapter_parameters, build, checkpoint, inputs, labels, perturb
+from tests.training.toy import any_examples, arguments, trained
 
 ROWS, STEPS = 8, 3
 DEVICE = "cuda" if torch.cuda.device_count() >= WORLD else "cpu"
@@ -326,3 +330,39 @@ def refused_splits(rank: int, folder: str) -> None:
     with pytest.raises(ShardingError, match="sequence_parallel"):
         model.add_adapter("b", config="lora")
     assert list(model.adapters_config) == ["a"]
+
+
+# Trainers
+
+
+def fits(rank: int, folder: str, fsdp: bool) -> list[float]:
+    """The losses of a run of the Trainer, which a run that resumes it repeats."""
+    options: dict[str, Any] = {"fsdp": True, "fsdp_config": {"version": 2}} if fsdp else {}
+
+    def trainer() -> AdapterTrainer:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        given = arguments(folder, ddp_backend="gloo", per_device_train_batch_size=ROWS // WORLD, **RUN, **options)
+        if fsdp:  # accelerate would take DDP on a CPU
+            PartialState()._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        made = AdapterTrainer(trained("llama", "lora"), given, train_dataset=any_examples("llama", 32))
+        assert made.is_fsdp_enabled == fsdp
+        return made
+
+    first, again = trainer(), None
+    first.train()
+    assert any(is_spread(p) for p in first.model.parameters()) == fsdp
+    again = trainer()
+    again.train(resume_from_checkpoint=f"{folder}/checkpoint-2")
+    assert losses_of(again) == losses_of(first)
+    for name, values in weights(first.adapted_model).items():
+        assert torch.equal(values, weights(again.adapted_model)[name]), name
+    first.save_model(f"{folder}/model")
+    return losses_of(first)
+
+
+RUN = {"logging_strategy": "steps", "logging_steps": 1, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+
+
+def losses_of(trainer: Any) -> list[float]:
+    """The loss of every step, those before a checkpoint included."""
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from adapters import AdapterTrainer
+from tests.distributed.checks import ROWS, RUN, losses_of
 from tests.distributed.launch import Processes
-from tests.tiny import build
+from tests.tiny import adapter_parameters, build
+from tests.training.toy import any_examples, arguments, trained
 
 pytestmark = [
     pytest.mark.slow,
@@ -94,6 +98,26 @@ def test_tensor_parallelism_computes_and_trains_what_one_process_does(
     processes: Processes, base: str, method: str
 ) -> None:
     processes.run("splits_alike", method=method, folder=base)
+
+
+@pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
+def test_the_trainer_is_that_of_one_process(processes: Processes, tmp_path: Path, fsdp: bool) -> None:
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    losses = processes.run("fits", folder=str(tmp_path), fsdp=fsdp)
+    alone = AdapterTrainer(
+        model=trained("llama", "lora"),
+        args=arguments(tmp_path / "alone", per_device_train_batch_size=ROWS, **RUN),
+        train_dataset=any_examples("llama", 32),
+    )
+    alone.train()
+    for found in losses:
+        assert found == pytest.approx(losses_of(alone), rel=1e-5)
+    checkpoint = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
+    assert "a" in checkpoint and not any("model" in name for name in checkpoint), "it holds adapters alone"
+    model = trained("llama", "lora")
+    model.load_adapter(str(tmp_path / "model" / "a"))
+    for name, parameter in adapter_parameters(alone.model, "a").items():
+        torch.testing.assert_close(dict(model.named_parameters())[name], parameter, rtol=1e-3, atol=1e-5)
 
 
 def test_what_is_split_otherwise_is_refused(processes: Processes, base: str) -> None:
