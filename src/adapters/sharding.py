@@ -7,9 +7,10 @@ To read one whole is collective: all processes that share it have to ask for it,
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -74,8 +75,13 @@ def assign(target: Tensor, values: Tensor) -> None:
     """Write into `target`; `values` are whole and equal in all processes, and each keeps its part of them.
 
     Raises:
-        ShardingError: as `whole`.
+        ShardingError: as `whole`; or its values are elsewhere.
     """
+    if target.is_meta:
+        raise ShardingError(
+            "The values of this tensor are elsewhere (offloaded, or on 'meta'), where they cannot be changed. Load "
+            "them before the model is dispatched, or into a new adapter."
+        )
     if isinstance(target, _dtensor()) and not isinstance(values, _dtensor()):
         _check_connected()
         distribute = sys.modules["torch.distributed.tensor"].distribute_tensor
@@ -125,6 +131,24 @@ def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for parameters, name, parameter in replaced:
             parameters[name] = parameter
+
+
+# Offload
+
+
+def present(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` of a model, with their values where accelerate keeps these elsewhere (on the CPU or on disk)."""
+    away = {id(tensor) for tensor in tensors.values() if tensor.is_meta}
+    kept: dict[int, Tensor] = {}
+    for module in model.modules() if away else ():
+        hook = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            if (values := getattr(one, "weights_map", None)) is not None:
+                below = bool(getattr(one, "place_submodules", False))
+                for name, tensor in chain(module.named_parameters("", below), module.named_buffers("", below)):
+                    if id(tensor) in away:
+                        kept[id(tensor)] = values[name]
+    return {name: kept.get(id(tensor), tensor) for name, tensor in tensors.items()}
 
 
 # Processes

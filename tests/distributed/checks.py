@@ -6,6 +6,7 @@ Each check asserts what must hold in its own process, and returns what the test 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -33,7 +34,7 @@ from adapters.errors import CheckpointError, ShardingError, UnsupportedError
 from adapters.sharding import is_spread, whole
 from tests.contract.cases import CONFIGS
 from tests.distributed.launch import WORLD
-from tests.tiny import adapter_parameters, build, checkpoint, inputs, labels, perturb
+from tests.tiny import VOCAB, adapter_parameters, build, checkpoint, inputs, labels, perturb
 from tests.training.toy import any_examples, arguments, trained
 
 ROWS, STEPS = 8, 3
@@ -366,3 +367,19 @@ RUN = {"logging_strategy": "steps", "logging_steps": 1, "max_steps": 4, "save_st
 def losses_of(trainer: Any) -> list[float]:
     """The loss of every step, those before a checkpoint included."""
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def guide(rank: int, blocks: list[str], folder: str) -> list[str]:
+    """The code of docs/distributed.md runs, in all processes at once."""
+    os.chdir(folder)
+    given = batch(rank)
+    names: dict[str, Any] = {"batch": {"input_ids": given["input_ids"], "attention_mask": given["attention_mask"]}}
+    classes = []
+    for block in blocks:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        exec(compile(block, "docs/distributed.md", "exec"), names)
+        classes.append(type(names["model"]).__name__)
+        dist.barrier()
+    assert names["arguments"].fsdp_plugin_args["fsdp_version"] == 2
+    assert names["logits"].shape == (*given["input_ids"].shape, VOCAB)
+    return classes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,15 @@ def test_the_trainer_is_that_of_one_process(processes: Processes, tmp_path: Path
     model.load_adapter(str(tmp_path / "model" / "a"))
     for name, parameter in adapter_parameters(alone.model, "a").items():
         torch.testing.assert_close(dict(model.named_parameters())[name], parameter, rtol=1e-3, atol=1e-5)
+
+
+def test_the_guide_runs(processes: Processes, base: str, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    text = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    classes = processes.run("guide", blocks=blocks, folder=str(tmp_path))
+    assert classes[0] == classes[1] and classes[0][:2] == ["LlamaForCausalLM", "FSDPLlamaForCausalLM"]
+    assert (tmp_path / "trained" / "adapter_config.json").exists()
 
 
 def test_what_is_split_otherwise_is_refused(processes: Processes, base: str) -> None:

@@ -42,7 +42,7 @@ class Before:
 
     def keep(self, tensors: Iterable[Tensor]) -> None:
         """Remember the values of some tensors."""
-        self._tensors += [(tensor, whole(tensor).detach().clone()) for tensor in tensors]
+        self._tensors += [(tensor, whole(tensor).detach().clone()) for tensor in tensors if not tensor.is_meta]
 
     def __exit__(self, kind: Any, *args: Any) -> None:
         if kind is None:

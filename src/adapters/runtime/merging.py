@@ -96,6 +96,11 @@ def _change(name: str, hooked: Any, module: AffineAdapter) -> _Change:
             f"{site.address} is spread over processes, and adapters of experts cannot be merged there. Save the "
             "adapter, and merge it in one process."
         )
+    if any(parameter.is_meta for parameter in site.module.parameters(recurse=False)):
+        raise MergeError(
+            f"The weights of {site.path} are elsewhere (offloaded, or on 'meta'), where they cannot be changed. Merge "
+            "before the model is dispatched."
+        )
     if site.call is not None:
         raise MergeError(f"{site.path} is called {site.call[1]} times in a layer, and {name!r} acts in one call only.")
     with gathered(module.sources()):
