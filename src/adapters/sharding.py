@@ -1,7 +1,7 @@
 """Parameters that are spread over processes: which they are, and how they are read and written whole.
 
-FSDP2 (`fully_shard`) and tensor parallelism (`tp_plan`) keep parameters as DTensors, DeepSpeed ZeRO-3 in its own way.
-To read one whole is collective: all processes that share it have to ask for it, in the same order.
+FSDP2 (`fully_shard`) and tensor parallelism (`tp_plan`) keep parameters as DTensors. To read one whole is collective: all
+processes that share it have to ask for it, in the same order. What FSDP1 and DeepSpeed ZeRO-3 keep is refused by name.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def class_of(model: nn.Module) -> type[Any]:
 
 
 def is_spread(tensor: Tensor | None) -> bool:
-    """Whether this process may hold only a part of `tensor`."""
-    return isinstance(tensor, _dtensor()) or _of_zero(tensor) or getattr(tensor, "_fsdp_flattened", False)
+    """Whether this process may hold only a part of `tensor`, which can be brought together with the others."""
+    return isinstance(tensor, _dtensor())
 
 
 def shape_of(tensor: Tensor) -> torch.Size:
@@ -62,10 +62,6 @@ def whole(tensor: Tensor) -> Tensor:
         _check_connected()
         full: Tensor = tensor.detach().full_tensor()
         return full
-    if _of_zero(tensor):
-        _check_connected()
-        with _zero().GatheredParameters([tensor]):
-            return tensor.detach().clone()
     _check_known(tensor)
     return tensor
 
@@ -87,17 +83,9 @@ def assign(target: Tensor, values: Tensor) -> None:
         distribute = sys.modules["torch.distributed.tensor"].distribute_tensor
         values = values.to(target.device, target.dtype)
         target.copy_(distribute(values, target.device_mesh, target.placements, src_data_rank=None))
-    elif _of_zero(target):
-        _check_connected()
-        with _zero().GatheredParameters([target], modifier_rank=0):
-            target.copy_(values)
     else:
         _check_known(target)
         target.copy_(values)
-
-
-def _zero() -> Any:
-    return sys.modules["deepspeed"].zero
 
 
 def _check_known(tensor: Tensor) -> None:
@@ -105,6 +93,11 @@ def _check_known(tensor: Tensor) -> None:
         raise ShardingError(
             "This model is sharded by FullyShardedDataParallel (FSDP1), which keeps flattened parameters that only it "
             "can read. Use FSDP2: torch.distributed.fsdp.fully_shard, or fsdp_version=2 in accelerate."
+        )
+    if _of_zero(tensor):
+        raise ShardingError(
+            "This model is sharded by DeepSpeed ZeRO-3, whose parameters are not read or written here. Use FSDP2, or ZeRO "
+            "stage 1 or 2; or have transformers.Trainer save the whole model."
         )
 
 
@@ -151,6 +144,13 @@ def present(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
     return {name: kept.get(id(tensor), tensor) for name, tensor in tensors.items()}
 
 
+def brought(module: nn.Module, tensor: Tensor) -> Tensor:
+    """A tensor of `module` whose values accelerate keeps elsewhere, on the device where it computes; or as it is."""
+    found = present(module, {"": tensor})[""]
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return found if device is None or found is tensor else found.to(device)
+
+
 # Processes
 
 
@@ -161,7 +161,7 @@ class Sharing:
     Attributes:
         writes: Whether this is the one that writes files.
         averages: Whether they see different rows, so that gradients are averaged; else all compute the same.
-        groups: Groups of processes that together connect all; None stands for all there are.
+        groups: Groups of processes that together connect all.
         device: Where tensors are that they exchange.
     """
 
@@ -181,8 +181,7 @@ class Sharing:
     def broadcast(self, tensor: Tensor) -> None:
         """Give `tensor`, which is plain, the values that it has in the first process."""
         for group in self.groups:
-            source = 0 if group is None else dist.get_global_rank(group, 0)
-            dist.broadcast(tensor.detach(), source, group=group)
+            dist.broadcast(tensor.detach(), dist.get_global_rank(group, 0), group=group)
 
     @torch.no_grad()
     def average(self, tensor: Tensor) -> None:
@@ -205,10 +204,7 @@ def sharing(model: nn.Module) -> Sharing | None:
     spread = next((p for p in model.parameters() if is_spread(p)), None)
     if spread is None:
         return None
-    _check_known(spread)
     _check_connected()
-    if _of_zero(spread):
-        return Sharing(dist.get_rank() == 0, True, (None,), spread.device)
     mesh = spread.device_mesh  # type: ignore[attr-defined]
     groups = tuple(mesh.get_group(dim) for dim in range(mesh.ndim))
     return Sharing(not any(mesh.get_coordinate()), bool(units), groups, torch.device(mesh.device_type))

@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -276,6 +277,22 @@ def disconnected(rank: int) -> None:
     with patch.object(dist, "is_initialized", lambda: False), pytest.raises(ShardingError, match="process group"):
         many.save_adapter("/nowhere", "a")
     assert not Path("/nowhere").exists()
+
+
+def wrapped_layers(rank: int) -> None:
+    """What torch wraps around layers to checkpoint them (accelerate's `activation_checkpointing`) changes no place."""
+    one, many = prepared(), prepared()
+    layers = set(many.base_model.layers)
+    apply_activation_checkpointing(many, check_fn=lambda module: module in layers)
+    assert not layers & set(many.base_model.layers)
+    many = fully(many)
+    losses, found = train(one, batch()), train(many, batch(rank))
+    torch.testing.assert_close(mean(found), torch.tensor(losses), rtol=1e-5, atol=0)
+    many.add_adapter("b", config="lora")
+    many.set_active_adapters("a")
+    torch.testing.assert_close(infer(many, batch()), infer(one, batch()), rtol=1e-4, atol=1e-5)
+    many.delete_adapter("b")
+    assert not any(".b." in name for name in many.state_dict())
 
 
 @torch.no_grad()

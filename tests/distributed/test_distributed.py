@@ -87,6 +87,7 @@ def test_adapters_are_merged_into_shards(processes: Processes, base: str) -> Non
 def test_adapters_are_added_to_a_sharded_model(processes: Processes) -> None:
     processes.run("added_later", method="lora")
     processes.run("initialised_later")
+    processes.run("wrapped_layers")
 
 
 def test_without_a_process_group_the_reason_is_given(processes: Processes) -> None:

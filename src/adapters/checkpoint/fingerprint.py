@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adapters.checkpoint.names import CONTAINERS
 from adapters.runtime.engine import Engine
-from adapters.sharding import is_spread, shape_of, whole
+from adapters.sharding import is_spread, whole
 from adapters.sites.resolve import LayerSite
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def _matrices(module: nn.Module, path: str, unmerged: Mapping[int, Tensor | None
     for name, parameter in module._parameters.items():
         if parameter is None or (type(parameter) is not nn.Parameter and not is_spread(parameter)):
             continue
-        if len(shape_of(parameter)) != 2 or not parameter.is_floating_point() or parameter.is_meta:
+        if parameter.dim() != 2 or not parameter.is_floating_point() or parameter.is_meta:
             continue
         if (known := unmerged.get(id(module), parameter)) is not None:
             yield f"{path}.{name}", whole(known)

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adapters.errors import MergeError
 from adapters.sharding import assign as write
-from adapters.sharding import whole
+from adapters.sharding import brought, whole
 from adapters.sites.quantised import PLAIN, packing_of
 
 
@@ -40,6 +40,8 @@ def weight_of(module: nn.Module) -> Tensor:
     weight = module.weight
     if isinstance(weight, Tensor) and (type(weight) not in PLAIN or weight.dim() != 2):
         weight = whole(weight)
+    if isinstance(weight, Tensor) and weight.is_meta:
+        weight = brought(module, weight)
     if not isinstance(weight, Tensor) or not weight.dtype.is_floating_point or weight.dim() != 2:
         raise MergeError(
             f"{type(module).__name__} stores its weight in a packed form, which has no [O, I] matrix to read. "

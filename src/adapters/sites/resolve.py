@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import MergeError, UnsupportedError, choices
-from adapters.sharding import shape_of, whole
+from adapters.sharding import is_spread, shape_of, whole
 from adapters.sites.linear import as_stored, assign, features, is_linear, is_packed, stored_weight, weight_of
 from adapters.sites.roles import ROLES, Kind
 from adapters.sites.spec import (
@@ -79,7 +79,7 @@ class AffineSite(Site):
     def bias(self) -> Tensor | None:
         """The bias [O], None where the module adds none."""
         bias: Tensor | None = getattr(self.module, "bias", None)
-        return None if bias is None else whole(bias)
+        return whole(bias) if is_spread(bias) else bias  # type: ignore[arg-type]
 
     def as_stored(self, weight: Tensor) -> Any:
         """A weight, in the form of `weight`, as the module stores its own. MergeError where others cannot be packed."""
