@@ -1,7 +1,7 @@
 """Parameters that are spread over processes: which they are, and how they are read and written whole.
 
-FSDP2 (`fully_shard`) and tensor parallelism (`tp_plan`) keep parameters as DTensors. To read one whole is collective: all
-processes that share it have to ask for it, in the same order. What FSDP1 and DeepSpeed ZeRO-3 keep is refused by name.
+FSDP2 (`fully_shard`) and tensor parallelism (`tp_plan`) keep parameters as DTensors. To read one whole is collective:
+all processes that share it have to ask for it, in the same order. What FSDP1 and DeepSpeed ZeRO-3 keep is refused.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def _check_known(tensor: Tensor) -> None:
         )
     if _of_zero(tensor):
         raise ShardingError(
-            "This model is sharded by DeepSpeed ZeRO-3, whose parameters are not read or written here. Use FSDP2, or ZeRO "
-            "stage 1 or 2; or have transformers.Trainer save the whole model."
+            "This model is sharded by DeepSpeed ZeRO-3, whose parameters are not read or written here. Use FSDP2, or "
+            "ZeRO stage 1 or 2; or have transformers.Trainer save the whole model."
         )
 
 

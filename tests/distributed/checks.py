@@ -38,7 +38,7 @@ from tests.distributed.launch import WORLD
 from tests.tiny import VOCAB, adapter_parameters, build, checkpoint, inputs, labels, perturb
 from tests.training.toy import any_examples, arguments, trained
 
-ROWS, STEPS = 8, 3
+ROWS, STEPS = 8, 2
 DEVICE = "cuda" if torch.cuda.device_count() >= WORLD else "cpu"
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from adapters.errors import UnsupportedError
+from adapters.errors import ShardingError, UnsupportedError
 from tests.contract.cases import carrying
 from tests.tiny import inputs, labels, perturb
 
@@ -58,3 +59,19 @@ def test_the_base_model_alone_is_refused() -> None:
     model.set_active_adapters("a")
     with pytest.raises(UnsupportedError, match="Put the whole model into DataParallel"):
         replica(model.base_model)(**inputs("bert"))
+
+
+@pytest.mark.parametrize(("mark", "name"), [("_fsdp_flattened", "FSDP1"), ("ds_id", "ZeRO-3")])
+def test_parameters_that_others_keep_are_refused_by_name(mark: str, name: str, tmp_path: Path) -> None:
+    model = carrying("bert", "lora", task="classification")
+    model.save_adapter(str(tmp_path / "whole"), "a")
+    for parameter in model.parameters():
+        setattr(parameter, mark, True)  # as they mark what they have sharded
+    for verb in (
+        lambda: model.save_adapter(str(tmp_path / "sharded"), "a"),
+        lambda: model.load_adapter(str(tmp_path / "whole")),
+        lambda: model.merge_adapter("a"),
+    ):
+        with pytest.raises(ShardingError, match=name):
+            verb()
+    assert not (tmp_path / "sharded").exists()
