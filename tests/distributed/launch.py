@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 WORLD = 2
-SECONDS = float(os.environ.get("ADAPTERS_DISTRIBUTED_SECONDS", "180"))
+SECONDS = float(os.environ.get("ADAPTERS_DISTRIBUTED_SECONDS", "300"))
 """How long a check may take; imports are part of the first one."""
 
 PRELOADED = ["torch.distributed.fsdp", "torch.distributed.tensor", "transformers.trainer", "tests.distributed.checks"]
