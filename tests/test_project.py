@@ -29,14 +29,14 @@ SRC = ROOT / "src"
 # way round, wherever in a file the import is, and also if it is for types alone.
 ORDER: dict[str, tuple[str, ...]] = {
     "adapters": (
-        *("_version", "errors", "_conflict", "_sentences", "call"),
+        *("_version", "errors", "_conflict", "_sentences", "call", "sharding"),
         *("sites", "methods", "composition", "runtime", "merging", "heads", "checkpoint", "export", "hub"),
         *("verbs", "model", "inspection", "auto", "training", "compat", "__init__"),
     ),
     # The server stands apart: it reads files, not models.
     "adapterhub": (
         *("errors", "settings", "signing", "data", "methods", "names", "db", "claims", "accounts"),
-        *("content", "storage"),
+        *("content", "storage", "upstream"),
         *("hub", "http", "quotas", "ingest", "attempts", "rights"),
         *("repos", "facts", "checks", "index", "changes", "interest", "collections"),
         *("xet", "ops", "legacy", "web", "protocol", "api"),

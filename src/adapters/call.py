@@ -74,6 +74,7 @@ class Call:
         next_mixture: The same for calls that begin inside of this one, and for those of a `generate`.
         replicated: Whether the inputs have one copy per child of `Parallel` already.
         replaying: Whether a layer runs again only for its backward pass (gradient checkpointing).
+        moving: Whether parameters get other memory in the course of the call (`sharding.may_move`).
         unwatched: Whether nobody watches the modules of the program's adapters (`methods/parts.py`).
         copies: (rows, copies) while the batch is to be replicated in front of a layer.
         residual: x of the residual branch that is being computed.
@@ -103,7 +104,7 @@ class Call:
         self.reports: dict[str, Scores] = {}
         self.losses: list[tuple[nn.Module, Tensor]] = []
         self.task_ids: Tensor | list[str] | None = None
-        self.replicated = self.replaying = self.unwatched = False
+        self.replicated = self.replaying = self.unwatched = self.moving = False
         self.copies: tuple[int | None, int] | None = None
         self.residual: Tensor | None = None
         self.hidden: Tensor | None = None

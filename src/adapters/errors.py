@@ -10,6 +10,7 @@
     +-- HeadError             (ValueError)   an unknown, duplicate or unsuitable prediction head
     +-- CheckpointError       (ValueError)   files with missing, extra, mis-shaped or unreadable tensors
     +-- CheckpointNotFound    (OSError)      no adapter at the place that was named
+    +-- ShardingError         (RuntimeError) parameters that are spread over processes, and cannot be brought together
     +-- HubError              (OSError)      a hub could not be reached, or refused
     +-- EnvironmentConflict   (ImportError)  another distribution owns the import name `adapters`
 
@@ -60,6 +61,10 @@ class CheckpointError(AdapterError, ValueError):
 
 class CheckpointNotFound(AdapterError, OSError):
     """Nothing that can be loaded lies at the given place."""
+
+
+class ShardingError(AdapterError, RuntimeError):
+    """Parameters are spread over processes in a way that does not allow what was asked."""
 
 
 class HubError(AdapterError, OSError):

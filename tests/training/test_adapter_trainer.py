@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -400,13 +401,14 @@ def test_models_without_adapters_are_refused(tmp_path: Path) -> None:
         AdapterTrainer(build("bert", "classification", adapted=False), arguments(tmp_path))
 
 
-def test_sharded_models_are_refused(tmp_path: Path) -> None:
+def test_models_sharded_by_fsdp1_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Sharded(AdapterTrainer):
         def create_accelerator_and_postprocess(self) -> None:
             super().create_accelerator_and_postprocess()
             self.is_fsdp_enabled = True
+            monkeypatch.setattr(self.accelerator.state, "fsdp_plugin", SimpleNamespace(fsdp_version=1), raising=False)
 
-    with pytest.raises(UnsupportedError, match=r"sharded \(FSDP"):
+    with pytest.raises(UnsupportedError, match=r"FSDP1 shards\. Use FSDP2"):
         Sharded(trained(), arguments(tmp_path))
 
 

@@ -27,6 +27,7 @@ from adapters.runtime.adapters_config import check_name
 from adapters.runtime.empty import Empty
 from adapters.runtime.engine import Engine
 from adapters.runtime.parts import Part
+from adapters.sharding import present
 from adapters.sites.layers import layers_of, require_layers
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ def write_adapter(
     config = engine.config.get(name)
     assert config is not None
     prefix = own_prefix(engine)
-    tensors = {prefix + key: tensor for key, tensor in tensors_of(engine, engine.parts[name], name).items()}
+    own = present(engine.root, tensors_of(engine, engine.parts[name], name))
+    tensors = {prefix + key: tensor for key, tensor in own.items()}
     data = {**description(model, name, config.to_dict()), ENTRY: sample(engine)}
     if not engine.is_chained(name):
         data[CHAINED] = False

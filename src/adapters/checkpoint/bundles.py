@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from adapters.checkpoint import adapters, heads, owned
-from adapters.checkpoint.atomic import reading, saving
+from adapters.checkpoint.atomic import reading
 from adapters.checkpoint.layout import ADAPTER, OWNED, Files, PathLike, read_json
 from adapters.checkpoint.peft.loading import load_peft
 from adapters.checkpoint.peft.saving import write_peft
+from adapters.checkpoint.together import saving_of
 from adapters.checkpoint.undo import Before
 from adapters.errors import ConfigError, choices
+from adapters.sharding import gathered
 
 OURS, OF_PEFT = "adapters", "peft"
 FORMATS = (OURS, OF_PEFT)
@@ -56,9 +58,10 @@ def save_adapter(
     model._engine.require(name)
     if form not in FORMATS:
         raise ConfigError(f"There is no format {form!r}. {choices(form, FORMATS)}")
-    with saving(folder) as path:
+    with saving_of(model, folder) as path:
         if form == OF_PEFT:
-            write_peft(model, path, name, with_head, use_safetensors)
+            with gathered(part.module for part in model._engine.parts[name]):
+                write_peft(model, path, name, with_head, use_safetensors)
             return
         adapters.write_adapter(model, path, name, meta, use_safetensors)
         if with_head and heads.goes_with_adapter(model, name):
@@ -84,7 +87,7 @@ def save_owned(
         HeadError: there is no head called `with_head`.
     """
     model._engine.owned[noun].require(name)
-    with saving(folder) as path:
+    with saving_of(model, folder) as path:
         owned.write_owned(model, noun, path, name, meta, use_safetensors)
         head = with_head if isinstance(with_head, str) else name
         if with_head and (head is with_head or heads.has_head(model, head)):

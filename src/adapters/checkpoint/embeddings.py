@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from adapters.checkpoint.atomic import reading, saving
+from adapters.checkpoint.atomic import reading
 from adapters.checkpoint.layout import EMBEDDING_FILE, TOKENIZER_FOLDER, PathLike
 from adapters.checkpoint.tensors import load_pickle, not_plain
+from adapters.checkpoint.together import saving_of
 from adapters.errors import AdapterNameError, CheckpointError, CheckpointNotFound, ConfigError, choices
+from adapters.sharding import whole
 
 DEFAULT = "default"
 """Name of the embeddings that the model had from the start."""
@@ -161,8 +163,8 @@ def save_embeddings(model: Any, folder: PathLike, name: str, tokenizer: Any = No
     """
     sets = sets_of(model)
     sets.require(name)
-    weight = sets.loaded[name].weight.detach().to("cpu").clone()
-    with saving(folder, lambda path: path.split("/")[0] == TOKENIZER_FOLDER) as path:
+    weight = whole(sets.loaded[name].weight).detach().to("cpu").clone()
+    with saving_of(model, folder, lambda path: path.split("/")[0] == TOKENIZER_FOLDER) as path:
         torch.save(weight, path / EMBEDDING_FILE)
         if tokenizer is not None:
             tokenizer.save_pretrained(path / TOKENIZER_FOLDER)

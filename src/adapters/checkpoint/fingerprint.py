@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adapters.checkpoint.names import CONTAINERS
 from adapters.runtime.engine import Engine
+from adapters.sharding import is_spread, whole
 from adapters.sites.resolve import LayerSite
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ _said: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 @torch.no_grad()
 def sample(engine: Engine) -> dict[str, str]:
-    """Some numbers of the base model; none where its weights are packed, sharded or elsewhere (on `meta`)."""
+    """Some numbers of the base model; none where its weights are packed or elsewhere (on `meta`)."""
     layers = [
         hooked.site for hooked in engine.hooked if isinstance(hooked.site, LayerSite) and hooked.site.role == "layer"
     ]
@@ -66,11 +67,13 @@ def _unmerged(engine: Engine) -> Iterator[tuple[int, Tensor | None]]:
 
 
 def _matrices(module: nn.Module, path: str, unmerged: Mapping[int, Tensor | None]) -> Iterator[tuple[str, Tensor]]:
-    for name, weight in module._parameters.items():
-        if type(weight) is not nn.Parameter or weight.dim() != 2 or not weight.is_floating_point() or weight.is_meta:
+    for name, parameter in module._parameters.items():
+        if parameter is None or (type(parameter) is not nn.Parameter and not is_spread(parameter)):
             continue
-        if (known := unmerged.get(id(module), weight)) is not None:
-            yield f"{path}.{name}", known
+        if parameter.dim() != 2 or not parameter.is_floating_point() or parameter.is_meta:
+            continue
+        if (known := unmerged.get(id(module), parameter)) is not None:
+            yield f"{path}.{name}", whole(known)
     for name, child in module.named_children():
         if name not in NOT_BASE:
             yield from _matrices(child, f"{path}.{name}", unmerged)

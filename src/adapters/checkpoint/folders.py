@@ -15,14 +15,16 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adapters.checkpoint.adapters import stored_adapter_config
-from adapters.checkpoint.atomic import reading, saving
+from adapters.checkpoint.atomic import reading
 from adapters.checkpoint.heads import has_flexible_heads, static_head
 from adapters.checkpoint.layout import ADAPTER, HEAD, OWNED, CheckpointKind, subfolder
 from adapters.checkpoint.names import Match, added_tensors, below_base, is_repeated, match, tensors_of
 from adapters.checkpoint.tensors import read_checkpoint, read_safetensors
+from adapters.checkpoint.together import saving_of
 from adapters.checkpoint.undo import Before
 from adapters.errors import CheckpointError, CheckpointNotFound
 from adapters.runtime.engine import Engine
+from adapters.sharding import whole
 
 FULL_MODEL = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Files by which a checkpoint of the stock Trainer is known."""
@@ -39,7 +41,7 @@ def save_folders(model: Any, folder: str | os.PathLike[str]) -> None:
     of it is trained.
     """
     engine: Engine = model._engine
-    with saving(folder, lambda path: path == OTHER_WEIGHTS) as path:
+    with saving_of(model, folder, lambda path: path == OTHER_WEIGHTS) as path:
         for name in engine.parts:
             model.save_adapter(str(subfolder(path, name)), name, with_head=False)
         for owned in engine.owned.values():
@@ -52,7 +54,7 @@ def save_folders(model: Any, folder: str | os.PathLike[str]) -> None:
             for name in _active(engine):
                 model.save_head(str(subfolder(path, name)))
         if other := other_weights(model) | running_statistics(model):
-            save_file({name: t.detach().cpu().contiguous() for name, t in other.items()}, path / OTHER_WEIGHTS)
+            save_file({name: whole(t).detach().cpu().contiguous() for name, t in other.items()}, path / OTHER_WEIGHTS)
 
 
 def load_folders(model: Any, folder: str | os.PathLike[str]) -> None:

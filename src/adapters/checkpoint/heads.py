@@ -24,6 +24,7 @@ from adapters.heads.static import convert_static_head, find_static_head
 from adapters.heads.structure import ENCODER_DECODER
 from adapters.runtime.empty import Empty
 from adapters.runtime.engine import Engine
+from adapters.sharding import class_of, present
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def write_head(
         labels = {label: int(index) for index, label in (model.config.id2label or {}).items()}
         data |= {"label2id": labels, "num_labels": model.config.num_labels}
     data[ENTRY] = sample(model._engine)
-    write_checkpoint(folder, HEAD, data, tensors, meta, use_safetensors)
+    write_checkpoint(folder, HEAD, data, present(model, tensors), meta, use_safetensors)
 
 
 def load_head(
@@ -155,8 +156,12 @@ def load_head(
     name: str | None = None
     if not has_flexible_heads(model):
         _check_class(model, saved, what)
-        result = match(static_head(model), found, lambda key: _belongs_to_base(model, key))
+        own = static_head(model)
+        result = match(own, found, lambda key: _belongs_to_base(model, key))
         result.check(what, strict, loading_info=loading_info)
+        for key, values in present(model, own).items():
+            if values is not own[key] and key in result.pairs and torch.equal(values, result.pairs[key][1].to(values)):
+                del result.pairs[key]  # offloaded, and so already
         before.keep(target for target, _ in result.pairs.values())
         result.copy()
         _set_labels(model, id2label or labels)
@@ -263,7 +268,7 @@ def _belongs_to_base(model: Any, key: str) -> bool:
 
 
 def _check_class(model: Any, saved: Mapping[str, Any], what: str) -> None:
-    own, source, flexible = type(model).__name__, str(saved.get("model_class")), saved.get("config") is not None
+    own, source, flexible = class_of(model).__name__, str(saved.get("model_class")), saved.get("config") is not None
     if flexible and has_flexible_heads(model):
         stem = source.removesuffix(OLD_SUFFIX)
         if stem == source or f"{stem}{SUFFIX}" == own:

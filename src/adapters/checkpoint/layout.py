@@ -31,6 +31,7 @@ from typing import Any, Literal
 from adapters._version import __version__
 from adapters.composition.blocks import BLOCK_TYPES
 from adapters.errors import AdapterNameError, CheckpointError, CheckpointNotFound
+from adapters.sharding import class_of
 
 PathLike = str | os.PathLike[str]
 """A path, as callers give it."""
@@ -93,7 +94,7 @@ def description(model: Any, name: str | None, config: Any) -> dict[str, Any]:
     return {
         "config": config,
         "hidden_size": getattr(model.config, "hidden_size", None),
-        "model_class": type(model).__name__,
+        "model_class": class_of(model).__name__,
         "model_name": getattr(model.config, "name_or_path", None),
         "model_type": model.config.model_type,
         "name": name,

@@ -21,6 +21,7 @@ from adapters.composition.registry import BLOCK_MODULES
 from adapters.errors import CheckpointError
 from adapters.runtime.engine import Engine
 from adapters.runtime.parts import Part
+from adapters.sharding import assign, shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class Match:
         """
         values = {n: converted(n, source, t.dtype, t.device) for n, (t, source) in self.pairs.items()}
         for name, (target, _) in self.pairs.items():
-            target.copy_(values[name])
+            assign(target, values[name])
 
 
 def converted(name: str, source: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -113,7 +114,7 @@ def converted(name: str, source: Tensor, dtype: torch.dtype, device: torch.devic
 
 
 def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))
+    return str(tuple(shape_of(tensor)))
 
 
 def match(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], ignore: Callable[[str], bool]) -> Match:
@@ -146,7 +147,7 @@ def match(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], ignore: C
 
 
 def _problem(target: Tensor, source: Tensor) -> str:
-    if target.shape != source.shape:
+    if shape_of(target) != source.shape:
         return f"is {_shape(source)} in the file and {_shape(target)} in the model"
     if target.is_floating_point() and not source.is_floating_point():
         return f"holds {source.dtype} in the file and {target.dtype} in the model"

@@ -18,6 +18,7 @@ from adapters.checkpoint.undo import Before
 from adapters.errors import CheckpointError
 from adapters.runtime.engine import Engine
 from adapters.runtime.owned import Owned
+from adapters.sharding import present
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ def write_owned(
     owned.require(name)
     config, names = owned.register.config_of(name), owned.register.adapters_of(name)
     prefix = own_prefix(engine)
-    tensors = {prefix + key: tensor for key, tensor in tensors_of(engine, owned[name], name).items()}
+    own = present(engine.root, tensors_of(engine, owned[name], name))
+    tensors = {prefix + key: tensor for key, tensor in own.items()}
     data = {**description(model, name, config.to_dict()), "adapter_names": names, ENTRY: sample(engine)}
     write_checkpoint(folder, OWNED[noun], data, tensors, meta, use_safetensors)
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from adapters.checkpoint.atomic import reading, saving
+from adapters.checkpoint.atomic import reading
 from adapters.checkpoint.heads import has_flexible_heads, static_head
 from adapters.checkpoint.layout import SETUP_FILE, VERSION, PathLike, read_json, subfolder, with_meta, write_json
+from adapters.checkpoint.together import saving_of
 from adapters.checkpoint.undo import Before
 from adapters.composition.blocks import AdapterCompositionBlock
 from adapters.errors import CheckpointError, CompositionError, HeadError
@@ -52,7 +53,7 @@ def save_setup(
         "head_setup": head_setup.to_dict() if isinstance(head_setup, AdapterCompositionBlock) else head_setup,
         "version": VERSION,
     }
-    with saving(folder) as path:
+    with saving_of(model, folder) as path:
         for name in sorted(block.flatten()):
             model.save_adapter(subfolder(path, name), name, with_head=False, **kwargs)
         for owned in engine.owned.values():

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from adapters.checkpoint.layout import CheckpointKind, Files, read_json, with_meta, write_json
 from adapters.errors import CheckpointError, CheckpointNotFound
+from adapters.sharding import whole
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def write_checkpoint(
 
 def _on_its_own(tensor: Tensor, memory: set[int]) -> Tensor:
     """`tensor` on the CPU; a copy if its memory holds more, or belongs to a tensor that comes before."""
-    plain = tensor.detach().to("cpu").contiguous()
+    plain = whole(tensor).detach().to("cpu").contiguous()
     storage = plain.untyped_storage()
     if storage.nbytes() != plain.numel() * plain.element_size() or storage.data_ptr() in memory:
         return plain.clone()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adapters.runtime import merging
 from adapters.runtime.engine import Engine
+from adapters.sharding import assign, whole
 
 
 class Before:
@@ -41,7 +42,7 @@ class Before:
 
     def keep(self, tensors: Iterable[Tensor]) -> None:
         """Remember the values of some tensors."""
-        self._tensors += [(tensor, tensor.detach().clone()) for tensor in tensors]
+        self._tensors += [(tensor, whole(tensor).detach().clone()) for tensor in tensors if not tensor.is_meta]
 
     def __exit__(self, kind: Any, *args: Any) -> None:
         if kind is None:
@@ -54,7 +55,7 @@ class Before:
             engine.delete(name)
         with torch.no_grad():
             for tensor, values in self._tensors:
-                tensor.copy_(values)
+                assign(tensor, values)
         if list(engine.merged) != list(self._merged):
             merging.unmerge(engine)
             for name, merged in self._merged.items():

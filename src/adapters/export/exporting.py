@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 
-from adapters.checkpoint.atomic import saving
 from adapters.checkpoint.full_model import is_replaced
 from adapters.checkpoint.layout import PathLike
+from adapters.checkpoint.together import saving_of
 from adapters.errors import ConfigError
 from adapters.export.low_rank import LowRank, low_rank
 from adapters.export.merged import write_merged
 from adapters.export.targets import MERGED, check, target_of
 from adapters.methods.lora import LoRAConfig
 from adapters.runtime.engine import Engine
+from adapters.sharding import gathered
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +49,14 @@ def export_adapter(model: Any, folder: PathLike, name: str, target: str, rank: i
     if target == MERGED:
         if rank is not None:
             raise ConfigError(f"rank={rank!r} has no meaning for a merged model, which holds all of an adapter.")
-        with saving(folder, lambda path: is_replaced(path, None, False)) as path:
+        with saving_of(model, folder, lambda path: is_replaced(path, None, False)) as path:
             write_merged(engine, name, path)
         return {}
     goal = target_of(target)
-    found = low_rank(engine, name, rank)
+    with gathered(part.module for part in engine.parts[name]):
+        found = low_rank(engine, name, rank)
     check(engine, name, found, goal)
-    with saving(folder) as path:
+    with saving_of(model, folder) as path:
         goal.write(engine, found, path)
     if not found.exact:
         worst = max(found.errors, key=found.errors.__getitem__)

@@ -23,6 +23,7 @@ from adapters.hub import session
 from adapters.hub.card import CardInfo, render
 from adapters.hub.names import is_repo_id
 from adapters.methods.presets import ADAPTER_CONFIG_MAP
+from adapters.sharding import class_of
 
 CARD = "README.md"
 PARTS = {name for layout in (ADAPTER, HEAD) for name in (layout.config, *layout.weights)}
@@ -142,7 +143,7 @@ def _about(model: Any, push: Push) -> dict[str, Any]:
         "repo_id": push.repo_id,
         "model_name": name if is_repo_id(name) and not os.path.exists(name) else None,
         "model_type": model.config.model_type,
-        "model_class": type(model).__name__,
+        "model_class": class_of(model).__name__,
         "versions": {
             "adapters": __version__,
             "transformers": transformers.__version__,

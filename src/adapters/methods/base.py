@@ -21,6 +21,7 @@ from adapters.methods.config import AdapterConfig
 from adapters.methods.parts import PATCHES, call, matched, watched
 from adapters.methods.stacking import RowGroups
 from adapters.methods.state import HiddenState, LinearState, State
+from adapters.sharding import is_spread
 from adapters.sites.resolve import AffineSite, LinearSite, Site, TableSite
 
 S = TypeVar("S", bound=State)
@@ -362,6 +363,7 @@ class LinearAdapter(AffineAdapter):
         return (
             type(self.site.module) in PLAIN
             and y.is_contiguous()
+            and not is_spread(self.site.module._parameters.get("weight"))  # then y may be a view
             and not torch.compiler.is_compiling()
             and (CALL.now.unwatched or not torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
         )

@@ -20,6 +20,8 @@ from torch import Tensor, is_grad_enabled, nn
 from torch.compiler import is_compiling
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from adapters.call import CALL
+
 
 def is_traced() -> bool:
     """Whether operations are written down, by `torch.compile`, `torch.export` or `torch.jit.trace`."""
@@ -53,6 +55,8 @@ class Derived:
         tensors = self.sources.tensors()
         if is_grad_enabled() and any(t.requires_grad for t in tensors):
             self._state = self._seal = None
+            return self.compute()
+        if CALL.now.moving:
             return self.compute()
         try:
             state = State.of(self.sources, self._state)
@@ -228,7 +232,7 @@ class Watch:
             names: The adapters that the call uses, where these are not all: of the others nothing is asked, so what is
                 derived from all of them may not be what it should be in the parts that come from the others.
         """
-        if is_grad_enabled() or not self.members or is_traced():
+        if is_grad_enabled() or not self.members or is_traced() or CALL.now.moving:
             self.seal, self._states = object(), {}
             return
         if self._count != len(self.members):

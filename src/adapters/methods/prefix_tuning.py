@@ -29,6 +29,7 @@ from adapters.methods.config import (
 from adapters.methods.derived import Derived
 from adapters.methods.parts import Watching, call
 from adapters.methods.state import AttentionState, per_head
+from adapters.sharding import own_heads
 from adapters.sites.resolve import AttentionSite
 
 
@@ -266,7 +267,6 @@ class PrefixTuning(AdapterModule[AttentionState]):
     def run(self, state: AttentionState) -> AttentionState:
         keys, values = self()
         keys, values = keys.to(state.key.dtype), values.to(state.value.dtype)
-        keys, values = (per_head(tensor, state.key.shape[1]) for tensor in (keys, values))
         if self.config.use_gating:
             assert state.hidden is not None
             weights = self.tensor("weight"), self.tensor("bias")
@@ -274,4 +274,5 @@ class PrefixTuning(AdapterModule[AttentionState]):
             self.record_gate(scores)
             of_keys, of_values = (scores, scores) if scores.shape[-1] == 1 else scores.split(1, -1)
             keys, values = keys * of_keys[..., None], values * of_values[..., None]
+        keys, values = (per_head(own_heads(tensor, self.site.module), state.key.shape[1]) for tensor in (keys, values))
         return state.prepend(keys, values)

@@ -19,6 +19,7 @@ from transformers.modeling_utils import AttentionInterface
 from adapters.call import CALL
 from adapters.errors import UnsupportedError
 from adapters.methods.state import AttentionState, per_head
+from adapters.sharding import own_heads
 from adapters.sites.resolve import AttentionSite
 
 Output = tuple[Tensor, Tensor | None]
@@ -194,7 +195,8 @@ def attend_prefix(
     mask: Any,
 ) -> Output:
     """The call with one prefix, the common case."""
-    return call.prefixed(key_values(), query, key, value, mask)
+    before, after = (own_heads(tensor, call.module) for tensor in key_values())
+    return call.prefixed((before, after), query, key, value, mask)
 
 
 def attend(

@@ -31,6 +31,7 @@ from adapters.runtime.owned import Owned
 from adapters.runtime.parts import Part, Parts
 from adapters.runtime.programs import Program, Programs
 from adapters.runtime.replication import Replication
+from adapters.sharding import may_move
 from adapters.sites.lookup import spec_for
 from adapters.sites.resolve import Site, resolve
 
@@ -92,6 +93,7 @@ class Engine:
         self.shared: dict[str, list[str]] = {}
         self.merged: dict[str, Any] = {}
         self.trained: frozenset[str] | None = None
+        self._moves = False
         self.entry = Entry(self)
         self.replication = Replication(self)
         self.programs.default = self.programs.of(None)
@@ -297,6 +299,11 @@ class Engine:
         self.programs.changed(names)
         if not self.parts:
             self.entry.detach()
+
+    def moves(self) -> bool:
+        """Whether parameters of the model get other memory in the course of a call: nothing derived is kept then."""
+        self._moves = self._moves or may_move(self.root)
+        return self._moves
 
     def is_edited(self, program: Program) -> bool:
         """Whether somebody has edited the module tree by hand where it concerns a program."""

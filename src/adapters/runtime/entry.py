@@ -145,6 +145,7 @@ class Entry:
             call.next_mixture = None
         call.root, call.program, call.outer = module, program, CALL.now
         call.unwatched = not (program.watching or torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+        call.moving = self.engine.moves()
         CALL.now = call
         WATCHING.watch = program.watch
         program.watch.look(None if call.mixture is None else call.mixture.names)

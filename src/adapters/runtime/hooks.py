@@ -25,6 +25,7 @@ from adapters.errors import CompositionError, UnsupportedError
 from adapters.methods.base import AdapterModule
 from adapters.methods.state import HiddenState, LinearState, ResidualState
 from adapters.runtime import attention, experts, prompts, softmax
+from adapters.sharding import is_evenly_split, is_planned, is_split, own_features, whole_features
 from adapters.sites.linear import is_linear
 from adapters.sites.resolve import (
     AttentionSite,
@@ -190,7 +191,13 @@ class HookedLinear(HookedSite[LinearSite]):
         return self.site.module.register_forward_hook(self.on_output, prepend=True)
 
     def plan(self, setup: Child, modules: Modules, layers: ByTap) -> Plan | None:
-        """As for every site; adapters of the input and of the output are arranged apart."""
+        """As for every site; adapters of the input and of the output are arranged apart.
+
+        Raises:
+            UnsupportedError: the tp_plan of the model splits this module in a way that adapters cannot follow.
+        """
+        if is_planned(self.site.module) and not self.is_followed():
+            raise refused_split(self.site)
         plans = []
         for tap in ("input", "output"):
             there = {name: module for name, module in modules.items() if module.tap == tap}
@@ -218,18 +225,39 @@ class HookedLinear(HookedSite[LinearSite]):
         plan = self.now()
         if plan is None or "input" not in plan.taps:
             return None
-        run, x = plan.run if plan.before is None else plan.before, self.rows_first(args[0])
+        whole = self.read(args[0])
+        run, x = plan.run if plan.before is None else plan.before, self.rows_first(whole)
         new = run(x) if x.dim() == 3 else run(_as_rows(x)).reshape(x.shape)
-        return (self.as_before(new, args[0]), *args[1:])
+        return (own_features(self.as_before(new, whole), args[0].shape[-1], self.weight), *args[1:])
 
     def on_output(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         plan = self.now()
         if plan is None or "output" not in plan.taps:
             return None
-        x, y = self.rows_first(args[0]), self.rows_first(output)
+        read, written = self.read(args[0]), self.written(output)
+        x, y = self.rows_first(read), self.rows_first(written)
         if y.dim() == 3:
-            return self.as_before(plan.run(x, y), output)
-        return plan.run(_as_rows(args[0]), _as_rows(output)).reshape(output.shape)  # type: ignore[no-any-return]
+            new = self.as_before(plan.run(x, y), written)
+        else:
+            new = plan.run(_as_rows(read), _as_rows(written)).reshape(written.shape)
+        return own_features(new, output.shape[-1], self.weight)
+
+    def is_followed(self) -> bool:
+        """Whether what is split can be put together here, and taken apart."""
+        return is_evenly_split(self.site.module)
+
+    @property
+    def weight(self) -> Any:
+        """The parameter by which a process finds its part, where the module is spread over several."""
+        return self.site.module._parameters.get("weight")
+
+    def read(self, x: Tensor) -> Tensor:
+        """What the module is given, [..., I]; of a module that is spread over processes all of it."""
+        return whole_features(x, self.site.in_features, self.weight)
+
+    def written(self, y: Tensor) -> Tensor:
+        """What the module returns, [..., O]; of a module that is spread over processes all of it."""
+        return whole_features(y, self.site.out_features, self.weight)
 
 
 def _as_rows(x: Tensor) -> Tensor:
@@ -241,6 +269,15 @@ class HookedNorm(HookedLinear):
     """Replaces the output of a normalisation layer."""
 
     site_type = NormSite  # type: ignore[assignment]
+
+    def is_followed(self) -> bool:
+        return False
+
+    def read(self, x: Tensor) -> Tensor:
+        return x
+
+    def written(self, y: Tensor) -> Tensor:
+        return y
 
 
 class HookedTable(HookedLinear):
@@ -277,6 +314,15 @@ class HookedTable(HookedLinear):
             return plan
         return Plan((*plan.taps, *taps), plan.step, plan.run, partial(self._run, tied))
 
+    def is_followed(self) -> bool:
+        return False
+
+    def read(self, x: Tensor) -> Tensor:
+        return x
+
+    def written(self, y: Tensor) -> Tensor:
+        return y
+
     def _before(self) -> set[str]:
         """The adapters at tables before this one that have the same weights: they serve what is tied to both."""
         before = self.programs.engine.hooked[: self.number]
@@ -311,8 +357,23 @@ class HookedExperts(HookedSite[ExpertsSite]):
     def register(self, tap: str) -> Any:
         return experts.Serving(self)
 
+    def plan(self, setup: Child, modules: Modules, layers: ByTap) -> Plan | None:
+        """As for every site. UnsupportedError where the experts are spread over processes."""
+        if is_split(self.site.module):
+            raise refused_split(self.site)
+        return super().plan(setup, modules, layers)
+
     def planned(self, step: Step) -> Plan:
         return Plan(("weights", EXTENT) if experts.divides(step) else ("weights",), step, None)
+
+
+def refused_split(site: Site) -> UnsupportedError:
+    """The error for a place that a tp_plan splits in a way that adapters cannot follow."""
+    return UnsupportedError(
+        f"The tp_plan of this model splits {site.path} over processes in a way that adapters cannot follow: only "
+        "linear maps with whole rows or columns (colwise, rowwise) can be put together again. Leave this place out of "
+        "the adapter's places, or load the model without tp_plan."
+    )
 
 
 def _alone(step: Step) -> Any:
@@ -429,6 +490,21 @@ class HookedAttention(HookedSite[AttentionSite]):
         if attention.asks_interface(self.site.module):
             return attention.intercept(self.site.module, self)
         return softmax.Watching(self)
+
+    def plan(self, setup: Child, modules: Modules, layers: ByTap) -> Plan | None:
+        """As for every site. UnsupportedError where the heads are spread over processes and cannot be told apart."""
+        if is_split(self.site.module):
+            if layers:
+                reason = f"what {setup!r} owns would see the heads of one process alone"
+            elif not attention.asks_interface(self.site.module):
+                reason = "this model computes attention by itself"
+            else:
+                return super().plan(setup, modules, layers)
+            raise UnsupportedError(
+                f"Prefixes do not get into the attention at {self.site.path}, whose heads are spread over processes "
+                f"(tp_plan): {reason}. Use other adapters, or load the model without tp_plan."
+            )
+        return super().plan(setup, modules, layers)
 
     def planned(self, step: Step) -> Plan:
         taps = ("attention", "hidden") if "hidden" in step.needs else ("attention",)

@@ -20,7 +20,8 @@ from adapters.methods import METHODS
 from adapters.methods.base import AffineAdapter
 from adapters.runtime.engine import Engine
 from adapters.runtime.hooks import HookedSite
-from adapters.sites.resolve import TableSite
+from adapters.sharding import assign, gathered, is_spread
+from adapters.sites.resolve import ExpertsSite, TableSite
 
 logger = logging.getLogger(__name__)
 
@@ -163,14 +164,26 @@ class _Change:
 def _change(name: str, hooked: Any, module: AffineAdapter, weight: float) -> _Change:
     """What `weight` of the adapter makes of one module. Raises MergeError where it cannot be written there."""
     site = hooked.site
+    if isinstance(site, ExpertsSite) and is_spread(site.stored):
+        raise MergeError(
+            f"{site.address} is spread over processes, and adapters of experts cannot be merged there. Save the "
+            "adapter, and merge it in one process."
+        )
+    if any(parameter.is_meta for parameter in site.module.parameters(recurse=False)):
+        raise MergeError(
+            f"The weights of {site.path} are elsewhere (offloaded, or on 'meta'), where they cannot be changed. Merge "
+            "before the model is dispatched."
+        )
     if site.call is not None:
         raise MergeError(f"{site.path} is called {site.call[1]} times in a layer, and {name!r} acts in one call only.")
     check_readers(name, hooked, module)
-    bias = module.merged_bias(site.bias)
+    with gathered(module.sources()):
+        bias = module.merged_bias(site.bias)
     if bias is not None:
         return _Change(hooked, None, _between(site.bias, bias, weight))
     before = site.weight
-    merged, bias = module.merged(before, site.bias)
+    with gathered(module.sources()):
+        merged, bias = module.merged(before, site.bias)
     merged, bias = _between(before, merged, weight), None if bias is None else _between(site.bias, bias, weight)
     return _Change(hooked, site.as_stored(merged), bias, (before, merged) if site.packed else None)
 
@@ -244,4 +257,4 @@ def _write(hooked: HookedSite[Any], weight: Any, bias: Tensor | None) -> None:
     if weight is not None:
         hooked.site.assign(weight, bias)
     elif bias is not None:
-        hooked.site.bias.copy_(bias)
+        assign(hooked.site.module.bias, bias)

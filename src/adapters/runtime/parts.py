@@ -9,6 +9,7 @@ from torch import nn
 
 from adapters.runtime import tree
 from adapters.runtime.hooks import HookedSite, Pin
+from adapters.sharding import follow
 
 
 class Part:
@@ -88,6 +89,7 @@ class Parts(Mapping[str, list[Part]]):
 
     def put_in(self, name: str, parts: list[Part], train: bool) -> None:
         """Hang the modules of `name` into the tree; frozen unless they are to train."""
+        follow(self.base, (part.last_seen for part in parts))
         self._of[name] = parts
         for part in parts:
             tree.container(self.base, part.path, self.edits)._modules[name] = part.last_seen

@@ -46,11 +46,17 @@ class AdapterDict(nn.ModuleDict):
         return super().__getattr__(name)
 
 
+def _inside(module: nn.Module) -> nn.Module:
+    """The module itself, out of what torch wraps around layers to checkpoint them: their paths stay what they were."""
+    inner = module._modules.get("_checkpoint_wrapped_module")
+    return module if inner is None else inner
+
+
 def find(base: nn.Module, path: str) -> nn.Module | None:
     """The module at `path` below `base`, None if there is none."""
     module = base
     for name in path.split("."):
-        if (child := module._modules.get(name)) is None:
+        if (child := _inside(module)._modules.get(name)) is None:
             return None
         module = child
     return module
@@ -61,9 +67,11 @@ def container(base: nn.Module, path: str, edits: Edits) -> nn.Module:
     module = base
     *holders, last = path.split(".")
     for name in holders:
+        module = _inside(module)
         if name not in module._modules:
             module.add_module(name, nn.Module().train(module.training))
         module = module._modules[name]  # type: ignore[assignment]
+    module = _inside(module)
     if last not in module._modules:
         module.add_module(last, AdapterDict(edits).train(module.training))
     return module._modules[last]  # type: ignore[return-value]
@@ -72,11 +80,11 @@ def container(base: nn.Module, path: str, edits: Edits) -> nn.Module:
 def discard(base: nn.Module, path: str, name: str) -> None:
     """Remove `name` from the dictionary at `path`, and every holder that this leaves empty."""
     names = path.split(".")
-    chain: list[nn.Module] = [base]
+    chain: list[nn.Module] = [_inside(base)]
     for part in names:
         if (child := chain[-1]._modules.get(part)) is None:
             return
-        chain.append(child)
+        chain.append(_inside(child))
     chain[-1]._modules.pop(name, None)
     for owner, child, part in reversed(list(zip(chain, chain[1:], names))):
         if child._modules or not (isinstance(child, nn.ModuleDict) or type(child) is nn.Module):

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from adapters.errors import MergeError
-from adapters.sites.quantised import packing_of
+from adapters.sharding import assign as write
+from adapters.sharding import brought, whole
+from adapters.sites.quantised import PLAIN, packing_of
 
 TRANSPOSED = (Conv1D, nn.Embedding)
 """Classes that store [I, O]."""
@@ -51,6 +53,10 @@ def weight_of(module: nn.Module) -> Tensor:
         with torch.no_grad():
             return packing.dense(module)
     weight = module.weight
+    if isinstance(weight, Tensor) and (type(weight) not in PLAIN or weight.dim() != 2):
+        weight = whole(weight)
+    if isinstance(weight, Tensor) and weight.is_meta:
+        weight = brought(module, weight)
     if not isinstance(weight, Tensor) or not weight.dtype.is_floating_point or weight.dim() != 2:
         raise MergeError(
             f"{type(module).__name__} stores its weight in a packed form, which has no [O, I] matrix to read. "
@@ -101,9 +107,9 @@ def assign(module: nn.Module, weight: Any, bias: Tensor | None) -> None:
     """Overwrite weight, as it is stored, and bias ([O]) of a linear map or norm; plain ones in place."""
     packing = packing_of(module)
     if packing is None:
-        module.weight.copy_(weight)  # type: ignore[operator]
+        write(module.weight, weight)  # type: ignore[arg-type]
     else:
         for name, value in zip(packing.replaces, weight):
             setattr(module, name, value)
     if bias is not None and module.bias is not None:
-        module.bias.copy_(bias)  # type: ignore[operator]
+        write(module.bias, bias)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import MergeError, UnsupportedError, choices
+from adapters.sharding import is_spread, shape_of, whole
 from adapters.sites.linear import as_stored, assign, features, is_linear, is_packed, is_table, stored_weight, weight_of
 from adapters.sites.roles import ROLES, Kind
 from adapters.sites.spec import (
@@ -86,7 +87,8 @@ class AffineSite(Site):
     @property
     def bias(self) -> Tensor | None:
         """The bias [O], None where the module adds none."""
-        return getattr(self.module, "bias", None)
+        bias: Tensor | None = getattr(self.module, "bias", None)
+        return whole(bias) if is_spread(bias) else bias  # type: ignore[arg-type]
 
     def as_stored(self, weight: Tensor) -> Any:
         """A weight, in the form of `weight`, as the module stores its own. MergeError where others cannot be packed."""
@@ -338,10 +340,10 @@ class AttentionSite(Site):
         """Width of one key. Raises UnsupportedError if neither the spec nor the module tells."""
         if self.heads is not None:
             return self.heads[1]
-        for names, whole in ((HEAD_SIZES, False), (KEY_HEADS, True)):
+        for names, counted in ((HEAD_SIZES, False), (KEY_HEADS, True)):
             for name in names:
                 if number := _number(self.module, name):
-                    size = self.key_width // number if whole else number
+                    size = self.key_width // number if counted else number
                     if size and self.key_width % size == 0:
                         return size
         raise UnsupportedError(
@@ -356,11 +358,11 @@ class NormSite(AffineSite):
 
     @property
     def out_features(self) -> int:
-        return int(self.weight.shape[0])
+        return int(shape_of(self.module.get_parameter("weight"))[0])
 
     @property
     def weight(self) -> Tensor:
-        return self.module.get_parameter("weight")
+        return whole(self.module.get_parameter("weight"))
 
 
 @dataclass(eq=False)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer import SCHEDULER_NAME
 
-from adapters.checkpoint.folders import load_folders, other_weights
+from adapters.checkpoint.folders import load_folders, other_weights, save_folders
 from adapters.checkpoint.trainers import holds_full_model
 from adapters.composition.owned import BlockModule
 from adapters.errors import CompositionError, UnsupportedError
@@ -34,7 +36,7 @@ class AdapterTrainer(Trainer):
         tokenizer: Earlier name of `processing_class`.
         kwargs: As in `transformers.Trainer`.
     Raises:
-        UnsupportedError: the model has no adapters, or is sharded over devices.
+        UnsupportedError: the model has no adapters, or is sharded by FSDP1 or DeepSpeed ZeRO-3.
         CompositionError: no set-up is active. At the start of training: the base model is not frozen.
     """
 
@@ -45,10 +47,12 @@ class AdapterTrainer(Trainer):
         if (model := args[0] if args else kwargs.get("model")) is not None:
             self._activate(model)
         super().__init__(*args, **kwargs)
-        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+        first_fsdp = self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1
+        if first_fsdp or is_deepspeed_zero3_enabled():
             raise UnsupportedError(
-                "AdapterTrainer cannot save adapters of a model that is sharded (FSDP, DeepSpeed ZeRO-3). Use "
-                "transformers.Trainer, whose checkpoints hold the whole model."
+                f"AdapterTrainer cannot save adapters of a model that {'FSDP1' if first_fsdp else 'DeepSpeed ZeRO-3'} "
+                "shards. Use FSDP2 (fsdp_config={'version': 2}), or transformers.Trainer, whose checkpoints hold the "
+                "whole model."
             )
         if self.args.label_names is None:
             self.label_names = label_names(self.adapted_model) or self.label_names
@@ -139,6 +143,33 @@ class AdapterTrainer(Trainer):
         return [name for name in super().get_decay_parameter_names(model) if name not in kept]
 
     # ----------------------------------------------------------------------------------------------- folders
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in transformers; of a model that FSDP2 has sharded what trains alone: all processes have to come here."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = str(output_dir or self.args.output_dir)
+        save_folders(self.adapted_model, folder)
+        if self.args.should_save:
+            tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+            torch.save(self.args, os.path.join(folder, "training_args.bin"))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        from accelerate.utils import save_fsdp_optimizer  # a Trainer needs it; without one it may be missing
+
+        # transformers would save the whole model beside it
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save and self.lr_scheduler is not None:
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if holds_full_model(resume_from_checkpoint):

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapters.checkpoint import bundles
-from adapters.checkpoint.atomic import saving
 from adapters.checkpoint.layout import ADAPTER, Files, PathLike, subfolder
+from adapters.checkpoint.together import saving_of
 from adapters.export.exporting import export_adapter
 from adapters.hub.locate import locate
 from adapters.merging.averaging import average_adapter
@@ -147,7 +147,7 @@ class AdapterFileVerbs(ActivationVerbs):
             meta_dict, custom_weights_loaders, use_safetensors, with_head: As for `save_adapter`.
         """
         config = self._engine.config
-        with saving(save_directory) as folder:
+        with saving_of(self, save_directory) as folder:
             for name in config:
                 meta = {**(meta_dict or {}), "config_id": get_adapter_config_hash(config.get(name) or {})}
                 options = (meta, custom_weights_loaders, use_safetensors, with_head)

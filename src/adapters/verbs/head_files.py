@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapters.checkpoint import heads
-from adapters.checkpoint.atomic import saving
 from adapters.checkpoint.layout import HEAD, Files, PathLike, subfolder
+from adapters.checkpoint.together import saving_of
 from adapters.checkpoint.undo import Before
 from adapters.hub.locate import locate
 from adapters.verbs.base import Verbs
@@ -26,7 +26,7 @@ class HeadFileVerbs(Verbs):
         Raises:
             HeadError: there is no such head.
         """
-        with saving(save_directory) as folder:
+        with saving_of(self, save_directory) as folder:
             heads.write_head(self, folder, head_name, None, use_safetensors)
 
     def load_head(
@@ -69,6 +69,6 @@ class HeadFileVerbs(Verbs):
             save_directory: Folder of the sub-folders; it is made.
             use_safetensors: Write safetensors (True), pickle files (False), or "both".
         """
-        with saving(save_directory) as folder:
+        with saving_of(self, save_directory) as folder:
             for name in getattr(self, "heads", ()):
                 self.save_head(subfolder(folder, name), name, use_safetensors)

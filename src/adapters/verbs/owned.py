@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapters.checkpoint import bundles
-from adapters.checkpoint.atomic import saving
 from adapters.checkpoint.layout import OWNED, PathLike, subfolder
+from adapters.checkpoint.together import saving_of
 from adapters.checkpoint.undo import Before
 from adapters.composition.blocks import last_name
 from adapters.composition.owned import BlockModule
@@ -70,7 +70,7 @@ class OwnedVerbs(TrainingVerbs):
         return bundles.load_owned(self, noun, folder, options, with_head)
 
     def _save_all_owned(self, noun: str, save_directory: PathLike, *options: Any) -> None:
-        with saving(save_directory) as folder:
+        with saving_of(self, save_directory) as folder:
             for name in self._engine.owned[noun]:
                 bundles.save_owned(self, noun, subfolder(folder, name), name, *options)
 

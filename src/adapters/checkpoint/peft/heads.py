@@ -13,6 +13,7 @@ from adapters.checkpoint.names import match
 from adapters.checkpoint.undo import Before
 from adapters.errors import CheckpointError, UnsupportedError
 from adapters.heads.static import HEAD_MODULES, convert_static_head, find_static_head
+from adapters.sharding import class_of
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def load(
     if not has_flexible_heads(model):
         _fill(model, tensors, before, what)
         return
-    stem = type(model).__name__.removesuffix(SUFFIX)
+    stem = class_of(model).__name__.removesuffix(SUFFIX)
     source = f"{stem}{CLASSES.get(str(saved.get('task_type')), '')}"
     try:
         static = find_static_head(source, model.config)
@@ -98,7 +99,7 @@ def _fill(model: Any, tensors: Mapping[str, Tensor], before: Before, what: str) 
 
 def task_of(model: Any) -> str | None:
     """PEFT's name for the task of a model's class."""
-    name = type(model).__name__
+    name = class_of(model).__name__
     if name.endswith("LMHeadModel"):
         return "CAUSAL_LM"
     return next((task for task, end in CLASSES.items() if name.endswith(end)), None)
@@ -122,7 +123,7 @@ def written(model: Any, name: str) -> tuple[list[str], dict[str, Tensor]]:
 def _flexible(model: Any, name: str) -> tuple[list[str], dict[str, Tensor]]:
     """A flexible head as that of the class of transformers that computes the same."""
     head = model._get_head(name)
-    stem = type(model).__name__.removesuffix(SUFFIX)
+    stem = class_of(model).__name__.removesuffix(SUFFIX)
     for task in LABELLED:
         config = dict(head.config)
         try:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from adapters.errors import UnsupportedError
+from adapters.sharding import class_of
 from adapters.sites.discovery.graph import Call, Graph, Node, Value
 from adapters.sites.linear import is_linear
 
@@ -187,7 +188,7 @@ def _plain(name: str, func: Any, kwargs: dict[str, Any]) -> str:
 
 def plain_class(model: nn.Module) -> type[Any]:
     """The class of a model without the verbs that it may have been given."""
-    kind = type(model)
+    kind = class_of(model)
     return getattr(kind, "_adapted_class", kind)
 
 
