@@ -555,7 +555,7 @@ def roles_of(method: Method) -> dict[str, list[Json]]:
             variable.change(config, choice)
         if (found := read(class_, config)) is not None:
             rows[row] = found
-    kinds = [kind for kind, site_type in SITES.items() if issubclass(site_type, method.site_type)]
+    kinds: list[str] = [kind for kind, site_type in SITES.items() if issubclass(site_type, method.site_type)]
     kinds += ["branch"] * (method.site_type is LayerSite) + ["embedding"] * (method.site_type is TableSite)
     found_roles = {}
     for role in (role for role in ROLES.values() if role.kind in kinds):

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,11 @@ def _tensors(part: Any) -> Iterator[Tensor]:
 def _changed(engine: Engine, name: str) -> dict[int, Values]:
     """The id of every parameter that an adapter changes, and what makes its new values."""
     by_site: dict[AffineSite, list[AffineAdapter]] = {}
-    for part in (part for part in engine.parts[name] if part.hooked is not None):
+    for part in engine.parts[name]:
         module: Any = part.module
-        site = part.hooked.site
+        if (hooked := part.hooked) is None:
+            continue
+        site = hooked.site
         if not isinstance(module, AffineAdapter):
             raise UnsupportedError(
                 f"Adapter {name!r} cannot be written into weights: {type(module).__name__} at {site.path} is no change "
@@ -93,7 +96,7 @@ def _changed(engine: Engine, name: str) -> dict[int, Values]:
                 f"{site.path} is quantised, and a merged model would have to be quantised anew. Open the base model in "
                 "16 or 32 bit, load the adapter there and export it."
             )
-        check_readers(name, part.hooked, module)
+        check_readers(name, hooked, module)
         by_site.setdefault(site, []).append(module)
     found: dict[int, Values] = {}
     for site, modules in by_site.items():
@@ -102,10 +105,20 @@ def _changed(engine: Engine, name: str) -> dict[int, Values]:
         weight: Any = site.stored if experts else site.module.weight  # type: ignore[attr-defined]
         bias = site.stored_bias if isinstance(site, ExpertsSite) else site.bias
         _merged(site, modules)  # what depends on the input is refused before anything is written
-        found[id(weight)] = lambda site=site, modules=modules: _merged(site, modules)[0]  # type: ignore[misc]
+        found[id(weight)] = partial(_merged_weight, site, modules)
         if bias is not None:
-            found[id(bias)] = lambda site=site, modules=modules: _merged(site, modules)[1]  # type: ignore[misc]
+            found[id(bias)] = partial(_merged_bias, site, modules)
     return found
+
+
+def _merged_weight(site: AffineSite, modules: list[AffineAdapter]) -> Tensor:
+    return _merged(site, modules)[0]
+
+
+def _merged_bias(site: AffineSite, modules: list[AffineAdapter]) -> Tensor:
+    bias = _merged(site, modules)[1]
+    assert bias is not None
+    return bias
 
 
 def _merged(site: AffineSite, modules: list[AffineAdapter]) -> tuple[Tensor, Tensor | None]:

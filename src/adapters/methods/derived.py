@@ -25,7 +25,7 @@ from adapters.call import CALL
 
 def is_traced() -> bool:
     """Whether operations are written down, by `torch.compile`, `torch.export` or `torch.jit.trace`."""
-    return is_compiling() or torch._C._is_tracing()  # type: ignore[no-any-return, no-untyped-call]
+    return is_compiling() or torch._C._is_tracing()
 
 
 class Derived:

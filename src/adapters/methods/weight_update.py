@@ -188,7 +188,8 @@ class WeightUpdate(LinearAdapter):
         factors = self.factors()
         if isinstance(self.site, TableSite):
             first, *rest = factors
-            return reduce(F.linear, rest, F.embedding(x[..., 0], first.t())) * self.scaling * self.site.factor
+            scaled: Tensor = reduce(F.linear, rest, F.embedding(x[..., 0], first.t())) * self.scaling * self.site.factor
+            return scaled
         x = matched(x if self.dropout is None else self.dropout(x), factors[0])
         if self.gate is None:
             updates = [(columns, _apply(x, own) * self.scaling) for columns, own in self.parts(factors)]

@@ -203,9 +203,9 @@ class Engine:
                     hooked.unhook(tap)
                 hooked.outputs = outputs
                 self.changed(hooked.names)
-            for hooked in (hooked for hooked in self.hooked if isinstance(hooked, HookedTable)):
-                if hooked.names:  # what is tied to them
-                    self.changed(hooked.names)
+            for table in (hooked for hooked in self.hooked if isinstance(hooked, HookedTable)):
+                if table.names:  # what is tied to them
+                    self.changed(table.names)
 
     def is_merged(self, name: str, part: Part) -> bool:
         """Whether a module of an adapter acts through the base weights, and must not act beside them."""

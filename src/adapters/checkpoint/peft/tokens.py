@@ -80,8 +80,8 @@ def read(known: Modules, start: str, options: Options, rows: Mapping[str, Tensor
                 f"{options.what} trains the token {max(tokens)}, but {path} has {site.in_features} rows here. Call "
                 f"model.resize_token_embeddings({max(tokens) + 1}) or with more, as it was done for the training."
             )
-        sites = {other: {} for other in _same(known.engine, site)}
-        members.append(Member(TrainableTokensConfig(token_indices=tokens), sites, {"rows": own}))  # type: ignore[arg-type]
+        sites: dict[Any, dict[str, Any]] = {other: {} for other in _same(known.engine, site)}
+        members.append(Member(TrainableTokensConfig(token_indices=tokens), sites, {"rows": own}))
     return members
 
 
