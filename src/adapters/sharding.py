@@ -43,7 +43,8 @@ def class_of(model: nn.Module) -> type[Any]:
 
 def is_spread(tensor: Tensor | None) -> bool:
     """Whether this process may hold only a part of `tensor`, which can be brought together with the others."""
-    return isinstance(tensor, _dtensor())
+    # compiled code has to follow the first half
+    return type(tensor) not in (Tensor, nn.Parameter) and isinstance(tensor, _dtensor())
 
 
 def shape_of(tensor: Tensor) -> torch.Size:
@@ -58,9 +59,9 @@ def whole(tensor: Tensor) -> Tensor:
     Raises:
         ShardingError: it is spread in a way that nobody here knows, or the processes are not connected any more.
     """
-    if isinstance(tensor, _dtensor()):
+    if is_spread(tensor):
         _check_connected()
-        full: Tensor = tensor.detach().full_tensor()
+        full: Tensor = tensor.detach().full_tensor()  # type: ignore[attr-defined]
         return full
     _check_known(tensor)
     return tensor

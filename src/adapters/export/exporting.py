@@ -10,13 +10,13 @@ import torch
 from adapters.checkpoint.full_model import is_replaced
 from adapters.checkpoint.layout import PathLike
 from adapters.checkpoint.together import saving_of
-from adapters.errors import ConfigError
+from adapters.errors import ConfigError, ShardingError
 from adapters.export.low_rank import LowRank, low_rank
 from adapters.export.merged import write_merged
 from adapters.export.targets import MERGED, check, target_of
 from adapters.methods.lora import LoRAConfig
 from adapters.runtime.engine import Engine
-from adapters.sharding import gathered
+from adapters.sharding import gathered, sharing
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,11 @@ def export_adapter(model: Any, folder: PathLike, name: str, target: str, rank: i
     if target == MERGED:
         if rank is not None:
             raise ConfigError(f"rank={rank!r} has no meaning for a merged model, which holds all of an adapter.")
+        if sharing(model) is not None:
+            raise ShardingError(
+                "A model whose parameters are spread over processes is not exported as a whole. Save the adapter, and "
+                "export it in one process."
+            )
         with saving_of(model, folder, lambda path: is_replaced(path, None, False)) as path:
             write_merged(engine, name, path)
         return {}
