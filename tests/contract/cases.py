@@ -132,6 +132,8 @@ def refusal(method: str, name: str) -> str | None:
         return "only its queries, keys and values have a bias"
     if method.endswith("_inv") and tiny.kind == "image":
         return "images have no token embeddings to invert"
+    if method == "trainable_tokens" and tiny.kind == "image":
+        return "images have no table of token embeddings"
     return None
 
 

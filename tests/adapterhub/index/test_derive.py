@@ -10,6 +10,7 @@ import adapters
 from adapterhub.facts import configs
 from adapterhub.facts.taxonomy import Taxonomy, canonical_metric, higher_is_better
 from adapterhub.index.derive import derive
+from adapters.methods.trainable_tokens import TrainableTokensConfig
 from tests.adapterhub.index.files import MemoryFiles, safetensors
 
 CARD = """---
@@ -146,7 +147,8 @@ def test_parameters_are_what_trains(name, tmp_path):
     """Not what is stored besides: LoReFT's square base, VeRA's random matrices."""
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 30}
     model = adapters.BertAdapterModel(BertConfig(hidden_size=128, **sizes))
-    model.add_adapter("a", config="vblora[vector_length=64]" if name == "vblora" else name)
+    fitting = {"vblora": "vblora[vector_length=64]", "trainable_tokens": TrainableTokensConfig(token_indices=[3, 5])}
+    model.add_adapter("a", config=fitting.get(name, name))
     model.train_adapter("a")
     model.save_adapter(str(tmp_path), "a", use_safetensors=True, with_head=False)
     files = MemoryFiles({path.name: path.read_bytes() for path in tmp_path.iterdir()})

@@ -105,11 +105,17 @@ def test_an_upgrade_keeps_what_is_there_and_says_what_was_there_before(url):
     assert with_database(url, work) == (None, migrate.HEAD, migrate.HEAD, "alice")
 
 
+async def row_of_alice(conn):
+    """An account as it was stored from the first schema on; `accounts` asks tables that came later."""
+    made = sa.insert(schema.account).values(name="alice", name_key="alice", kind="user")
+    return (await conn.execute(made)).inserted_primary_key[0]
+
+
 def test_what_repositories_held_before_0002_their_owners_pay_for(url):
     async def work(db):
         await migrate.upgrade(db, "0001")
         async with db.write() as conn:
-            owner = await accounts.create_user(conn, "alice")
+            owner = await row_of_alice(conn)
             names = {"namespace": "alice", "name": "m", "name_key": "m", "key": "alice/m"}
             await conn.execute(sa.insert(schema.repo).values(uid="1", owner_id=owner, **names))
             await conn.execute(sa.insert(schema.blob).values(sha256="ab", git_oid="cd", size=9, state="ok"))
@@ -129,7 +135,7 @@ def test_ids_are_given_out_once_and_0003_keeps_what_is_there(url):
     async def work(db):
         await migrate.upgrade(db, "0002")
         async with db.write() as conn:
-            await accounts.create_user(conn, "alice")
+            await row_of_alice(conn)
             for name in ("one", "two"):
                 await conn.execute(repo(name))
             await conn.execute(sa.insert(schema.ref).values(repo_id=2, name="refs/heads/main", oid="ab"))
