@@ -33,6 +33,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 DATA, PAGE = ROOT / "docs" / "capabilities.json", ROOT / "docs" / "capabilities.md"
 COMMAND = "python scripts/zoo.py"
+MEMORY = 6 << 30
+"""Bytes that a process may take to try one type."""
 Record = dict[str, Any]
 
 
@@ -94,6 +96,7 @@ def _alone(model_type: str, path: Path, seconds: int) -> None:
     import transformers
 
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))  # some types cannot be made small
     with tempfile.TemporaryDirectory() as specs:
         os.environ["ADAPTERS_SPEC_CACHE"] = specs  # the language model of a type has the places of its base model
         torch.set_num_threads(1)
