@@ -20,6 +20,7 @@ from tests.contract.cases import CONFIGS, every_pair
 
 TAPS = {
     "LinearSite": {"output", "input"},
+    "TableSite": {"output"},
     "NormSite": {"output"},
     "ResidualSite": {"h", "sum", "branch"},
     "AttentionSite": {"prefix"},

@@ -47,12 +47,16 @@ class TrainableTokensConfig(PlacedConfig):
 class Rows(MethodModule):
     """R [n, D]: the embeddings of the tokens, which start as those of the model; one for all tables of its weights."""
 
-    def __init__(self, weight: Tensor, tokens: list[int]) -> None:
+    def __init__(self, site: TableSite, tokens: list[int]) -> None:
         super().__init__()
-        self.rows = nn.Parameter(torch.empty(len(tokens), weight.shape[1]))
+        self.site, self.tokens = site, tokens
+        self.rows = nn.Parameter(torch.empty(len(tokens), site.out_features))
         if not self.rows.is_meta:
             with torch.no_grad():
-                self.rows.copy_(weight[tokens])
+                self.rows.copy_(self.resting_value("rows"))
+
+    def resting_value(self, name: str) -> Tensor:
+        return weight_of(self.site.module).t()[self.tokens]
 
 
 class TrainableTokens(LinearAdapter):
@@ -102,7 +106,7 @@ class TrainableTokens(LinearAdapter):
                 f"{other.path} and {first.path} have weights of their own, and trained tokens have one row in all "
                 "tables. Give each its own config in a union."
             )
-        return Rows(weight_of(first.module).t(), [t for t in config.token_indices if t < first.in_features])
+        return Rows(first, [t for t in config.token_indices if t < first.in_features])
 
     @property
     def rows(self) -> Tensor:
