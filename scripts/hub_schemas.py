@@ -32,7 +32,8 @@ from adapters.methods.config import HASH_DEFAULTS, AdapterConfig, get_adapter_co
 from adapters.methods.locations import names_of
 from adapters.methods.presets import ADAPTER_CONFIG_MAP, ARCHITECTURES, DEPRECATED_IDENTIFIERS, PRESET_TITLES
 from adapters.runtime.empty import Empty
-from adapters.sites.resolve import (
+from adapters.sites.roles import ROLES
+from adapters.sites.site import (
     SITES,
     AttentionSite,
     EmbeddingSite,
@@ -44,7 +45,6 @@ from adapters.sites.resolve import (
     Site,
     TableSite,
 )
-from adapters.sites.roles import ROLES
 from adapters.sites.spec import Columns
 
 TARGET = Path(__file__).parents[1] / "src/adapterhub/data/methods.json"

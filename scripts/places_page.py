@@ -13,8 +13,9 @@ from adapters.methods import places as grammar
 from adapters.methods.locations import LOCATIONS
 from adapters.sites import roles
 from adapters.sites.lookup import spec_for
-from adapters.sites.resolve import LinearSite, resolve
+from adapters.sites.resolve import resolve
 from adapters.sites.roles import ROLES
+from adapters.sites.site import LinearSite
 
 TARGET = Path(__file__).parents[1] / "docs/places.md"
 FAMILIES = {"BERT": "BertConfig", "GPT-2": "GPT2Config", "Llama": "LlamaConfig", "T5 (a decoder layer)": "T5Config"}

@@ -44,7 +44,7 @@ from adapters.errors import AdapterError
 from adapters.sites.discovery.inputs import ROWS, candidates
 from adapters.sites.discovery.trace import untouched
 from adapters.sites.discovery.twin import configs, divisor, plain_torch, randomised, shrunken
-from adapters.sites.resolve import AttentionSite, LayerSite, LinearSite, ResidualSite, Site
+from adapters.sites.site import AttentionSite, LayerSite, LinearSite, ResidualSite, Site
 from tests.tiny import adapter_parameters, perturb
 
 DEPTHS = re.compile(r"num_hidden_layers|(.*_)?num_layers|n_layers?|(encoder|decoder)_layers|depth|num_.*coder_layers")

@@ -24,8 +24,9 @@ from adapters.runtime.parts import Part
 from adapters.sites import roles
 from adapters.sites.layers import in_short
 from adapters.sites.lookup import spec_for
-from adapters.sites.resolve import ExpertsSite, LinearSite, NormSite, Site, resolve
+from adapters.sites.resolve import resolve
 from adapters.sites.roles import ROLES
+from adapters.sites.site import ExpertsSite, LinearSite, NormSite, Site
 
 BLOCKS: Mapping[str, AdapterCompositionBlock] = {
     "Stack": Stack("a", "b"),

@@ -29,7 +29,7 @@ from adapters.methods import METHODS
 from adapters.methods.base import LinearAdapter, fixed_parameters
 from adapters.methods.config import AdapterConfig, Rule, flag, integer, layer_numbers, place_patterns
 from adapters.methods.presets import ARCHITECTURES
-from adapters.sites.resolve import LinearSite
+from adapters.sites.site import LinearSite
 from tests import tiny
 from tests.contract.cases import CONFIGS
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adapters import AdapterSetup, Average, BatchSplit, ConfigUnion, Fuse, IA3Config, MultiTask, Parallel, Split, Stack
 from adapters.errors import AdapterError, CompositionError, ConfigError
 from adapters.methods.weight_update import WeightUpdate
-from adapters.sites.resolve import SITES
+from adapters.sites.site import SITES
 from tests.contract.cases import (
     BOTTLENECKS,
     CONFIGS,

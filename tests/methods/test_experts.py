@@ -40,7 +40,7 @@ from adapters import (
 from adapters.errors import CompositionError, ConfigError, SizeError, UnsupportedError
 from adapters.methods import METHODS
 from adapters.methods.experts import PerExpert
-from adapters.sites.resolve import ExpertsSite
+from adapters.sites.site import ExpertsSite
 from tests.tiny import adapter_parameters, checkpoint, hooks, infer, output, perturb
 
 SIZES = {

@@ -29,8 +29,8 @@ from adapters.methods import METHODS
 from adapters.methods.base import LinearAdapter
 from adapters.methods.config import place_patterns
 from adapters.methods.places import Pattern, output_columns, pattern
-from adapters.sites.resolve import LinearSite, Site
 from adapters.sites.roles import ROLES
+from adapters.sites.site import LinearSite, Site
 from adapters.sites.spec import Columns
 from tests.contract.cases import CONFIGS, members, methods_of
 from tests.tiny import TINY_MODELS, adapter_parameters, build, hooks, infer, inputs, output, perturb

@@ -14,7 +14,7 @@ from adapters import Average, BatchSplit, Parallel, Stack, TrainableTokensConfig
 from adapters.errors import CompositionError, ConfigError, MergeError, UnsupportedError
 from adapters.methods import METHODS
 from adapters.methods.base import LinearAdapter
-from adapters.sites.resolve import TableSite
+from adapters.sites.site import TableSite
 from tests.contract.cases import CONFIGS, methods_of
 from tests.tiny import adapter_parameters, build, infer, inputs, output, perturb
 

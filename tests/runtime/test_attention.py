@@ -21,7 +21,7 @@ import adapters
 from adapters import AdapterSetup, Average, BatchSplit, PrefixTuningConfig, Stack
 from adapters.errors import UnsupportedError
 from adapters.runtime import attention
-from adapters.sites.resolve import AttentionSite
+from adapters.sites.site import AttentionSite
 from adapters.sites.spec import Attention, LayerList, LayerSpec, Linear, ModelSpec
 from adapters.sites.specs import SPECS
 from tests.contract.cases import CONFIGS

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adapters import AdapterSetup, BatchSplit
 from adapters.call import CALL
 from adapters.runtime.hooks import OneCall
-from adapters.sites.resolve import AffineSite
+from adapters.sites.site import AffineSite
 from tests.contract.cases import MERGEABLE, carrying
 from tests.tiny import hooks, infer, inputs, perturb
 
@@ -103,7 +103,7 @@ def test_one_of_several_calls(number: int, calls: int, expected: list[int]) -> N
 @pytest.mark.parametrize(
     "setup", ["a", BatchSplit("a", "b", batch_sizes=[1, 1]), BatchSplit("a", None, batch_sizes=[1, 1])]
 )
-@pytest.mark.parametrize("method", MERGEABLE)
+@pytest.mark.parametrize("method", [name for name in MERGEABLE if name != "trainable_tokens"])  # tables read numbers
 @torch.no_grad()
 def test_linear_maps_are_given_any_number_of_dimensions(method: str, setup: Any) -> None:
     """Poolers give them [B, I], DeepSeek [B, 1, S, I]: as [B, 1, I] and [B, S, I]."""

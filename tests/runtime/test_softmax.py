@@ -20,7 +20,7 @@ from adapters import Average, BatchSplit, Parallel, PrefixTuningConfig, Stack
 from adapters.errors import UnsupportedError
 from adapters.runtime import attention, softmax
 from adapters.runtime.hooks import Plan
-from adapters.sites.resolve import AttentionSite
+from adapters.sites.site import AttentionSite
 from adapters.sites.spec import Attention, Columns, LayerList, LayerSpec, Linear, ModelSpec, Place
 from adapters.sites.specs import SPECS
 from tests.tiny import (

@@ -32,7 +32,8 @@ from adapters import AutoAdapterModel, BatchSplit, BnConfig, DoubleSeqBnConfig, 
 from adapters.errors import CheckpointError, ConfigError, UnsupportedError
 from adapters.sites.discovery import cache, discover
 from adapters.sites.lookup import spec_for, written
-from adapters.sites.resolve import LinearSite, resolve
+from adapters.sites.resolve import resolve
+from adapters.sites.site import LinearSite
 from adapters.sites.spec import LayerList, LayerSpec, Linear
 from tests.tiny import adapter_parameters, config, hooks, infer, inputs, perturb, randomised
 from tests.zoo import inputs_of, output, probe, small_model

@@ -23,7 +23,8 @@ from adapters.sites.discovery import cache, discover
 from adapters.sites.discovery.columns import as_columns
 from adapters.sites.discovery.twin import shrunken
 from adapters.sites.lookup import spec_for
-from adapters.sites.resolve import resolve, told_number
+from adapters.sites.resolve import resolve
+from adapters.sites.site import told_number
 from adapters.sites.spec import At, Branch, Columns, LayerSpec, ModelSpec
 from tests.tiny import BART, TINY_MODELS, adapter_parameters, build, infer, inputs, perturb, randomised
 from tests.zoo import assert_documented, hook_names, inputs_of, output, probe, sample_of, small_model, state

@@ -9,8 +9,8 @@ from typing import get_args
 
 from adapters.methods import METHODS
 from adapters.sites import roles
-from adapters.sites.resolve import SITES
 from adapters.sites.roles import ROLES, Kind
+from adapters.sites.site import SITES
 
 
 def test_every_role_is_drawn_and_every_drawn_place_is_a_role() -> None:

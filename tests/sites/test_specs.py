@@ -16,7 +16,9 @@ from adapters.errors import ConfigError, UnsupportedError
 from adapters.methods.locations import names_of
 from adapters.sites.linear import features, weight_of
 from adapters.sites.lookup import spec_for
-from adapters.sites.resolve import (
+from adapters.sites.resolve import resolve
+from adapters.sites.roles import ROLES
+from adapters.sites.site import (
     AttentionSite,
     EmbeddingSite,
     LayerSite,
@@ -25,9 +27,8 @@ from adapters.sites.resolve import (
     PromptSite,
     ResidualSite,
     Site,
-    resolve,
+    TableSite,
 )
-from adapters.sites.roles import ROLES
 from adapters.sites.spec import At, Attention, Branch, Columns, LayerSpec, Linear, ModelSpec, Norm
 from tests.tiny import TINY_MODELS, WIDTH, build, infer, inputs
 
@@ -84,11 +85,20 @@ def test_every_linear_map_and_norm_is_a_site_once(name: str) -> None:
     linears = {path for path, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     norms = {path for path, module in model.named_modules() if type(module).__name__.endswith("Norm")}
     for kind, paths in ((LinearSite, linears), (NormSite, norms)):
-        found = [site for site in sites if isinstance(site, kind)]
+        found = [site for site in sites if type(site) is kind]
         assert sorted(site.path for site in found) == sorted(paths)
         assert all(model.get_submodule(site.path) is site.module for site in found)
     roles = {site.path: site.layer for site in sites if isinstance(site, LinearSite) and site.layer >= 0}
     assert set(roles) == {path for path in linears if re.search(r"\.\d+\.", path)}
+
+
+@pytest.mark.parametrize("name", [name for name, tiny in TINY_MODELS.items() if tiny.kind != "image"])
+def test_tables_of_tokens_are_sites(name: str) -> None:
+    model, sites = sites_of(name)
+    tables = {path for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    found = {site.path: site.module for site in sites if isinstance(site, TableSite)}
+    assert set(found) <= tables
+    assert any(module is model.get_input_embeddings() for module in found.values())
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
@@ -106,6 +116,10 @@ def test_linear_maps_are_linear_maps(name: str) -> None:
     _, sites = sites_of(name)
     for site in of(LinearSite, sites):
         assert weight_of(site.module).shape == (site.out_features, site.in_features)
+        if isinstance(site, TableSite):
+            ids = torch.tensor([[0, 1, 0], [1, 1, 0]])
+            torch.testing.assert_close(site.module(ids), site.factor * weight_of(site.module).T[ids])
+            continue
         x = torch.randn(2, 3, site.in_features)
         bias = 0 if site.module.bias is None else site.module.bias
         torch.testing.assert_close(site.module(x), x @ weight_of(site.module).T + bias)

@@ -19,7 +19,8 @@ from adapters import SeqBnConfig
 from adapters.errors import AdapterError, ConfigError
 from adapters.sites.discovery import cache, discover
 from adapters.sites.lookup import spec_for
-from adapters.sites.resolve import LayerSite, ResidualSite, resolve
+from adapters.sites.resolve import resolve
+from adapters.sites.site import LayerSite, ResidualSite
 from adapters.sites.spec import At, LayerSpec, ModelSpec
 from tests.contract.cases import CONFIGS
 from tests.tiny import adapter_parameters, perturb

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from adapters.checkpoint.names import CONTAINERS
 from adapters.runtime.engine import Engine
 from adapters.sharding import is_spread, whole
-from adapters.sites.resolve import LayerSite
+from adapters.sites.site import LayerSite
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from adapters.errors import CompositionError
 from adapters.methods.base import AdapterModule
 from adapters.methods.parts import matched
 from adapters.methods.state import ResidualState, State
-from adapters.sites.resolve import Site
+from adapters.sites.site import Site
 
 
 class AdapterFusion(BlockModule):

@@ -17,7 +17,7 @@ from adapters.composition.blocks import AdapterCompositionBlock
 from adapters.composition.steps import Step
 from adapters.methods.base import AdapterModule
 from adapters.methods.config import FrozenMapping
-from adapters.sites.resolve import AffineSite, AttentionSite, LinearSite, ResidualSite, Site
+from adapters.sites.site import AffineSite, AttentionSite, LinearSite, ResidualSite, Site
 
 Acting = Sequence[AdapterModule[Any] | None]
 """The adapters of a block's children at one place, in order; None for a child that does not act there."""

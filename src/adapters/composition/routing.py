@@ -24,7 +24,7 @@ from adapters.methods.base import AdapterModule, once_per_prompt
 from adapters.methods.derived import Derived
 from adapters.methods.parts import call, matched
 from adapters.methods.state import State
-from adapters.sites.resolve import Site
+from adapters.sites.site import Site
 
 
 class AdapterRouting(BlockModule):

@@ -17,7 +17,7 @@ from adapters.errors import CompositionError, SizeError
 from adapters.methods.base import AdapterModule, Direct
 from adapters.methods.stacking import Table, assigned, assignment
 from adapters.methods.state import State
-from adapters.sites.resolve import AffineSite
+from adapters.sites.site import AffineSite
 
 Modules = Mapping[str, AdapterModule[Any]]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from adapters.errors import UnsupportedError
 from adapters.export.low_rank import LowRank
 from adapters.runtime.engine import Engine
-from adapters.sites.resolve import LinearSite
+from adapters.sites.site import LinearSite
 
 ARCHITECTURES = {
     "llama": "llama",

@@ -13,7 +13,7 @@ from torch import Tensor
 from adapters.errors import ConfigError, MergeError, UnsupportedError
 from adapters.methods.base import AffineAdapter
 from adapters.runtime.engine import Engine
-from adapters.sites.resolve import ExpertsSite, LinearSite
+from adapters.sites.site import ExpertsSite, LinearSite
 
 EXACT = 1e-5
 """Relative error up to which an update counts as the same: what 32 bit round."""

@@ -24,7 +24,7 @@ from adapters.errors import MergeError, UnsupportedError
 from adapters.methods.base import AffineAdapter
 from adapters.runtime.engine import Engine
 from adapters.runtime.merging import check_readers
-from adapters.sites.resolve import AffineSite, ExpertsSite
+from adapters.sites.site import AffineSite, ExpertsSite
 
 SHARD = 2 * 1024**3
 """Bytes of tensors in one file, and so about what is held in memory beside the model."""

@@ -17,7 +17,7 @@ from adapters.errors import UnsupportedError
 from adapters.export.gguf_file import above_base, write_gguf
 from adapters.export.low_rank import LowRank
 from adapters.runtime.engine import Engine
-from adapters.sites.resolve import LinearSite
+from adapters.sites.site import LinearSite
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from adapters.methods.config import AdapterConfig, Rule, integer, number, real
 from adapters.methods.derived import Derived
 from adapters.methods.places import output_columns
 from adapters.methods.weight_update import Factors, WeightUpdate, WeightUpdateConfig, wants_site
-from adapters.sites.resolve import LinearSite
+from adapters.sites.site import LinearSite
 
 
 @dataclass(eq=False)

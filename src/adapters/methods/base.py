@@ -22,7 +22,7 @@ from adapters.methods.parts import PATCHES, call, matched, watched
 from adapters.methods.stacking import RowGroups
 from adapters.methods.state import HiddenState, LinearState, State
 from adapters.sharding import is_spread
-from adapters.sites.resolve import AffineSite, LinearSite, Site, TableSite
+from adapters.sites.site import AffineSite, LinearSite, Site, TableSite
 
 S = TypeVar("S", bound=State)
 Direct = tuple[str, Callable[..., Any]]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adapters.methods.base import AffineAdapter
 from adapters.methods.config import AdapterConfig, PlacedConfig
 from adapters.methods.places import Chosen, count, output_columns
-from adapters.sites.resolve import AffineSite, LinearSite
+from adapters.sites.site import AffineSite, LinearSite
 
 
 @dataclass(eq=False)

@@ -36,7 +36,7 @@ from adapters.methods.derived import Derived, Views
 from adapters.methods.parts import Watching, as_one, call, forward, matched, weights_of
 from adapters.methods.stacking import RowGroups, alike, select
 from adapters.methods.state import ResidualState
-from adapters.sites.resolve import ResidualSite
+from adapters.sites.site import ResidualSite
 
 
 @dataclass(eq=False)

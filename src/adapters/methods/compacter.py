@@ -15,7 +15,7 @@ from adapters.methods.bottleneck import BnConfig, Bottleneck, DoubleSeqBnConfig,
 from adapters.methods.config import AdapterConfig
 from adapters.methods.derived import Derived
 from adapters.methods.parts import matched
-from adapters.sites.resolve import ResidualSite
+from adapters.sites.site import ResidualSite
 
 
 @dataclass(eq=False)

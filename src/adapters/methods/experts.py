@@ -16,7 +16,7 @@ from adapters.errors import ConfigError
 from adapters.methods.base import AdapterModule, AffineAdapter, Effect, LinearAdapter
 from adapters.methods.derived import Derived
 from adapters.methods.lora import LoRA
-from adapters.sites.resolve import ExpertsSite, Site
+from adapters.sites.site import ExpertsSite, Site
 
 
 def new_adapter(method: type[AdapterModule[Any]], config: Any, site: Site, name: str) -> AdapterModule[Any]:

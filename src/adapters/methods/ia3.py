@@ -19,7 +19,7 @@ from adapters.methods.places import Chosen, count, output_columns, patterns
 from adapters.methods.stacking import RowGroups
 from adapters.methods.state import LinearState
 from adapters.methods.weight_update import wants_site
-from adapters.sites.resolve import LinearSite
+from adapters.sites.site import LinearSite
 
 
 @dataclass(eq=False)

@@ -9,16 +9,8 @@ from typing import Any
 from torch import nn
 
 from adapters.errors import ConfigError
-from adapters.sites.resolve import (
-    AttentionSite,
-    EmbeddingSite,
-    LayerSite,
-    LinearSite,
-    PromptSite,
-    ResidualSite,
-    Site,
-)
 from adapters.sites.roles import ROLES, Kind
+from adapters.sites.site import AttentionSite, EmbeddingSite, LayerSite, LinearSite, PromptSite, ResidualSite, Site
 from adapters.sites.spec import (
     At,
     Attention,

@@ -16,7 +16,7 @@ from adapters.methods.base import AdapterModule
 from adapters.methods.bottleneck import BnConfig, activation_module
 from adapters.methods.parts import call
 from adapters.methods.state import HiddenState
-from adapters.sites.resolve import EmbeddingSite
+from adapters.sites.site import EmbeddingSite
 
 
 class NICE(AdapterModule[HiddenState]):

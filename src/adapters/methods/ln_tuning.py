@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adapters.methods.base import AffineAdapter
 from adapters.methods.config import AdapterConfig, PlacedConfig
 from adapters.methods.parts import call
-from adapters.sites.resolve import NormSite
+from adapters.sites.site import NormSite
 
 
 @dataclass(eq=False)

@@ -32,7 +32,7 @@ from adapters.methods.places import output_columns
 from adapters.methods.state import LinearState
 from adapters.methods.weight_update import Factors, WeightUpdate, WeightUpdateConfig, add_product, meet, wants_site
 from adapters.sites.linear import weight_of
-from adapters.sites.resolve import LinearSite
+from adapters.sites.site import LinearSite
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from adapters.methods.parts import Watching, matched
 from adapters.methods.places import chosen_roles
 from adapters.methods.stacking import RowGroups, select
 from adapters.methods.state import HiddenState
-from adapters.sites.resolve import LinearSite
+from adapters.sites.site import LinearSite
 
 
 @dataclass(eq=False)

@@ -25,8 +25,8 @@ from typing import Any
 
 from adapters.errors import ConfigError, UnsupportedError, choices
 from adapters.sites.layers import in_short, layers_of, require_layers
-from adapters.sites.resolve import SITES, AffineSite, ExpertsSite, LinearSite, Site, TableSite
 from adapters.sites.roles import ROLES
+from adapters.sites.site import SITES, AffineSite, ExpertsSite, LinearSite, Site, TableSite
 
 ALL, ALL_LINEAR = "all", "all-linear"
 INPUT, WHOLE = ".in", ".whole"

@@ -30,7 +30,7 @@ from adapters.methods.derived import Derived
 from adapters.methods.parts import Watching, call
 from adapters.methods.state import AttentionState, per_head
 from adapters.sharding import own_heads
-from adapters.sites.resolve import AttentionSite
+from adapters.sites.site import AttentionSite
 
 
 @dataclass(eq=False)

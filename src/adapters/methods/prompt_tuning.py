@@ -17,7 +17,7 @@ from adapters.methods.carriers import PromptTuningLayer as PromptTuningLayer
 from adapters.methods.config import AdapterConfig, Rule, integer, nothing, one_of, place_patterns, seed, text
 from adapters.methods.parts import watched
 from adapters.methods.state import HiddenState
-from adapters.sites.resolve import PromptSite
+from adapters.sites.site import PromptSite
 
 
 @dataclass(eq=False)

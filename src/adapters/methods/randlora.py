@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adapters.methods.base import MethodModule
 from adapters.methods.config import AdapterConfig, Rule, integer, real
 from adapters.methods.weight_update import DenseUpdate, WeightUpdateConfig
-from adapters.sites.resolve import LinearSite
+from adapters.sites.site import LinearSite
 
 
 @dataclass(eq=False)

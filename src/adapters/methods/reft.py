@@ -31,7 +31,7 @@ from adapters.methods.config import (
 from adapters.methods.derived import Derived
 from adapters.methods.parts import Watching, call, matched
 from adapters.methods.state import HiddenState
-from adapters.sites.resolve import LayerSite
+from adapters.sites.site import LayerSite
 
 
 @dataclass(eq=False)

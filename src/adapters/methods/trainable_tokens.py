@@ -15,7 +15,7 @@ from adapters.methods.base import LinearAdapter, MethodModule
 from adapters.methods.config import AdapterConfig, PlacedConfig, Rule, integer, list_of
 from adapters.methods.state import LinearState
 from adapters.sites.linear import weight_of
-from adapters.sites.resolve import TableSite
+from adapters.sites.site import TableSite
 
 
 @dataclass(eq=False)

@@ -14,7 +14,7 @@ from adapters.methods.config import AdapterConfig
 from adapters.methods.derived import Derived
 from adapters.methods.lora import DoRA, LoRA, LoRAConfig
 from adapters.methods.weight_update import Factors
-from adapters.sites.resolve import LinearSite
+from adapters.sites.site import LinearSite
 
 
 @dataclass(eq=False)

@@ -33,7 +33,7 @@ from adapters.methods.parts import Watching, as_one, matched, watched
 from adapters.methods.places import Chosen, count, output_columns, roles_of
 from adapters.methods.stacking import RowGroups, alike, select
 from adapters.methods.state import LinearState
-from adapters.sites.resolve import LinearSite, TableSite
+from adapters.sites.site import LinearSite, TableSite
 
 Factors = tuple[Tensor, ...]
 Maps = list[tuple[Chosen, Factors]]

@@ -20,7 +20,7 @@ from adapters.call import CALL
 from adapters.errors import UnsupportedError
 from adapters.methods.state import AttentionState, per_head
 from adapters.sharding import own_heads
-from adapters.sites.resolve import AttentionSite
+from adapters.sites.site import AttentionSite
 
 Output = tuple[Tensor, Tensor | None]
 

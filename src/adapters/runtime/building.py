@@ -17,7 +17,7 @@ from adapters.methods.places import check_layers, choose, flagged
 from adapters.runtime.empty import Empty
 from adapters.runtime.hooks import HookedSite
 from adapters.runtime.parts import Part
-from adapters.sites.resolve import Site
+from adapters.sites.site import Site
 from adapters.sites.spec import ModelSpec
 
 LARGEST, MOST_PARAMETERS = 10, 100_000_000

@@ -33,7 +33,8 @@ from adapters.runtime.programs import Program, Programs
 from adapters.runtime.replication import Replication
 from adapters.sharding import may_move
 from adapters.sites.lookup import spec_for
-from adapters.sites.resolve import Site, resolve
+from adapters.sites.resolve import resolve
+from adapters.sites.site import Site
 
 
 class Adapters(Parts):

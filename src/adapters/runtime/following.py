@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from adapters.sites.resolve import AttentionSite
+from adapters.sites.site import AttentionSite
 
 Apply = Callable[[Tensor], Tensor]
 

@@ -27,7 +27,7 @@ from adapters.methods.state import HiddenState, LinearState, ResidualState
 from adapters.runtime import attention, experts, prompts, softmax
 from adapters.sharding import is_evenly_split, is_planned, is_split, own_features, whole_features
 from adapters.sites.linear import is_linear
-from adapters.sites.resolve import (
+from adapters.sites.site import (
     AttentionSite,
     EmbeddingSite,
     ExpertsSite,

@@ -21,7 +21,7 @@ from adapters.methods.base import AffineAdapter
 from adapters.runtime.engine import Engine
 from adapters.runtime.hooks import HookedSite
 from adapters.sharding import assign, gathered, is_spread
-from adapters.sites.resolve import ExpertsSite, TableSite
+from adapters.sites.site import ExpertsSite, TableSite
 
 logger = logging.getLogger(__name__)
 

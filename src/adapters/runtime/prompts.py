@@ -13,7 +13,7 @@ from torch import Tensor
 from adapters.composition.steps import Step
 from adapters.errors import SizeError, UnsupportedError
 from adapters.methods.state import HiddenState
-from adapters.sites.resolve import PromptSite
+from adapters.sites.site import PromptSite
 
 POSITIONS = ("position_ids", "cache_position")
 """Arguments of a stack that number the positions, in their last dimension."""

@@ -39,7 +39,7 @@ from adapters.runtime.following import (
     Scores,
     named,
 )
-from adapters.sites.resolve import AttentionSite
+from adapters.sites.site import AttentionSite
 
 Function = Callable[..., Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from adapters.errors import ConfigError
-from adapters.sites.resolve import Site
+from adapters.sites.site import Site
 
 
 def layers_of(sites: Iterable[Site]) -> list[int]:

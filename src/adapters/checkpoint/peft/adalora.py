@@ -13,7 +13,7 @@ from adapters.checkpoint.peft.options import Option, Options, allocated, bias, d
 from adapters.checkpoint.peft.translator import Member, Translator, Written
 from adapters.methods.adalora import AdaLoRA, AdaLoRAConfig
 from adapters.methods.config import integer, number, real
-from adapters.sites.resolve import AffineSite
+from adapters.sites.site import AffineSite
 
 ADDED = 1e-5
 """What PEFT adds to the rank by which it divides."""

@@ -29,7 +29,7 @@ from adapters.runtime.adapters_config import check_name
 from adapters.runtime.engine import Engine
 from adapters.runtime.parts import Part
 from adapters.sites.layers import require_layers
-from adapters.sites.resolve import AffineSite, LinearSite
+from adapters.sites.site import AffineSite, LinearSite
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from adapters.errors import CheckpointError, UnsupportedError
 from adapters.methods.config import flag, integer, list_of, real, text
 from adapters.methods.experts import PerExpert
 from adapters.methods.lora import DoRA, DoRAConfig, LoRA, LoRAConfig
-from adapters.sites.resolve import AffineSite, ExpertsSite, TableSite
+from adapters.sites.site import AffineSite, ExpertsSite, TableSite
 
 MERGE = (
     "Merge the adapter in PEFT (PeftModel.from_pretrained(...).merge_and_unload()), save that model and open it here."

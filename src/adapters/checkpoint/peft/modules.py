@@ -14,7 +14,7 @@ from adapters.checkpoint.names import path_of
 from adapters.checkpoint.peft.options import Options
 from adapters.errors import CheckpointError, choices
 from adapters.runtime.engine import Engine
-from adapters.sites.resolve import AffineSite, ExpertsSite, LinearSite, TableSite
+from adapters.sites.site import AffineSite, ExpertsSite, LinearSite, TableSite
 
 ALL_LINEAR = "all-linear"
 START = "base_model."

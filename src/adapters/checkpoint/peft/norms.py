@@ -12,7 +12,7 @@ from adapters.checkpoint.peft.options import Options
 from adapters.checkpoint.peft.translator import Member, Translator, Written
 from adapters.errors import CheckpointError
 from adapters.methods.ln_tuning import LNTuning, LNTuningConfig
-from adapters.sites.resolve import AffineSite, NormSite
+from adapters.sites.site import AffineSite, NormSite
 
 
 class LNTuningTranslator(Translator):

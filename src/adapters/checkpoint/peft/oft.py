@@ -14,7 +14,7 @@ from adapters.checkpoint.peft.translator import Member, Translator, Written
 from adapters.errors import CheckpointError
 from adapters.methods.config import flag, integer, number
 from adapters.methods.oft import OFT, OFTConfig
-from adapters.sites.resolve import AffineSite
+from adapters.sites.site import AffineSite
 
 
 class OFTTranslator(Translator):

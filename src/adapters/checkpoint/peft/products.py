@@ -14,7 +14,7 @@ from adapters.errors import CheckpointError
 from adapters.methods.config import AdapterConfig, flag, integer, real
 from adapters.methods.loha import LoHa, LoHaConfig
 from adapters.methods.lokr import LoKr, LoKrConfig
-from adapters.sites.resolve import AffineSite
+from adapters.sites.site import AffineSite
 
 OPTIONS: Mapping[str, Option] = {
     "r": Option(integer(1), 8),

@@ -17,7 +17,7 @@ from adapters.methods.config import AdapterConfig, flag, integer
 from adapters.methods.prefix_tuning import PrefixTuning, PrefixTuningConfig
 from adapters.methods.prompt_tuning import PromptTuning, PromptTuningConfig
 from adapters.runtime.engine import Engine
-from adapters.sites.resolve import AttentionSite, PromptSite
+from adapters.sites.site import AttentionSite, PromptSite
 
 EMBEDDINGS = "prompt_embeddings"
 POSITIONS = re.compile(r"(^|.*\.)(wpe|pos_emb\w*|\w*position\w*)")

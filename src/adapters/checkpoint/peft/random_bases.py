@@ -17,7 +17,7 @@ from adapters.methods.config import flag, integer, number, real
 from adapters.methods.randlora import RandLoRA, RandLoRAConfig, terms
 from adapters.methods.vblora import VBLoRA, VBLoRAConfig
 from adapters.methods.vera import VeRA, VeraConfig
-from adapters.sites.resolve import AffineSite
+from adapters.sites.site import AffineSite
 
 
 def _sides(found: Sequence[Found]) -> tuple[int, int]:

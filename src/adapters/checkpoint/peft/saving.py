@@ -19,7 +19,7 @@ from adapters.errors import MergeError, UnsupportedError
 from adapters.methods.bitfit import BitFit
 from adapters.methods.trainable_tokens import TrainableTokens
 from adapters.runtime.engine import Engine
-from adapters.sites.resolve import AffineSite, ExpertsSite
+from adapters.sites.site import AffineSite, ExpertsSite
 
 ONLY = {
     "LORA": "lora_only",

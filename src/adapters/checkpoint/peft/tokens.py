@@ -14,7 +14,7 @@ from adapters.checkpoint.peft.translator import Member, Translator, Written
 from adapters.errors import CheckpointError, UnsupportedError
 from adapters.methods.trainable_tokens import TrainableTokens, TrainableTokensConfig
 from adapters.runtime.engine import Engine
-from adapters.sites.resolve import AffineSite, TableSite
+from adapters.sites.site import AffineSite, TableSite
 
 ROWS, AT_ANOTHER = "trainable_tokens_delta", "token_adapter.trainable_tokens_delta"
 """Ends of the names of the rows: of the type's own, and beside an adapter of another type."""

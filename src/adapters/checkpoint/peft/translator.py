@@ -14,7 +14,7 @@ from adapters.errors import CheckpointError, UnsupportedError
 from adapters.methods.base import AdapterModule
 from adapters.methods.bitfit import BitFitConfig
 from adapters.methods.config import AdapterConfig
-from adapters.sites.resolve import AffineSite, LinearSite
+from adapters.sites.site import AffineSite, LinearSite
 
 
 @dataclass(eq=False)

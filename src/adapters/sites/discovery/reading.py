@@ -15,7 +15,7 @@ from adapters.sites.discovery.graph import PASSED, SCALED, Call, Graph, Node, Re
 from adapters.sites.discovery.places import Addresses
 from adapters.sites.discovery.residual import ADD, Stream, Sum, follow, last_map, parts
 from adapters.sites.linear import features
-from adapters.sites.resolve import told_number, told_widths
+from adapters.sites.site import told_number, told_widths
 from adapters.sites.spec import At, Attention, Branch, Linear, Norm, Place
 
 

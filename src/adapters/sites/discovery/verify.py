@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adapters.errors import UnsupportedError
 from adapters.sites.discovery.reading import Added, Reading
 from adapters.sites.discovery.trace import untouched
-from adapters.sites.resolve import AttentionSite, LayerSite, ResidualSite, Site
+from adapters.sites.site import AttentionSite, LayerSite, ResidualSite, Site
 from adapters.sites.spec import At, Branch, Layout, Turn
 
 TOLERANCE = 1e-3
