@@ -44,7 +44,7 @@ from adapters.errors import AdapterError
 from adapters.sites.discovery.inputs import ROWS, candidates
 from adapters.sites.discovery.trace import untouched
 from adapters.sites.discovery.twin import configs, divisor, plain_torch, randomised, shrunken
-from adapters.sites.site import AttentionSite, LayerSite, LinearSite, ResidualSite, Site
+from adapters.sites.site import AttentionSite, LayerSite, LinearSite, ResidualSite, Site, TableSite
 from tests.tiny import adapter_parameters, perturb
 
 DEPTHS = re.compile(r"num_hidden_layers|(.*_)?num_layers|n_layers?|(encoder|decoder)_layers|depth|num_.*coder_layers")
@@ -548,8 +548,11 @@ def _same(one: Outputs, other: Outputs) -> bool:
 
 
 def roles(model: Any, kinds: tuple[type[Site], ...]) -> list[str]:
-    """The roles of these kinds that a model has; where it has linear maps without roles only, all of them."""
-    sites = [site for site in model._engine.sites if isinstance(site, kinds)]
+    """The roles of these kinds that a model has; where it has linear maps without roles only, all of them.
+
+    Tables of embeddings count as no linear maps: those that share weights can be merged by few methods.
+    """
+    sites = [site for site in model._engine.sites if isinstance(site, kinds) and not isinstance(site, TableSite)]
     found = {role for site in sites for role in site.role.split("+")} - {""}
     return sorted(found) or ["*"]
 

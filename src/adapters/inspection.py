@@ -218,7 +218,7 @@ def _width(site: Any, role: str) -> tuple[int, ...]:
 def _preset(builder: Builder, name: str, config: Any) -> Preset:
     try:
         with Empty():
-            both = [builder.build(adapter, config) for adapter in "ab"]
+            both = [builder.build(adapter, config, new=True) for adapter in "ab"]
     except AdapterError as error:
         reason = str(error).removeprefix("Adapter 'a': ").partition("Places for")[0].strip()
         return Preset(name, 0, reason, (), {})

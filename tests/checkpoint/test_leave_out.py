@@ -15,8 +15,8 @@ from adapters.errors import CheckpointError, ConfigError
 from tests.contract.cases import carrying, every_pair
 from tests.tiny import build, infer, inputs, perturb
 
-WITHOUT_LAYERS = ("prompt_tuning", "vera", "dvora")
-"""One prompt for the whole model; matrices whose shape depends on the first layer."""
+WITHOUT_LAYERS = ("prompt_tuning", "trainable_tokens", "vera", "dvora")
+"""One prompt or table for the whole model; matrices whose shape depends on the first layer."""
 
 
 def stored(name: str, method: str, folder: Path) -> Any:

@@ -30,8 +30,10 @@ from tests.methods.reference import adapted, close, states, weights
 from tests.tiny import LENGTH, ROWS, adapter_parameters, build, checkpoint, infer, inputs, output, owner, perturb
 
 FILES = OWNED["routing"]
-TOKENS = tuple(method for method in CONFIGS if method != "prompt_tuning")
-"""Prompts put positions of their own in front of the sequence: only gates by sequence can choose among them."""
+TOKENS = tuple(method for method in CONFIGS if method not in ("prompt_tuning", "trainable_tokens"))
+"""Prompts put positions of their own in front of the sequence: only gates by sequence can choose among them. Tables of
+embeddings read numbers of tokens, which gates cannot."""
+SEQUENCES = tuple(method for method in ONE_OF_EACH if method != "trainable_tokens")
 LORA = "lora[r=4]"
 
 
@@ -91,7 +93,26 @@ def test_equal_gates_are_an_average_and_certain_ones_a_choice(method: str, name:
     check_gates(method, name, "token")
 
 
-@every_pair(methods=ONE_OF_EACH, names=("bert", "gpt2", "llama", "t5", "bart", "vit"))
+@pytest.mark.parametrize(
+    ("config", "error", "why"),
+    [
+        (CONFIGS["trainable_tokens"], ConfigError, "no place where a, b act together"),
+        ("lora[r=2,places=['embed']]", ConfigError, "no place where a, b act together"),
+        ("lora[r=2,places=['embed','attn.q']]", CompositionError, "numbers of tokens"),
+    ],
+)
+def test_tables_of_embeddings_have_no_gates(config: Any, error: type[Exception], why: str) -> None:
+    model, given = build("bert"), inputs("bert")
+    for adapter in "ab":
+        model.add_adapter(adapter, config=config)
+    before = infer(model, given)
+    with pytest.raises(error, match=why):
+        model.add_adapter_routing(Route("a", "b"), set_active=True)
+    assert model.active_adapters is None
+    assert torch.equal(infer(model, given), before)
+
+
+@every_pair(methods=SEQUENCES, names=("bert", "gpt2", "llama", "t5", "bart", "vit"))
 def test_gates_by_sequence(method: str, name: str) -> None:
     check_gates(method, name, "sequence")
 

@@ -46,6 +46,8 @@ CONTAINERS = (
     "prompt_tunings",
     "refts",
     "shared_parameters",
+    "trainable_tokens",
+    "trainable_token_rows",
     *(kind.container() for kind in BLOCK_MODULES),
 )
 """Containers whose entries are named like adapters, or like what blocks own."""

@@ -24,7 +24,7 @@ from adapters.methods.base import AdapterModule, once_per_prompt
 from adapters.methods.derived import Derived
 from adapters.methods.parts import call, matched
 from adapters.methods.state import State
-from adapters.sites.site import Site
+from adapters.sites.site import Site, TableSite
 
 
 class AdapterRouting(BlockModule):
@@ -77,7 +77,7 @@ class AdapterRouting(BlockModule):
 
     @classmethod
     def stands(cls, acting: Acting, old: bool) -> bool:
-        return True
+        return not any(isinstance(one.site, TableSite) for one in acting if one is not None)
 
     @classmethod
     def build(cls, config: RoutingConfig, acting: Acting, name: str, model_config: Any) -> AdapterRouting:
@@ -94,6 +94,12 @@ class AdapterRouting(BlockModule):
             raise CompositionError(
                 f"{block!r} gives every token its gates, but {first.name!r} puts positions of its own in front of the "
                 "sequence. Use by='sequence'."
+            )
+        if layer is None and isinstance(first.site, TableSite):
+            raise CompositionError(
+                f"{block!r} has no gates at {first.site.path}, where {first.name!r} acts: a table of embeddings reads "
+                "numbers of tokens, which say nothing to gates. Use Average, Parallel or BatchSplit, or adapters that "
+                "leave the table out (places)."
             )
         if layer is None:
             raise CompositionError(

@@ -306,8 +306,7 @@ class HookedTable(HookedLinear):
                 f"{setup!r} cannot act at {self.site.path}, whose numbers are not those of the rows of a batch. Use "
                 "one adapter or Average there, or let the adapters leave it out (places)."
             )
-        before = self._before()
-        own = {name: module for name, module in modules.items() if module.acts_tied and name not in before}
+        own = {name: module for name, module in modules.items() if module.acts_tied and name not in self._before()}
         tied = build(setup, own, {}) if own else None
         taps = [f"tied:{number}" for number in self._tied()] if tied is not None else []
         if plan is None or tied is None or not taps:
@@ -323,16 +322,21 @@ class HookedTable(HookedLinear):
     def written(self, y: Tensor) -> Tensor:
         return y
 
+    def _engine(self) -> Any:
+        """The engine of the model; None where a plan is only tried (`inspection.py`)."""
+        return getattr(self.programs, "engine", None)
+
     def _before(self) -> set[str]:
         """The adapters at tables before this one that have the same weights: they serve what is tied to both."""
-        before = self.programs.engine.hooked[: self.number]
+        engine = self._engine()
+        before = engine.hooked[: self.number] if engine is not None else []
         same = [hooked for hooked in before if isinstance(hooked, HookedTable)]
         return set().union(*(h.names for h in same if h.site.module.weight is self.site.module.weight))
 
     def _tied(self) -> list[int]:
         """The numbers of the output embeddings, in `outputs`, that read the weights of the table now."""
-        root, numbers = self.programs.engine.root, []
-        for module in root.modules():
+        engine, numbers = self._engine(), []
+        for module in engine.root.modules() if engine is not None else ():
             if getattr(module, "weight", None) is self.site.module.weight and is_linear(module):
                 if not any(module is known for known in self.outputs):
                     self.outputs.append(module)
