@@ -161,17 +161,22 @@ class Upstream:
         holds = known is not None and (_COMMIT.fullmatch(revision) or time.time() - known["asked"] < FRESH)
         if known is None or not holds:
             try:
-                known = {"asked": time.time(), "said": await ask(at)}
-            except EntryNotFound as error:
-                known = {"asked": time.time(), "missing": error.message}
+                known = await self._asked(ask, at)
+                await asyncio.to_thread(self._keep, kept, known)
             except UpstreamUnavailable:
                 if known is None:
                     raise
-            await asyncio.to_thread(self._keep, kept, known)
         if "missing" in known:
             raise EntryNotFound(known["missing"])
         said: dict[str, Any] = known["said"]
         return said
+
+    async def _asked(self, ask: Callable[[str], Awaitable[dict[str, Any]]], at: str) -> dict[str, Any]:
+        """What is said of an address now: that there is nothing counts too."""
+        try:
+            return {"asked": time.time(), "said": await ask(at)}
+        except EntryNotFound as error:
+            return {"asked": time.time(), "missing": error.message}
 
     def _keep(self, path: Path, known: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

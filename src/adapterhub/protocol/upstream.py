@@ -81,13 +81,16 @@ async def _is_foreign(hub: Hub, repo: str) -> bool:
 async def _pass_on(request: Request, hub: Hub, upstream: Upstream) -> Response:
     path = request.path_params
     revision = unquote(path["revision"]) if "revision" in path else None
+    raw = request.scope["raw_path"].decode().partition("?")[0]
     if not request.url.path.startswith("/api/"):
         response = await _file(request, upstream, revision or "main", path["path"])
     elif request.method == "POST":
-        response = _json(hub, await upstream.paths(request.scope["raw_path"].decode(), await paths_of(request)))
+        response = _json(
+            hub, upstream, await upstream.paths(request.scope["raw_path"].decode(), await paths_of(request))
+        )
     else:
         raw = request.scope["raw_path"].decode().partition("?")[0]
-        response = _json(hub, await upstream.answer(raw, request.url.query, revision))
+        response = _json(hub, upstream, await upstream.answer(raw, request.url.query, revision))
     response.headers["X-Upstream"] = upstream.url
     await _claim(hub, upstream, _repo(request))
     return response
@@ -111,11 +114,11 @@ async def _nothing(start: int, end: int) -> AsyncIterator[bytes]:
     yield
 
 
-def _json(hub: Hub, answer: Answer) -> Response:
+def _json(hub: Hub, upstream: Upstream, answer: Answer) -> Response:
     """An answer of the API, in which the address of the next page is of this hub."""
     headers = dict(answer.headers)
-    if (link := headers.get("link")) and hub.upstream is not None:
-        headers["link"] = link.replace(f"<{hub.upstream.url}/", f"<{hub.url('')}")
+    if link := headers.get("link"):
+        headers["link"] = link.replace(f"<{upstream.url}/", f"<{hub.url('')}")
     return Response(answer.body, headers=headers, media_type="application/json")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapters.merging.algorithm import Random, Seeded, Weights
 from adapters.merging.linear import weighted_sum
-from adapters.merging.ties import MAJORITIES, elected_mean
+from adapters.merging.ties import Electing, elected_mean
 
 
 def dropped(tensor: Tensor, kept: Tensor, random: Random) -> Tensor:
@@ -44,7 +44,7 @@ class DareLinear(Seeded):
 
 
 @dataclass(frozen=True)
-class DareTies(DareLinear):
+class DareTies(Electing, DareLinear):
     """Drop and rescale, elect a sign, and take the mean of what agrees.
 
         d_i = w_i m_i * t_i / density,    t = mean of the d_i != 0 with the elected sign, as of TIES
@@ -58,15 +58,6 @@ class DareTies(DareLinear):
     """
 
     strategy = "dare_ties"
-    majority: str = "total"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.majority not in MAJORITIES:
-            raise self.wrong("majority", " or ".join(map(repr, MAJORITIES)))
 
     def combine(self, tensors: Sequence[Tensor], weights: Weights, random: Random) -> Tensor:
         return elected_mean(self.sparse(tensors, random), weights, self.majority)
-
-    def total(self, count: int) -> float:
-        return float(count)

@@ -27,7 +27,26 @@ def elected_mean(tensors: Sequence[Tensor], weights: Weights, majority: str) -> 
 
 
 @dataclass(frozen=True)
-class Ties(Sparse):
+class Electing(Sparse):
+    """An algorithm whose entries are an `elected_mean`: normalised weights sum to the number of adapters.
+
+    Args:
+        majority: "total", or "frequency": whether entries vote with their size, or one vote each.
+    """
+
+    majority: str = "total"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.majority not in MAJORITIES:
+            raise self.wrong("majority", " or ".join(map(repr, MAJORITIES)))
+
+    def total(self, count: int) -> float:
+        return float(count)
+
+
+@dataclass(frozen=True)
+class Ties(Electing):
     """Trim, elect a sign, and take the mean of what agrees, entry by entry.
 
         d_i = w_i trim(t_i),    g = sign(sum_i d_i),    t = mean of the d_i != 0 with sign(d_i) = g
@@ -44,15 +63,6 @@ class Ties(Sparse):
     strategy = "ties"
     paper = "arXiv:2306.01708"
     density: float = 0.2
-    majority: str = "total"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.majority not in MAJORITIES:
-            raise self.wrong("majority", " or ".join(map(repr, MAJORITIES)))
 
     def combine(self, tensors: Sequence[Tensor], weights: Weights, random: Random) -> Tensor:
         return elected_mean([trimmed(tensor, self.density) for tensor in tensors], weights, self.majority)
-
-    def total(self, count: int) -> float:
-        return float(count)

@@ -265,10 +265,8 @@ def _as_rows(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0] if x.dim() > 1 else 1, -1, x.shape[-1])
 
 
-class HookedNorm(HookedLinear):
-    """Replaces the output of a normalisation layer."""
-
-    site_type = NormSite  # type: ignore[assignment]
+class HookedWhole(HookedLinear):
+    """A module that every process has all of, or none of its adapters: where a tp_plan splits it, they are refused."""
 
     def is_followed(self) -> bool:
         return False
@@ -280,7 +278,13 @@ class HookedNorm(HookedLinear):
         return y
 
 
-class HookedTable(HookedLinear):
+class HookedNorm(HookedWhole):
+    """Replaces the output of a normalisation layer."""
+
+    site_type = NormSite  # type: ignore[assignment]
+
+
+class HookedTable(HookedWhole):
     """Replaces what a table of embeddings gives, and for some methods what an output embedding makes with its weights.
 
     Attributes:
@@ -312,15 +316,6 @@ class HookedTable(HookedLinear):
         if plan is None or tied is None or not taps:
             return plan
         return Plan((*plan.taps, *taps), plan.step, plan.run, partial(self._run, tied))
-
-    def is_followed(self) -> bool:
-        return False
-
-    def read(self, x: Tensor) -> Tensor:
-        return x
-
-    def written(self, y: Tensor) -> Tensor:
-        return y
 
     def _engine(self) -> Any:
         """The engine of the model; None where a plan is only tried (`inspection.py`)."""
